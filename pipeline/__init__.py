@@ -1,0 +1,1 @@
+"""The library behind the stages: no argument parsing, no DVC, no printing."""

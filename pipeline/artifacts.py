@@ -1,0 +1,118 @@
+"""The files that stages hand to each other: written whole or not at all, hashed, and checked for their lineage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError, LineageError
+
+LINEAGE_KEY = b"energykd"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinity are refused (ValueError), because JSON has neither."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON artifact.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable as JSON ({error}); run `dvc repro` to make it anew") from None
+
+
+def write_table(path: Path, columns: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
+    """Write columns of equal length as Parquet, with ``lineage`` as JSON in the file's metadata."""
+    table = pa.table(dict(columns))
+    table = table.replace_schema_metadata({LINEAGE_KEY: json.dumps(lineage, allow_nan=False).encode()})
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_table(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns (numpy arrays) and lineage of a Parquet artifact.
+
+    Raises:
+        DataError: the file is missing, damaged or not one of ours.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not readable as Parquet ({reason}); run `dvc repro` to make it anew") from None
+    metadata = table.schema.metadata or {}
+    if LINEAGE_KEY not in metadata:
+        raise DataError(f"{path} carries no lineage; run `dvc repro` to make it anew")
+    return {name: table[name].to_numpy() for name in table.column_names}, json.loads(metadata[LINEAGE_KEY])
+
+
+def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str, str]) -> None:
+    """Refuse a file that was made from other inputs than the ones in use.
+
+    Raises:
+        LineageError: one of the ``expected`` hashes differs from the recorded one; both are named.
+    """
+    for name, wanted in expected.items():
+        recorded = lineage.get(name)
+        if recorded != wanted:
+            raise LineageError(
+                f"{path} was made from {name} {str(recorded)[:12]}, but the {name} in use is {wanted[:12]}; "
+                "run `dvc repro` so that both come from one run"
+            )

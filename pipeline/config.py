@@ -1,0 +1,257 @@
+"""Typed schema of params.yaml.
+
+The file is read as DVC reads it (YAML 1.2). An unknown key, a wrong type, a value out of range or a contradiction
+between two values raises :class:`~pipeline.errors.ParamsError` with one sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import ParamsError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+HeldOutFraction = Annotated[float, Field(ge=0.01, le=0.5)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+Channels = Annotated[tuple[Fraction, Fraction, Fraction], Field()]
+PositiveChannels = tuple[
+    Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
+]
+RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataParams(_Block):
+    name: Literal["digits", "cifar10", "cifar100", "imagefolder"]
+    root: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    validation_fraction: HeldOutFraction
+    test_fraction: HeldOutFraction
+    seed: Seed
+    mean: Channels | None
+    std: PositiveChannels | None
+    crop_padding: Annotated[int, Field(ge=0, le=64)]
+    horizontal_flip: bool
+
+
+class TrainingParams(_Block):
+    epochs: Annotated[int, Field(ge=1, le=10000)]
+    batch_size: BatchSize
+    learning_rate: Positive
+    momentum: Fraction
+    weight_decay: NonNegative
+    schedule: Literal["cosine", "step"]
+    milestones: list[Count]
+    warmup_epochs: NonNegative
+    precision: Literal["auto", "fp32", "bf16"]
+
+    @model_validator(mode="after")
+    def _schedule_is_consistent(self) -> Self:
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule step needs at least one milestone")
+        if self.schedule == "cosine" and self.milestones:
+            raise ValueError("milestones belong to schedule step; empty them or change the schedule")
+        if sorted(set(self.milestones)) != self.milestones:
+            raise ValueError("milestones must ascend")
+        return self
+
+
+class TeacherParams(_Block):
+    network: Annotated[str, Field(min_length=1)]
+    checkpoint: str | None
+    minimum_top1: Fraction
+    training: TrainingParams
+
+
+class EnergyParams(_Block):
+    temperature: Positive
+    low_fraction: Fraction
+    high_fraction: Fraction
+
+    @model_validator(mode="after")
+    def _groups_do_not_overlap(self) -> Self:
+        if self.low_fraction + self.high_fraction > 1:
+            raise ValueError(
+                f"low_fraction + high_fraction is {self.low_fraction + self.high_fraction:g}; lower one so that "
+                "the sum is at most 1"
+            )
+        return self
+
+
+class HedaParams(_Block):
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    mix: Literal["cutmix", "mixup", "none"]
+    kd_weight: NonNegative
+    mixed_label_weight: NonNegative
+
+
+class KdParams(_Block):
+    ce_weight: NonNegative
+    kd_weight: NonNegative
+
+
+class DkdParams(KdParams):
+    alpha: NonNegative
+    beta: NonNegative
+    warmup_epochs: NonNegative
+
+
+class TemperatureParams(_Block):
+    low_energy: Positive
+    mid: Positive
+    high_energy: Positive
+
+
+class DistillParams(_Block):
+    network: Annotated[str, Field(min_length=1)]
+    loss: Literal["kd", "dkd"]
+    kd: KdParams
+    dkd: DkdParams
+    temperatures: TemperatureParams
+    assignment: Literal["sample", "view"]
+    training: TrainingParams
+
+
+class CalibrationParams(_Block):
+    images: Annotated[int, Field(ge=8, le=10000)]
+    selection: Literal["stratified", "random"]
+    seed: Seed
+
+
+class ParityParams(_Block):
+    images: Annotated[int, Field(ge=8, le=10000)]
+    fp32_max_abs: Positive
+    minimum_agreement: Fraction
+
+
+class ExportParams(_Block):
+    precisions: list[Precision]
+    openvino: bool
+    teacher: bool
+    opset: Annotated[int, Field(ge=17, le=20)]
+    calibration: CalibrationParams
+    parity: ParityParams
+
+    @model_validator(mode="after")
+    def _reference_is_exported(self) -> Self:
+        if "fp32" not in self.precisions or len(set(self.precisions)) != len(self.precisions):
+            raise ValueError("precisions must name fp32 and each precision once")
+        return self
+
+
+class EvaluateParams(_Block):
+    runtimes: Annotated[list[RuntimeName], Field(min_length=1)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+
+
+class BenchmarkParams(_Block):
+    runtimes: Annotated[list[RuntimeName], Field(min_length=1)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    threads: Annotated[int, Field(ge=0, le=1024)]
+    rounds: Annotated[int, Field(ge=2, le=100)]
+    warmup_seconds: NonNegative
+    warmup_count: Count
+    min_seconds: Positive
+    min_count: Annotated[int, Field(ge=10)]
+    max_seconds: Positive
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _maximum_is_not_below_minimum(self) -> Self:
+        if self.max_seconds < self.min_seconds:
+            raise ValueError("max_seconds is below min_seconds; raise it")
+        return self
+
+
+class BudgetParams(_Block):
+    max_top1_drop: Fraction | None
+    max_high_energy_drop: Fraction | None
+    max_latency_p50_ms: Positive | None
+    max_size_mb: Positive | None
+
+
+class Params(_Block):
+    """The whole of params.yaml: one field per block."""
+
+    seed: Seed
+    device: Literal["auto", "cpu", "cuda"]
+    data: DataParams
+    teacher: TeacherParams
+    energy: EnergyParams
+    heda: HedaParams
+    distill: DistillParams
+    export: ExportParams
+    evaluate: EvaluateParams
+    benchmark: BenchmarkParams
+    budget: BudgetParams
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check the parameters.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run the pipeline in the folder that holds it") from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ParamsError(f"{path} is not readable as YAML ({reason}); correct it") from None
+    if not isinstance(values, dict):
+        raise ParamsError(
+            f"{path} must hold one block per stage, but holds {type(values).__name__}; restore the blocks"
+        )
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "the file"
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
+            advice = f"did you mean {close[0]}?" if close else "remove it"
+            return f"{key} is not a known key; {advice}{more}"
+        case "missing":
+            return f"{key} is missing; add it{more}"
+        case "value_error":
+            return f"{key}: {first['ctx']['error']}{more}"
+        case _:
+            reason = first["msg"][0].lower() + first["msg"][1:]
+            return f"{key} is {first['input']!r}: {reason}; change it{more}"
+
+
+def _is_union_tag(part: int | str) -> bool:
+    return isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys the schema knows in the block that holds ``location``."""
+    block: Any = Params
+    for part in location[:-1]:
+        field = block.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        block = field.annotation
+    return list(block.model_fields)

@@ -1,0 +1,155 @@
+"""The packed store: every image as uint8 RGB at one size, with labels and a card.
+
+One ``<split>_images.npy`` [N, S, S, 3] and one ``<split>_labels.npy`` int64 [N] per split, memory-mapped when read, so
+that neither packing nor reading needs the data set in memory; ``data.json`` is the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.config import DataParams
+from pipeline.data.sources import SPLITS, Source, SourceSplit
+from pipeline.errors import DataError
+
+CARD = "data.json"
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """uint8 images [N, S, S, 3] (memory-mapped) and int64 labels [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def write_store(
+    folder: Path,
+    source: Source,
+    members: dict[str, tuple[str, NDArray[np.int64]]],
+    params: DataParams,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Decode, resize and pack all splits into ``folder`` (replaced as a whole), and return the card.
+
+    Raises:
+        DataError: an image cannot be decoded, or the disk cannot hold the store.
+    """
+    size = params.image_size
+    total = sum(len(indices) for _, indices in members.values())
+    _check_disk(folder, total * size * size * 3)
+    with atomic_folder(folder) as temporary:
+        for name in SPLITS:
+            origin, indices = members[name]
+            _pack(temporary, name, source.splits[origin], indices, size, on_images)
+        train = read_split(temporary, "train").images
+        mean, std = _channel_statistics(train)
+        card = {
+            "schema": 1,
+            "name": params.name,
+            "class_names": list(source.class_names),
+            "image_size": size,
+            "mean": list(params.mean or mean),
+            "std": list(params.std or std),
+            "counts": {name: len(members[name][1]) for name in SPLITS},
+            "source": source.origin,
+            "licence": source.licence,
+        }
+        card["fingerprint"] = _fingerprint(temporary, card)
+        write_json(temporary / CARD, card)
+    return card
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a store."""
+    card: dict[str, Any] = read_json(folder / CARD)
+    return card
+
+
+def read_split(folder: Path, name: str) -> PackedSplit:
+    """One split of a store.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    images_path, labels_path = folder / f"{name}_images.npy", folder / f"{name}_labels.npy"
+    try:
+        images = np.load(images_path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(labels_path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder} has no usable {name} split ({error}); run `dvc repro prepare`") from None
+    return PackedSplit(images, labels)
+
+
+def _pack(
+    folder: Path,
+    name: str,
+    split: SourceSplit,
+    indices: NDArray[np.int64],
+    size: int,
+    on_images: Callable[[int], None],
+) -> None:
+    def read(index: int) -> NDArray[np.uint8]:
+        return np.asarray(resize(split.read(index), size))
+
+    packed = np.lib.format.open_memmap(
+        folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
+    )
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(indices), _CHUNK):
+            chunk = indices[start : start + _CHUNK]
+            packed[start : start + len(chunk)] = list(pool.map(read, chunk.tolist()))
+            on_images(len(chunk))
+    packed.flush()
+    np.save(folder / f"{name}_labels.npy", split.labels[indices])
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """The image at ``size`` x ``size`` pixels, bilinear with antialiasing; the aspect ratio is not kept."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, on the scale [0, 1]."""
+    total, squares = np.zeros(3), np.zeros(3)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK].reshape(-1, 3) / 255.0
+        total += chunk.sum(axis=0)
+        squares += np.square(chunk).sum(axis=0)
+    pixels = images.size / 3
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    if (std < 1e-4).any():
+        raise DataError("all training images have the same colour in one channel; check the files under data.root")
+    return tuple(float(value) for value in mean.round(6)), tuple(float(value) for value in std.round(6))
+
+
+def _fingerprint(folder: Path, card: dict[str, Any]) -> str:
+    """Hash of all that training sees: pixels, labels, class names and normalisation."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.npy")):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    digest.update(repr([card[key] for key in ("class_names", "image_size", "mean", "std")]).encode())
+    return digest.hexdigest()
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DataError(
+            f"the packed images need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free; free space or "
+            "lower data.image_size"
+        )

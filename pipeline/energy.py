@@ -1,0 +1,112 @@
+"""Energy of images under the teacher, groups of energy, and temperatures per sample.
+
+Kim et al., "Maximizing Discrimination Capability of Knowledge Distillation with Energy Function" (arXiv 2311.14334),
+first half of the method. Low energy: the teacher is confident. High energy: it is uncertain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOW, MIDDLE, HIGH = 0, 1, 2
+
+
+def energy_score(logits: Tensor, temperature: float) -> Tensor:
+    """E(x) = -T_E * logsumexp(z(x) / T_E), in float32 or wider.
+
+    Args:
+        logits: [B, K], the teacher's, of any floating type.
+        temperature: T_E > 0; 4 in the authors' code.
+
+    Returns:
+        [B]; the lower, the more confident the teacher.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"the energy temperature must be positive, not {temperature}")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return -temperature * torch.logsumexp(logits / temperature, dim=1)
+
+
+@dataclass(frozen=True)
+class EnergyGroups:
+    """Low, middle and high group of N scored images.
+
+    Attributes:
+        codes: int8 [N]; 0 low, 1 middle, 2 high. Sizes are exact: int(N * low_fraction) and int(N * high_fraction)
+            by rank, ties ranked by index.
+        low_threshold: an energy below it is low; the smallest energy that is not in the low group.
+        high_threshold: an energy above it is high; the largest energy that is not in the high group.
+    """
+
+    codes: Tensor
+    low_threshold: float
+    high_threshold: float
+
+    @classmethod
+    def fit(cls, energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
+        """Split energies [N] by rank.
+
+        Raises:
+            ValueError: a fraction is outside [0, 1], or they add up to more than 1, or an energy is not finite.
+        """
+        if not (0 <= low_fraction <= 1 and 0 <= high_fraction <= 1 and low_fraction + high_fraction <= 1):
+            raise ValueError(
+                f"low_fraction {low_fraction} and high_fraction {high_fraction} must lie in [0, 1] and add up to "
+                "at most 1"
+            )
+        _check_finite(energy)
+        count = energy.numel()
+        low_count, high_count = int(count * low_fraction), int(count * high_fraction)
+        order = torch.argsort(energy, stable=True)
+        codes = torch.full((count,), MIDDLE, dtype=torch.int8, device=energy.device)
+        codes[order[:low_count]] = LOW
+        codes[order[count - high_count :]] = HIGH
+        ascending = energy[order]
+        low_threshold = float(ascending[low_count]) if low_count < count else float("inf")
+        high_threshold = float(ascending[count - high_count - 1]) if high_count < count else float("-inf")
+        return cls(codes, low_threshold, high_threshold)
+
+    def assign(self, energy: Tensor) -> Tensor:
+        """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
+        return assign_groups(energy, self.low_threshold, self.high_threshold)
+
+
+def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
+    """int8 [B]: 0 where the energy is below ``low_threshold``, 2 where it is above ``high_threshold``, else 1."""
+    codes = torch.full_like(energy, MIDDLE, dtype=torch.int8)
+    codes[energy < low_threshold] = LOW
+    codes[energy > high_threshold] = HIGH
+    return codes
+
+
+def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:
+    """Distillation temperature of each sample.
+
+    Args:
+        codes: integer [B]; 0 low, 1 middle, 2 high.
+        low_energy, mid, high_energy: temperature of each group, > 0. The paper: 6, 4, 2. The released code: 2, 4, 6.
+
+    Returns:
+        float32 [B].
+    """
+    table = torch.tensor([low_energy, mid, high_energy], dtype=torch.float32, device=codes.device)
+    return table[codes.long()]
+
+
+def highest_energy(energy: Tensor, fraction: float) -> Tensor:
+    """Indices of the int(N * fraction) highest of N energies, by the same ranks as :class:`EnergyGroups`; ascending."""
+    _check_finite(energy)
+    order = torch.argsort(energy, stable=True)
+    return order[energy.numel() - int(energy.numel() * fraction) :].sort().values
+
+
+def _check_finite(energy: Tensor) -> None:
+    bad = (~torch.isfinite(energy)).nonzero().flatten()
+    if bad.numel():
+        raise ValueError(f"{bad.numel()} energies are not finite, the first at index {int(bad[0])}")

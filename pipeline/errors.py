@@ -1,0 +1,43 @@
+"""The errors a user can meet. Each message is one sentence that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class EnergyKDError(Exception):
+    """Base of all errors caused by input, not by a defect; a stage prints the message and exits with code 2."""
+
+
+class ParamsError(EnergyKDError):
+    """params.yaml holds an unknown key, a value out of range or a contradiction."""
+
+
+class DataError(EnergyKDError):
+    """The images cannot be used: a folder is missing, a class is too small, a file is truncated."""
+
+
+class CheckpointError(EnergyKDError):
+    """A weights file does not fit the network or cannot be read safely."""
+
+
+class LineageError(EnergyKDError):
+    """Files of two different runs were mixed."""
+
+
+class TrainingError(EnergyKDError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class ExportError(EnergyKDError):
+    """An exported file is not what it claims to be."""
+
+
+class RuntimeUnavailableError(EnergyKDError):
+    """A runtime was asked for that is not installed or has no device here."""
+
+
+class PrecisionError(EnergyKDError):
+    """A runtime executed another precision than the one asked for."""
+
+
+class BudgetError(EnergyKDError):
+    """No exported file is within the budget."""

@@ -1,0 +1,103 @@
+"""High-energy data augmentation (HE-DA): which images are augmented, and how they are mixed.
+
+Kim et al., arXiv 2311.14334, second half of the method. The subset is the share of the training split with the highest
+energy. Each step draws a companion batch from it, mixes it within itself, and adds the distillation loss on the mixed
+images; the clean batch is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.energy import highest_energy
+
+PAPER_RANGE = (0.2, 0.5)
+
+
+def select_subset(energy: Tensor, fraction: float) -> Tensor:
+    """Indices of the share ``fraction`` of the images with the highest energy.
+
+    Args:
+        energy: [N].
+        fraction: in (0, 1]; the paper's range is 0.2 to 0.5.
+
+    Returns:
+        int64 [int(N * fraction)], ascending; ties in energy are ranked by index.
+
+    Raises:
+        ValueError: ``fraction`` is outside (0, 1], or so small that nothing is selected, or an energy is not finite.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the HE-DA fraction must lie in (0, 1], not {fraction}")
+    indices = highest_energy(energy, fraction)
+    if indices.numel() == 0:
+        raise ValueError(f"the HE-DA fraction {fraction} of {energy.numel()} images selects none")
+    return indices
+
+
+def companion_size(batch_size: int, fraction: float) -> int:
+    """Images in the companion batch of a step: fixed, for static shapes; at least 2, as it is mixed within itself."""
+    return max(2, round(fraction * batch_size))
+
+
+class Mixed(NamedTuple):
+    """Images mixed within a batch.
+
+    Attributes:
+        images: [B, C, H, W], ``share`` of each from itself and the rest from its partner.
+        partner: int64 [B], index of the partner in the batch.
+        share: float in [0, 1], lambda; for CutMix the exact share of pixels that were kept.
+    """
+
+    images: Tensor
+    partner: Tensor
+    share: float
+
+
+def cutmix(images: Tensor, generator: torch.Generator) -> Mixed:
+    """Replace one box, the same for the whole batch, by the partner's (Yun et al., arXiv 1905.04899).
+
+    lambda ~ Beta(1, 1), the uniform distribution; the box has the area 1 - lambda, is centred uniformly and clipped at
+    the border.
+
+    Args:
+        images: [B, C, H, W].
+        generator: a CPU generator; on another device the draw would make the host wait.
+    """
+    batch, _, height, width = images.shape
+    partner = torch.randperm(batch, generator=generator)
+    share, centre_y, centre_x = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    half_side = (1 - share) ** 0.5 / 2
+    top, bottom = _clipped(centre_y, half_side, height)
+    left, right = _clipped(centre_x, half_side, width)
+    partner = partner.to(images.device, non_blocking=True)
+    mixed = images.clone(memory_format=torch.preserve_format)
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    return Mixed(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))
+
+
+def mixup(images: Tensor, generator: torch.Generator) -> Mixed:
+    """lambda * image + (1 - lambda) * partner, with lambda ~ Beta(0.2, 0.2) (Zhang et al., arXiv 1710.09412).
+
+    Args:
+        images: [B, C, H, W], floating.
+        generator: a CPU generator; on another device the draw would make the host wait.
+    """
+    partner = torch.randperm(images.shape[0], generator=generator).to(images.device, non_blocking=True)
+    # torch's public Beta distribution takes no generator, so its own stream is seeded from ours.
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    share = float(np.random.default_rng(seed).beta(0.2, 0.2))
+    return Mixed(torch.lerp(images[partner], images, share), partner, share)
+
+
+MIXES: dict[str, Callable[[Tensor, torch.Generator], Mixed]] = {"cutmix": cutmix, "mixup": mixup}
+
+
+def _clipped(centre: float, half_side: float, length: int) -> tuple[int, int]:
+    start, stop = round((centre - half_side) * length), round((centre + half_side) * length)
+    return min(max(start, 0), length), min(max(stop, 0), length)

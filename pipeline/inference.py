@@ -1,0 +1,34 @@
+"""A frozen network over a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.loader import Batch, DeviceImages
+
+
+def logits_in_batches(
+    network: nn.Module, images: DeviceImages, batch_size: int = 256
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
+
+    Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
+    """
+    network.eval()
+    with torch.inference_mode():
+        for batch in images.batches(batch_size):
+            yield batch, network(batch.images).float()
+
+
+def all_logits(network: nn.Module, images: DeviceImages, batch_size: int = 256) -> Tensor:
+    """Logits of a whole split, in order: float32 [N, K] on the CPU."""
+    return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images, batch_size)])
+
+
+def top1(network: nn.Module, images: DeviceImages) -> float:
+    """Share of images whose largest logit is the label."""
+    hits = [(logits.argmax(dim=1) == batch.labels).sum() for batch, logits in logits_in_batches(network, images)]
+    return int(torch.stack(hits).sum()) / len(images)

@@ -1,0 +1,133 @@
+"""The training loop of teacher and student, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.compute import autocast
+from pipeline.config import TrainingParams
+from pipeline.data.loader import Batch
+from pipeline.errors import TrainingError
+from pipeline.objective import MixedBatch
+
+Step = tuple[Batch, MixedBatch | None]
+Objective = Callable[[nn.Module, Batch, MixedBatch | None, int], Tensor]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after one epoch, counted from 0: mean loss over its steps, validation top-1, last learning rate."""
+
+    epoch: int
+    train_loss: float
+    val_top1: float
+    learning_rate: float
+
+
+def train(
+    network: nn.Module,
+    epoch_steps: Callable[[int], Iterable[Step]],
+    steps: int,
+    objective: Objective,
+    params: TrainingParams,
+    *,
+    seed: int,
+    device: torch.device,
+    validate: Callable[[nn.Module], float],
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> list[EpochRecord]:
+    """Train ``network`` in place.
+
+    Every random draw of an epoch comes from ``seed`` and the epoch's number, so that a run that was stopped and goes on
+    from its checkpoint ends in the same weights as one that was not.
+
+    Args:
+        epoch_steps: the batches of an epoch; a pure function of the epoch's number.
+        steps: how many steps an epoch has.
+        validate: validation top-1 of the network.
+        checkpoint: where finished epochs are kept; None to keep none.
+        on_step: called after each step, also once per step of epochs that the checkpoint had finished.
+
+    Returns:
+        One record per epoch, those of the checkpoint included.
+
+    Raises:
+        TrainingError: the loss was not finite; names the first such step, its learning rate and sample indices.
+    """
+    network.to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=params.learning_rate,
+        momentum=params.momentum,
+        weight_decay=params.weight_decay,
+        fused=True,
+    )
+    records: list[EpochRecord] = []
+    if checkpoint is not None:
+        records = [EpochRecord(**record) for record in checkpoint.restore(network, optimizer)]
+    for record in records:
+        on_epoch(record)
+        for _ in range(steps):
+            on_step()
+
+    for epoch in range(len(records), params.epochs):
+        torch.manual_seed(epoch_seed(seed, epoch))
+        network.train()
+        losses = torch.zeros(steps, device=device)
+        indices: list[Tensor] = []
+        for step, (batch, companion) in enumerate(epoch_steps(epoch)):
+            rate = learning_rate(params, epoch + step / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast(params.precision, device):
+                loss = objective(network, batch, companion, epoch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses[step] = loss.detach()
+            indices.append(batch.index)
+            on_step()
+        # looked at once per epoch: a look in each step would make a GPU wait for the host
+        _check_finite(losses, indices, params, epoch)
+        record = EpochRecord(epoch, float(losses.mean()), validate(network), rate)
+        records.append(record)
+        if checkpoint is not None:
+            checkpoint.save(network, optimizer, [vars(record) for record in records])
+        on_epoch(record)
+    return records
+
+
+def learning_rate(params: TrainingParams, epoch: float) -> float:
+    """The learning rate as a pure function of the position in training, in epochs (0 <= epoch < params.epochs)."""
+    if epoch < params.warmup_epochs:
+        return params.learning_rate * max(epoch, 0.01 * params.warmup_epochs) / params.warmup_epochs
+    if params.schedule == "step":
+        return float(params.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in params.milestones))
+    progress = (epoch - params.warmup_epochs) / max(params.epochs - params.warmup_epochs, 1e-9)
+    return params.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for each epoch; seeds of neighbouring runs do not share epochs."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int) -> None:
+    bad = (~torch.isfinite(losses)).nonzero().flatten()
+    if bad.numel() == 0:
+        return
+    step = int(bad[0])
+    rate = learning_rate(params, epoch + step / len(losses))
+    samples = ", ".join(str(i) for i in indices[step][:8].tolist())
+    raise TrainingError(
+        f"the loss was not finite at epoch {epoch} step {step} (learning rate {rate:.3g}, training samples {samples}, "
+        "...); lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
+    )

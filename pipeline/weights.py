@@ -1,0 +1,152 @@
+"""Weights on disk: our own as safetensors with a card beside them, other people's read without running their code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from models.describe import count_macs, count_parameters
+from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.errors import CheckpointError, LineageError, ParamsError
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+_WRAPPERS = ("model", "state_dict")
+
+
+def build_network(name: str, num_classes: int, key: str) -> nn.Module:
+    """A network of the registry, in channels_last.
+
+    Args:
+        key: the entry of params.yaml that holds ``name``, for the message.
+
+    Raises:
+        ParamsError: there is no such network.
+    """
+    try:
+        network = models.build(name, num_classes)
+    except models.UnknownNetworkError as error:
+        raise ParamsError(f"params.yaml: {key}: {error}") from None
+    return network.to(memory_format=torch.channels_last)
+
+
+def write_network(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write weights and card into ``folder`` (replaced as a whole) and return the card.
+
+    Parameter count, multiply-accumulates of one image and the weights' hash are added to the card.
+    """
+    size = int(card["image_size"])
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        save_file(state, temporary / WEIGHTS)
+        full = {
+            "schema": 1,
+            **card,
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, size),
+            "weights_sha256": sha256_file(temporary / WEIGHTS),
+        }
+        write_json(temporary / CARD, full)
+    return full
+
+
+def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of ``folder`` in eval mode on the CPU, and its card.
+
+    Raises:
+        LineageError: the weights are not the ones that the card describes.
+        CheckpointError: the weights do not fit the card's network.
+    """
+    card: dict[str, Any] = read_json(folder / CARD)
+    path = folder / WEIGHTS
+    found = sha256_file(path) if path.exists() else "no file"
+    if found != card["weights_sha256"]:
+        raise LineageError(
+            f"{path} has hash {found[:12]}, but its card was written for {card['weights_sha256'][:12]}; run `dvc repro`"
+        )
+    network = build_network(card["network"], card["num_classes"], f"{card['role']}.network")
+    load_state(network, _read_state(path), path)
+    return network.eval(), card
+
+
+def load_foreign(network: nn.Module, path: Path) -> None:
+    """Load a checkpoint that someone else trained into ``network``.
+
+    Args:
+        path: a .safetensors file, or a torch file with a state dict, bare or under ``model`` or ``state_dict``, read
+            with ``weights_only=True``. A ``module.`` prefix, left by DataParallel, is taken off.
+
+    Raises:
+        CheckpointError: the file is missing, is unreadable, would run code, or belongs to another network.
+    """
+    state = _read_state(path)
+    for wrapper in _WRAPPERS:
+        inner = state.get(wrapper)
+        if isinstance(inner, Mapping):
+            state = dict(inner)
+            break
+    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
+    load_state(network, tensors, path)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Load a state dict whose names and shapes must all fit.
+
+    Raises:
+        CheckpointError: they do not; names the first difference of each kind. The network is left as it was.
+    """
+    own = network.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = []
+    if missing:
+        problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")
+    if unexpected:
+        problems.append(f"has {len(unexpected)} others such as {unexpected[0]}")
+    if shapes:
+        name = shapes[0]
+        problems.append(f"has {name} as {list(state[name].shape)} in place of {list(own[name].shape)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this network with this number of classes: it {', '.join(problems)}; "
+            "correct the network or the checkpoint in params.yaml"
+        )
+    network.load_state_dict(state)
+
+
+def state_hash(network: nn.Module) -> str:
+    """Hash of all parameters and buffers: equal before and after if nothing moved."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} is not a safetensors file or a plain state dict ({reason}); save it as one of those"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, not a state dict; save the state dict")
+    return dict(state)
