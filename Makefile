@@ -1,0 +1,34 @@
+# Two commands: `make repro` runs the pipeline, `make test` the tests. Both set everything up first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# the stages' commands in dvc.yaml say `python`: this puts the environment's first
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint clean setup
+.DEFAULT_GOAL := repro
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+repro: setup
+	python -m stages.check
+	dvc repro
+
+test: setup lint
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean:
+	rm -rf artifacts reports .checkpoints

@@ -1,0 +1,49 @@
+"""The size of a network: its parameters and its multiply-accumulates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of learnable scalars, each shared tensor counted once; buffers such as running statistics do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, image_size: int) -> int:
+    """Multiply-accumulates of the `nn.Conv2d` and `nn.Linear` layers for one image [3, image_size, image_size].
+
+    Biases, normalisation, activations, pooling and matrix products outside these layers (attention) do not count.
+    The network runs once in eval mode on zeros, on its own device, and its modes are put back.
+
+    Raises:
+        ValueError: image_size is not positive.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size must be a positive number of pixels, not {image_size}")
+    total = 0
+
+    def add(layer: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += output.numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.Linear):
+            total += output.numel() * layer.in_features
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    modes = {part: part.training for part in module.modules()}
+    some_weight = next(module.parameters(), torch.empty(0))
+    try:
+        module.eval()
+        with torch.no_grad():
+            module(torch.zeros(1, 3, image_size, image_size, device=some_weight.device, dtype=some_weight.dtype))
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        for handle in handles:
+            handle.remove()
+    return total
