@@ -1,0 +1,106 @@
+"""What a benchmark measures and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.device.errors import PlanError
+
+SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model file in one runtime.
+
+    Attributes:
+        name: unique within a plan; letters, digits and ``._+-``.
+        runtime: name of pipeline.runtimes.NAMES.
+        path: model file.
+        precision: that the file claims.
+        batch: images in one inference.
+        device: "cpu", or an accelerator as the runtime names it.
+    """
+
+    name: str
+    runtime: str
+    path: str
+    precision: str
+    batch: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise PlanError(f"variant name {self.name!r} may hold only letters, digits and ._+-; rename it.")
+        if self.batch < 1:
+            raise PlanError(f"variant {self.name} has batch {self.batch}; use 1 or more.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Variants, and for how long each round measures each of them.
+
+    A round ends when it has both ``min_seconds`` and ``min_count``, or at ``max_seconds`` whatever it has; the warm-up
+    likewise.
+
+    Attributes:
+        inputs: .npy file with float32 images [N, 3, H, W], preprocessed; inferences cycle through them.
+        threads: of one inference on a CPU; 0 leaves the runtime's own choice.
+        rounds: fresh processes for each variant.
+        seed: of the order of the variants within a round.
+        timeout_seconds: for what a process does beside measuring: importing, loading, building an engine.
+    """
+
+    variants: tuple[Variant, ...]
+    inputs: str
+    threads: int = 0
+    rounds: int = 5
+    warmup_seconds: float = 1.0
+    warmup_count: int = 10
+    min_seconds: float = 5.0
+    min_count: int = 150
+    max_seconds: float = 60.0
+    seed: int = 0
+    timeout_seconds: float = 900.0
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) != len(names):
+            raise PlanError(f"a plan needs variants with different names, but has {', '.join(names) or 'none'}.")
+        positive = {"rounds": self.rounds, "min_count": self.min_count, "max_seconds": self.max_seconds}
+        positive["timeout_seconds"] = self.timeout_seconds
+        for key, value in positive.items():
+            if value <= 0:
+                raise PlanError(f"{key} is {value}; use a number above 0.")
+        not_negative = {"threads": self.threads, "min_seconds": self.min_seconds, "seed": self.seed}
+        not_negative |= {"warmup_seconds": self.warmup_seconds, "warmup_count": self.warmup_count}
+        for key, value in not_negative.items():
+            if value < 0:
+                raise PlanError(f"{key} is {value}; use 0 or more.")
+        if self.max_seconds < max(self.min_seconds, self.warmup_seconds):
+            raise PlanError(f"max_seconds is {self.max_seconds}, below min_seconds or warmup_seconds; raise it.")
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that ``to_json`` wrote.
+
+        Raises:
+            PlanError: not JSON, another schema, an unknown or missing key, or a value out of range.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            schema = values.pop("schema", None)
+            if schema != SCHEMA:
+                raise PlanError(f"the plan has schema {schema}, but this program reads {SCHEMA}; write it again.")
+            variants = tuple(Variant(**variant) for variant in values.pop("variants"))
+            return cls(variants=variants, **values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"the plan cannot be read ({error}); write it again.") from error

@@ -1,0 +1,19 @@
+"""What can go wrong with a runtime. Each message is one sentence; callers map the classes to errors of their own."""
+
+from __future__ import annotations
+
+
+class RuntimesError(Exception):
+    """Base of the errors of this package."""
+
+
+class RuntimeUnavailableError(RuntimesError):
+    """The runtime is not installed, or the device it was asked to use is not here."""
+
+
+class PrecisionError(RuntimesError):
+    """The precision asked for is not one that a runtime can be asked for."""
+
+
+class ModelFileError(RuntimesError):
+    """The model file is missing, damaged, or does not fit the runtime."""

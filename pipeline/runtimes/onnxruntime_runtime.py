@@ -1,0 +1,166 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.runtimes.base import (
+    Executed,
+    check_batch,
+    check_request,
+    first_line,
+    import_problem,
+    precision_of,
+    summarise,
+    unreadable,
+)
+from pipeline.runtimes.errors import RuntimeUnavailableError
+
+_INSTALL = "pip install onnxruntime"
+# Conv, FusedConv, QLinearConv, Gemm, QGemm, MatMulInteger, QAttention, ...: no other operator has these in its name.
+_COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
+# Merges the DequantizeLinear nodes that two layers have each for themselves, and a shared one keeps ONNX Runtime (seen
+# in 1.23 and 1.32) from using its integer kernels: half of the convolutions of a ResNet would run in fp32.
+_DISABLED_FOR_INT8 = "CommonSubexpressionElimination"
+_PROVIDER_OF_DEVICE = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntime:
+    """Runs an .onnx file sequentially, with one pool of threads, which spins between inferences by default.
+
+    For int8 one graph optimisation is switched off, see ``_DISABLED_FOR_INT8``; whoever deploys the file should set the
+    same session option. It needs a graph in which every layer has its own Q/DQ pairs.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+
+    @staticmethod
+    def unavailable() -> str | None:
+        return import_problem("onnxruntime", _INSTALL)
+
+    def __init__(
+        self, path: Path, *, precision: str, threads: int = 0, batch: int | None = None, device: str = "cpu"
+    ) -> None:
+        check_request(path, precision, (".onnx",))
+        if reason := self.unavailable():
+            raise RuntimeUnavailableError(reason)
+        import onnxruntime
+
+        self._onnxruntime = onnxruntime
+        self._path = path
+        self._threads = threads
+        self._disabled = _DISABLED_FOR_INT8 if precision == "int8" else None
+        self._batch = batch
+        self._providers = self._choose_providers(device)
+        before = _thread_count()
+        self._session = self._open(self._options())
+        self._pool_threads = _thread_count() - before + 1
+        self._input = self._session.get_inputs()[0]
+        outputs = [output.name for output in self._session.get_outputs()]
+        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._executed: Executed | None = None
+        self._example_shape: tuple[int, ...] | None = None
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        check_batch(inputs, self._batch)
+        self._example_shape = inputs.shape
+        logits: NDArray[np.float32] = self._session.run([self._output], {self._input.name: inputs})[0]
+        return logits
+
+    def executed(self) -> Executed:
+        """Reports the trace of one inference in a second session, opened with the same options and profiling.
+
+        The trace lists the operators after optimisation with the types of their inputs and the provider that ran them:
+        an fp16 graph on a CPU without fp16 kernels shows up as fp32, Q/DQ pairs that were fused as QLinearConv on
+        bytes, Q/DQ pairs that were not fused as Conv on fp32.
+        """
+        if self._executed is None:
+            self._executed = self._observe()
+        return self._executed
+
+    def _observe(self) -> Executed:
+        nodes = self._trace()
+        compute = [node for node in nodes if _COMPUTE.search(node["op_name"])]
+        providers = Counter(node["provider"] for node in nodes)
+        return Executed(
+            precision=summarise(precision_of(_first_type(node)) for node in compute),
+            provider="+".join(provider for provider, _ in providers.most_common()),
+            version=self._onnxruntime.__version__,
+            threads=self._threads or max(self._pool_threads, 0),
+            detail={
+                "session_providers": self._session.get_providers(),
+                "nodes_per_provider": dict(providers),
+                "operators": dict(Counter(node["op_name"] for node in nodes)),
+                "compute": dict(Counter(f"{node['op_name']}({_first_type(node)})" for node in compute)),
+                "execution_mode": "sequential",
+                "disabled_optimizers": self._disabled,
+                "intra_op_spinning": "default",
+            },
+        )
+
+    def _trace(self) -> list[dict[str, Any]]:
+        """The ``args`` of the kernel events of one inference on zeros, in order."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "trace")
+            session = self._open(options)
+            session.run([self._output], {self._input.name: np.zeros(self._shape(), dtype=np.float32)})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        kernels = (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time"))
+        return [event["args"] for event in kernels]
+
+    def _shape(self) -> tuple[int, ...]:
+        """[B, 3, H, W] of the last inference, or of the graph with 32 for the sizes that it leaves open."""
+        if self._example_shape is not None:
+            return self._example_shape
+        batch, *sizes = (size if isinstance(size, int) else None for size in self._input.shape)
+        return (self._batch or batch or 1, *(size or 32 for size in sizes))
+
+    def _options(self) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self._onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        if self._disabled is not None:
+            options.add_session_config_entry("optimization.disable_specified_optimizers", self._disabled)
+        return options
+
+    def _open(self, options: Any) -> Any:
+        try:
+            return self._onnxruntime.InferenceSession(str(self._path), options, providers=self._providers)
+        except Exception as error:  # its exceptions share no public base class
+            raise unreadable(self._path, self.name, first_line(error)) from error
+
+    def _choose_providers(self, device: str) -> list[Any]:
+        available = self._onnxruntime.get_available_providers()
+        provider = _PROVIDER_OF_DEVICE.get(device)
+        if provider not in available:
+            raise RuntimeUnavailableError(
+                f"onnxruntime has no provider for device {device} here, only {', '.join(available)}; "
+                "use device cpu, or for cuda install onnxruntime-gpu in place of onnxruntime."
+            )
+        if device == "cpu":
+            return [provider]
+        # TF32 off: fp32 means fp32. Nodes that CUDA cannot run go to the CPU, which executed() then shows.
+        return [(provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
+def _first_type(node: dict[str, Any]) -> str:
+    """Element type of the first input: ``input_type_shape`` is [{"float": [1, 3, 32, 32]}, ...]."""
+    return next(iter(node["input_type_shape"][0]), "") if node["input_type_shape"] else ""
+
+
+def _thread_count() -> int:
+    """Threads of this process; 0 where the system does not tell."""
+    tasks = Path("/proc/self/task")
+    return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0

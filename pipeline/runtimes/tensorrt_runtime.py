@@ -1,0 +1,258 @@
+"""TensorRT 10.3 to 11: builds an engine from the ONNX file on the machine that runs it, and keeps it.
+
+Precision is in the graph (typed fp16, or Q/DQ for int8) and the network is strongly typed, since TensorRT 11 has no
+other way. Engines are tied to GPU, driver and TensorRT version, so they are never shipped, only cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.runtimes.base import (
+    UNKNOWN,
+    Executed,
+    check_batch,
+    check_request,
+    first_line,
+    import_problem,
+    precision_of,
+    summarise,
+)
+from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
+from pipeline.runtimes.errors import ModelFileError, RuntimesError, RuntimeUnavailableError
+
+_INSTALL = "pip install tensorrt"
+# Smallest, preferred and largest batch of an engine that was not built for one batch size.
+_DYNAMIC_BATCH = (1, 8, 64)
+_COMPUTE = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected|correlation|attention|mha|xmma", re.IGNORECASE)
+_NOT_COMPUTE = re.compile(r"reformat|shuffle|constant|copy|noop|signal|wait", re.IGNORECASE)
+# "Format/Datatype" is "Half" or "Float" in newer versions, "Row major linear FP16 format" and the like in older ones.
+_DATATYPE = re.compile(r"\b(Int8|FP16|Half|BF16|BFloat16|FP32|Float)\b", re.IGNORECASE)
+_LONG_NAMES = {"fp16": "half", "fp32": "float"}
+
+
+class TensorRtRuntime:
+    """Runs an .onnx file. One inference includes the copies to and from the device, as for the other runtimes."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    @staticmethod
+    def unavailable() -> str | None:
+        if reason := import_problem("tensorrt", _INSTALL):
+            return reason
+        return device_problem()
+
+    def __init__(
+        self, path: Path, *, precision: str, threads: int = 0, batch: int | None = None, device: str = "cuda"
+    ) -> None:
+        """As in ``Runtime``; ``threads`` is not used, and ``device`` is the GPU whatever it says.
+
+        An engine with dynamic batch is built for 1 to 64 images; larger inputs are run in parts.
+        """
+        check_request(path, precision, (".onnx",))
+        if reason := import_problem("tensorrt", _INSTALL):
+            raise RuntimeUnavailableError(reason)
+        import tensorrt
+
+        self._tensorrt = tensorrt
+        self._path = path
+        self._batch = batch
+        self._sizes = (batch, batch, batch) if batch is not None else _DYNAMIC_BATCH
+        self._driver = CudaDriver()
+        self._log = _make_log(tensorrt)
+        self._runtime = tensorrt.Runtime(self._log)
+        self._engine, self._provenance = self._obtain_engine()
+        self._context = self._engine.create_execution_context()
+        self._shape: tuple[int, ...] = ()
+        self._prepare_buffers()
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        check_batch(inputs, self._batch)
+        largest = self._sizes[2]
+        parts = [self._run_part(inputs[start : start + largest]) for start in range(0, len(inputs), largest)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def executed(self) -> Executed:
+        """Reports the engine inspector's account of the layers: the type of the first input of each compute layer."""
+        tensorrt = self._tensorrt
+        inspector = self._engine.create_engine_inspector()
+        layers = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)).get("Layers", [])
+        # With less than detailed verbosity a layer is only its name.
+        compute = [layer for layer in layers if isinstance(layer, dict) and _is_compute(layer)]
+        return Executed(
+            precision=summarise(_layer_precision(layer) for layer in compute),
+            provider=f"tensorrt:{self._driver.device_name}",
+            version=tensorrt.__version__,
+            threads=0,
+            detail={
+                "layers": len(layers),
+                "compute_layers": {str(layer.get("Name")): _layer_precision(layer) for layer in compute},
+                "transfers_included": True,
+                **self._provenance,
+            },
+        )
+
+    def _run_part(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._set_shape(inputs.shape)
+        source = np.ascontiguousarray(inputs, dtype=np.float32)
+        logits = np.empty(self._output_shape, dtype=np.float32)
+        self._driver.upload(self._buffers[self._input], source)
+        if not self._context.execute_async_v3(self._driver.stream):
+            raise RuntimesError(f"TensorRT failed to run {self._path} ({self._log.last_error()}).")
+        self._driver.download(logits, self._buffers[self._output])
+        self._driver.synchronize()
+        return logits
+
+    def _set_shape(self, shape: tuple[int, ...]) -> None:
+        if shape == self._shape:
+            return
+        if not self._context.set_input_shape(self._input, tuple(shape)):
+            raise ValueError(f"the engine of {self._path} takes no input of shape {list(shape)}.")
+        self._output_shape = tuple(self._context.get_tensor_shape(self._output))
+        self._shape = shape
+
+    def _prepare_buffers(self) -> None:
+        """Device memory for the largest batch of every input and output, which stays bound to the context."""
+        tensorrt, engine = self._tensorrt, self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or any(engine.get_tensor_dtype(name) != tensorrt.DataType.FLOAT for name in names):
+            raise ModelFileError(f"{self._path} needs one input and float32 inputs and outputs; export it again.")
+        self._input = inputs[0]
+        self._output = "logits" if "logits" in outputs else outputs[0]
+        shape = tuple(engine.get_tensor_shape(self._input))
+        self._set_shape((self._sizes[2] if shape[0] < 0 else shape[0], *shape[1:]))
+        self._buffers = {}
+        for name in names:
+            size = int(np.prod(tuple(self._context.get_tensor_shape(name)))) * np.dtype(np.float32).itemsize
+            self._buffers[name] = self._driver.allocate(size)
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                raise RuntimesError(f"TensorRT refused the memory for {name} of {self._path}.")
+
+    def _obtain_engine(self) -> tuple[Any, dict[str, Any]]:
+        """The engine from the cache if it is whole and TensorRT accepts it, else a new one."""
+        model = self._path.read_bytes()
+        key = {
+            "onnx_sha256": hashlib.sha256(model).hexdigest(),
+            "tensorrt": self._tensorrt.__version__,
+            "gpu": self._driver.device_name,
+            "driver": self._driver.driver_version,
+            "batch": list(self._sizes),
+            "flags": "strongly_typed,no_tf32,detailed",
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        plan_path = engine_cache() / f"{digest}.engine"
+        plan, record = _read_cached(plan_path, key)
+        engine = self._runtime.deserialize_cuda_engine(plan) if plan else None
+        from_cache = engine is not None
+        if engine is None:
+            started = time.perf_counter()
+            plan = self._build(model)
+            record = {"key": key, "engine_sha256": hashlib.sha256(plan).hexdigest()}
+            record["build_seconds"] = round(time.perf_counter() - started, 3)
+            _write_cached(plan_path, plan, record)
+            engine = self._runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise ModelFileError(
+                    f"TensorRT cannot load the engine that it built from {self._path} ({self._log.last_error()})."
+                )
+        return engine, {**record, "engine_path": str(plan_path), "engine_from_cache": from_cache}
+
+    def _build(self, model: bytes) -> bytes:
+        tensorrt = self._tensorrt
+        builder = tensorrt.Builder(self._log)
+        flags = tensorrt.NetworkDefinitionCreationFlag.__members__
+        # EXPLICIT_BATCH went away with TensorRT 11 and is ignored in 10.
+        wanted = [flags[flag] for flag in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if flag in flags]
+        network = builder.create_network(sum(1 << int(flag) for flag in wanted))
+        parser = tensorrt.OnnxParser(network, self._log)
+        if not parser.parse(model):
+            reason = parser.get_error(0).desc() if parser.num_errors else self._log.last_error()
+            raise ModelFileError(f"{self._path} cannot be parsed by TensorRT ({first_line(Exception(reason))}).")
+        config = builder.create_builder_config()
+        config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
+        # On by default, and then fp32 convolutions round their inputs to 10 bits: fp32 has to mean fp32.
+        config.clear_flag(tensorrt.BuilderFlag.TF32)
+        image = network.get_input(0)
+        shape = tuple(image.shape)
+        if min(shape[1:]) < 1:
+            raise ModelFileError(
+                f"{self._path} leaves the image size open, which TensorRT cannot build; export it again."
+            )
+        if shape[0] < 1:
+            profile = builder.create_optimization_profile()
+            profile.set_shape(image.name, *[(size, *shape[1:]) for size in self._sizes])
+            config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise ModelFileError(f"TensorRT cannot build an engine from {self._path} ({self._log.last_error()}).")
+        return bytes(plan)
+
+
+def engine_cache() -> Path:
+    """Folder of the built engines: ENERGYKD_CACHE or the user's cache folder, never beside the exported files."""
+    base = os.environ.get("ENERGYKD_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "energykd" / "engines"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _read_cached(plan_path: Path, key: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Engine and its record, or two empties if either is missing, damaged or does not belong to the other."""
+    try:
+        plan = plan_path.read_bytes()
+        record = json.loads(plan_path.with_suffix(".json").read_text(encoding="utf-8"))
+        whole = record["key"] == key and record["engine_sha256"] == hashlib.sha256(plan).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return b"", {}
+    return (plan, record) if whole else (b"", {})
+
+
+def _write_cached(plan_path: Path, plan: bytes, record: dict[str, Any]) -> None:
+    for path, content in ((plan_path, plan), (plan_path.with_suffix(".json"), json.dumps(record).encode())):
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(path)
+
+
+def _is_compute(layer: dict[str, Any]) -> bool:
+    kind = " ".join(str(layer.get(key, "")) for key in ("LayerType", "ParameterType", "TacticName"))
+    return bool(_COMPUTE.search(kind)) and not _NOT_COMPUTE.search(str(layer.get("LayerType", "")))
+
+
+def _layer_precision(layer: dict[str, Any]) -> str:
+    inputs = layer.get("Inputs") or [{}]
+    found = _DATATYPE.search(str(inputs[0].get("Format/Datatype", inputs[0].get("Datatype", ""))))
+    if found is None:
+        return UNKNOWN
+    name = found.group().lower()
+    return precision_of(_LONG_NAMES.get(name, name))
+
+
+def _make_log(tensorrt: Any) -> Any:
+    """A logger that keeps errors for our messages; TensorRT's own logger prints to stdout."""
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
+                self._errors.append(msg)
+
+        def last_error(self) -> str:
+            return first_line(Exception(self._errors[-1])) if self._errors else "it gave no reason"
+
+    return Log()

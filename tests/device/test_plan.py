@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.device import Plan, PlanError, Variant
+
+VARIANT = Variant("fp32-ort", "onnxruntime", "student_fp32.onnx", "fp32")
+
+
+def test_a_plan_survives_json() -> None:
+    plan = Plan((VARIANT, Variant("int8", "openvino", "a.xml", "int8", 4, "gpu")), "x.npy", threads=2, min_seconds=0.5)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0; use a number above 0."),
+        ({"threads": -1}, "threads is -1; use 0 or more."),
+        ({"max_seconds": 1.0}, "max_seconds is 1.0, below min_seconds or warmup_seconds; raise it."),
+        ({"variants": ()}, "a plan needs variants with different names, but has none."),
+        ({"variants": (VARIANT, VARIANT)}, "a plan needs variants with different names, but has fp32-ort, fp32-ort."),
+    ],
+)
+def test_a_contradictory_plan_is_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan(**{"variants": (VARIANT,), "inputs": "x.npy", **changes})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b"])
+def test_a_variant_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(PlanError, match="may hold only letters"):
+        Variant(name, "onnxruntime", "a.onnx", "fp32")
+
+
+def test_an_unknown_key_is_refused() -> None:
+    values = json.loads(Plan((VARIANT,), "x.npy").to_json())
+    with pytest.raises(PlanError, match=r"the plan cannot be read .*'turbo'"):
+        Plan.from_json(json.dumps({**values, "turbo": True}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "variants": [1]}'])
+def test_what_is_no_plan_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.from_json(text)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("write it again.")
