@@ -1,0 +1,31 @@
+"""Where the stages' files lie, relative to the folder that holds params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+CHECKPOINTS = Path(".checkpoints")
+
+ARTIFACTS = Path("artifacts")
+DATA = ARTIFACTS / "data"
+TEACHER = ARTIFACTS / "teacher"
+ENERGY = ARTIFACTS / "energy.parquet"
+ENERGY_TEST = ARTIFACTS / "energy_test.parquet"
+SUBSET = ARTIFACTS / "heda_subset.parquet"
+STUDENT = ARTIFACTS / "student"
+EXPORT = ARTIFACTS / "export"
+DEPLOY = ARTIFACTS / "deploy"
+BENCHMARK_SAMPLES = ARTIFACTS / "benchmark_samples.npz"
+
+REPORTS = Path("reports")
+TEACHER_CURVES = REPORTS / "curves/teacher"
+STUDENT_CURVES = REPORTS / "curves/student"
+ENERGY_METRICS = REPORTS / "energy.json"
+ENERGY_HISTOGRAM = REPORTS / "energy_histogram.csv"
+SUBSET_METRICS = REPORTS / "subset.json"
+EVALUATION = REPORTS / "evaluation.json"
+BENCHMARK = REPORTS / "benchmark.json"
+SUMMARY = REPORTS / "summary.json"
+METRICS = REPORTS / "metrics.json"
+PAGE = REPORTS / "report.html"

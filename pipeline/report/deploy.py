@@ -1,0 +1,131 @@
+"""The folder to deploy: the recommended file, all that is needed to use it, and a program that does."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.artifacts import atomic_folder, sha256_file, write_json
+from pipeline.errors import DataError, LineageError
+from pipeline.report import formatting
+from pipeline.report.formatting import runtime
+
+INPUT, OUTPUT = "input", "logits"
+# As the benchmark and the evaluation set it; without it, capable CPUs run fp32 files in bf16.
+_OPENVINO_HINT = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+
+
+def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:
+    """Write the recommended file with labels, preprocessing, checksums and ``predict.py`` into ``folder``, as a whole.
+
+    Args:
+        row: recommended row of the summary.
+        export_folder: where the export stage wrote its files.
+        data: card of the packed store.
+
+    Raises:
+        LineageError: the exported file is not the one that was measured.
+        DataError: a file is missing, or a class name contains a line break.
+    """
+    sources = [export_folder / name for name in _file_names(row["name"])]
+    _check_hash(sources, row)
+    labels = _labels(data["class_names"])
+    package = "openvino" if row["format"] == "openvino" else "onnxruntime"
+    with atomic_folder(folder) as temporary:
+        for source in sources:
+            shutil.copyfile(source, temporary / source.name)
+        (temporary / "labels.txt").write_text(labels, encoding="utf-8", newline="\n")
+        write_json(temporary / "preprocessing.json", _preprocessing(data))
+        (temporary / "predict.py").write_text(_program(row, package), encoding="utf-8", newline="\n")
+        (temporary / "README.md").write_text(_readme(row, package, data), encoding="utf-8", newline="\n")
+        sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
+        (temporary / "SHA256SUMS").write_text("".join(sums), encoding="utf-8", newline="\n")
+
+
+def _file_names(name: str) -> list[str]:
+    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
+
+
+def _check_hash(paths: Sequence[Path], row: Mapping[str, Any]) -> None:
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; run `dvc repro export` to make it")
+        digest.update(path.read_bytes())
+    found = digest.hexdigest()
+    if found != row["sha256"]:
+        raise LineageError(
+            f"{paths[0]} has hash {found[:12]}, but the file that was measured has {row['sha256'][:12]}; "
+            "run `dvc repro`"
+        )
+
+
+def _labels(class_names: Sequence[str]) -> str:
+    for name in class_names:
+        if "\n" in name or "\r" in name:
+            raise DataError(
+                f"class name {name!r} contains a line break, which labels.txt cannot hold; rename the class"
+            )
+    return "".join(f"{name}\n" for name in class_names)
+
+
+def _preprocessing(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "image_size": data["image_size"],
+        "steps": [
+            "turn upright by EXIF orientation, convert to RGB",
+            "resize to image_size x image_size, Pillow bilinear with antialiasing, unless it has this size",
+            "divide by 255",
+            "subtract mean and divide by std, per channel",
+            "float32, channels first, one image per row: [N, 3, image_size, image_size]",
+        ],
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "input": INPUT,
+        "output": OUTPUT,
+    }
+
+
+def _program(row: Mapping[str, Any], package: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report", "."),
+        autoescape=False,  # noqa: S701  Python, not HTML; all values are file names and keywords of ours
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    hint = _OPENVINO_HINT[row["precision"]]
+    template = environment.get_template("predict.py.txt")
+    return template.render(name=row["name"], package=package, hint=hint, input=INPUT, output=OUTPUT)
+
+
+def _readme(row: Mapping[str, Any], package: str, data: Mapping[str, Any]) -> str:
+    accuracy = formatting.percent(row["top1"], 2)
+    latency = "not measured"
+    if row["latency_p50_ms"] is not None:
+        latency = f"{formatting.milliseconds(row['latency_p50_ms'])} ms"
+    lines = [
+        f"# {row['name']}",
+        "",
+        f"Classifies images into the {len(data['class_names'])} classes of labels.txt (trained on {data['name']}).",
+        "",
+        "    sha256sum -c SHA256SUMS",
+        f"    pip install numpy pillow {package}",
+        "    python predict.py image.png",
+        "",
+        f"Measured with {runtime(row['runtime'])} on {row['device']}: top-1 {accuracy} % on the test split, median "
+        f"latency {latency}, {formatting.size(row['size_bytes'])}; precision executed: {row['precision_executed']}.",
+        "preprocessing.json says how an image becomes the network's input; predict.py does just that.",
+    ]
+    if row["runtime"] == "tensorrt":
+        lines.append(
+            "predict.py runs the same file in ONNX Runtime; for the speed above, build a TensorRT engine of it on the "
+            "device."
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,142 @@
+"""What the report is made of: the files of all stages, read once and checked to come from one run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artifacts import check_lineage, read_json, read_table, sha256_file
+from pipeline.config import BudgetParams
+from pipeline.errors import DataError
+from pipeline.layout import (
+    BENCHMARK,
+    DATA,
+    ENERGY,
+    ENERGY_TEST,
+    EVALUATION,
+    EXPORT,
+    STUDENT,
+    STUDENT_CURVES,
+    SUBSET,
+    TEACHER,
+    TEACHER_CURVES,
+)
+
+DATA_CARD, TEACHER_CARD, STUDENT_CARD = DATA / "data.json", TEACHER / "card.json", STUDENT / "card.json"
+MANIFEST = EXPORT / "export.json"
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length [N] and the lineage of a Parquet artifact."""
+
+    columns: Mapping[str, NDArray[Any]]
+    lineage: Json
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged number over training: steps [M] and values [M]."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All parsed files. Hashes are hex SHA-256.
+
+    Attributes:
+        curves: role ("teacher", "student") -> metric ("train_loss", "val_top1") -> curve; a role that was not trained
+            here is absent.
+        tensorrt_unavailable: why TensorRT cannot run here, in one sentence; None where it can.
+    """
+
+    data: Json
+    teacher: Json
+    student: Json
+    export: Json
+    evaluation: Json
+    benchmark: Json
+    energy: Table
+    energy_test: Table
+    subset: Table
+    curves: Mapping[str, Mapping[str, Curve]]
+    energy_sha256: str
+    subset_sha256: str
+    tensorrt_unavailable: str | None
+    budget: BudgetParams
+
+
+def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | None) -> Inputs:
+    """Read all files under the repository root.
+
+    Raises:
+        DataError: a file is missing or damaged.
+        LineageError: two files come from different runs.
+    """
+    inputs = Inputs(
+        data=read_json(root / DATA_CARD),
+        teacher=read_json(root / TEACHER_CARD),
+        student=read_json(root / STUDENT_CARD),
+        export=read_json(root / MANIFEST),
+        evaluation=read_json(root / EVALUATION),
+        benchmark=read_json(root / BENCHMARK),
+        energy=Table(*read_table(root / ENERGY)),
+        energy_test=Table(*read_table(root / ENERGY_TEST)),
+        subset=Table(*read_table(root / SUBSET)),
+        curves=_read_curves(root),
+        energy_sha256=sha256_file(root / ENERGY),
+        subset_sha256=sha256_file(root / SUBSET),
+        tensorrt_unavailable=tensorrt_unavailable,
+        budget=budget,
+    )
+    check_one_run(inputs)
+    return inputs
+
+
+def check_one_run(inputs: Inputs) -> None:
+    """Follow the hash chain data -> teacher -> energy -> subset -> student; the summary checks the exported files.
+
+    Raises:
+        LineageError: a link does not fit; the message names both hashes.
+    """
+    data, teacher = inputs.data["fingerprint"], inputs.teacher["weights_sha256"]
+    check_lineage(TEACHER_CARD, inputs.teacher["lineage"], {"data": data})
+    for path, table in ((ENERGY, inputs.energy), (ENERGY_TEST, inputs.energy_test)):
+        check_lineage(path, table.lineage, {"data": data, "teacher": teacher})
+    check_lineage(SUBSET, inputs.subset.lineage, {"data": data, "energy": inputs.energy_sha256})
+    check_lineage(STUDENT_CARD, inputs.student["lineage"], {"data": data, "teacher": teacher})
+    # A student that was trained without companion batches has no subset in its lineage.
+    optional = {"energy": inputs.energy_sha256, "subset": inputs.subset_sha256}
+    recorded = inputs.student["lineage"]
+    check_lineage(STUDENT_CARD, recorded, {name: sha for name, sha in optional.items() if recorded.get(name)})
+
+
+def _read_curves(root: Path) -> dict[str, dict[str, Curve]]:
+    curves: dict[str, dict[str, Curve]] = {}
+    for role, folder in (("teacher", TEACHER_CURVES), ("student", STUDENT_CURVES)):
+        metrics = root / folder / "plots" / "metrics"
+        found = {path.stem: _read_curve(path) for path in sorted(metrics.glob("*.tsv"))}
+        if found:
+            curves[role] = found
+    return curves
+
+
+def _read_curve(path: Path) -> Curve:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        points = np.array([[float(row["step"]), float(row.get("value") or row[path.stem])] for row in rows])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a DVCLive curve ({error!r}); run `dvc repro` to make it anew") from None
+    finite = points[np.isfinite(points).all(axis=1)] if len(points) else points.reshape(0, 2)
+    return Curve(tuple(finite[:, 0].tolist()), tuple(finite[:, 1].tolist()))

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.store import resize
+from pipeline.errors import DataError, LineageError
+from pipeline.report import Inputs, Recommendation, write_deploy
+
+WEIGHT = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
+Row = dict[str, Any]
+
+
+def export_onnx(folder: Path) -> Path:
+    """A graph from normalised images [N, 3, H, W] to logits [N, 10]: channel means times a matrix."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["means"]),
+            helper.make_node("Gemm", ["means", "weight"], ["logits"], transB=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
+        [helper.make_tensor("weight", TensorProto.FLOAT, WEIGHT.shape, WEIGHT.tobytes(), raw=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path = folder / "student_int8.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def export_openvino(folder: Path) -> Path:
+    import openvino
+
+    path = folder / "student_int8.xml"
+    openvino.save_model(openvino.convert_model(export_onnx(folder)), path)
+    return path
+
+
+def row_for(path: Path, rows: list[Row]) -> Row:
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return next(row for row in rows if row["name"] == path.name) | {"sha256": sha256}
+
+
+def run_predict(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # -I: neither this repository nor the user's site is on the path, as on a device.
+    command = [sys.executable, "-I", str(folder / "predict.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=60)
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def deployed(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_inputs: Callable[..., Inputs],
+    summarise: Callable[[Inputs], tuple[dict[str, Any], Recommendation]],
+) -> Path:
+    pytest.importorskip(request.param)
+    export = tmp_path_factory.mktemp("export")
+    inputs = make_inputs()
+    inputs.data["class_names"][1] = "été <b>\u2028"
+    path = export_onnx(export) if request.param == "onnxruntime" else export_openvino(export)
+    folder = tmp_path_factory.mktemp("artifacts") / "deploy"
+    write_deploy(folder, row_for(path, summarise(inputs)[0]["rows"]), export, inputs.data)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(4).integers(0, 256, (48, 37, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_folder_holds_all_that_is_needed_and_nothing_else(deployed: Path) -> None:
+    names = {path.name for path in deployed.iterdir()}
+    model = {"student_int8.onnx"} if "student_int8.onnx" in names else {"student_int8.xml", "student_int8.bin"}
+    assert names == model | {"labels.txt", "preprocessing.json", "predict.py", "README.md", "SHA256SUMS"}
+
+
+def test_checksums_verify(deployed: Path) -> None:
+    entries = [line.split("  ") for line in (deployed / "SHA256SUMS").read_text().splitlines()]
+    assert {name for _, name in entries} == {path.name for path in deployed.iterdir()} - {"SHA256SUMS"}
+    for digest, name in entries:
+        assert hashlib.sha256((deployed / name).read_bytes()).hexdigest() == digest
+    if shutil.which("sha256sum"):
+        command = ["sha256sum", "-c", "--strict", "SHA256SUMS"]  # as README.md says
+        assert subprocess.run(command, cwd=deployed, check=False, capture_output=True).returncode == 0
+
+
+def test_predict_gives_the_answer_of_training_preprocessing(deployed: Path, picture: Path, inputs: Inputs) -> None:
+    done = run_predict(deployed, str(picture))
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(picture) as image:
+        pixels = np.asarray(resize(image.convert("RGB"), 32), dtype=np.float64)
+    logits = WEIGHT @ ((pixels / 255 - inputs.data["mean"]) / inputs.data["std"]).mean(axis=(0, 1))
+    expected = np.exp(logits) / np.exp(logits).sum()
+    path, label, probability = done.stdout.rstrip("\n").split("\t")
+    labels = (deployed / "labels.txt").read_text(encoding="utf-8").split("\n")
+    assert path == str(picture)
+    assert label == labels[int(expected.argmax())]
+    assert float(probability) == pytest.approx(expected.max(), abs=1e-3)
+
+
+def test_predict_takes_grey_transparent_and_rotated_images(deployed: Path, picture: Path, tmp_path: Path) -> None:
+    with Image.open(picture) as image:
+        image.convert("L").save(tmp_path / "grey.png")
+        image.convert("RGBA").save(tmp_path / "transparent.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "rotated.jpg", exif=exif)
+    done = run_predict(deployed, *(str(tmp_path / name) for name in ("grey.png", "transparent.png", "rotated.jpg")))
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_damaged_image_gets_one_sentence_and_exit_code_2(deployed: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"not an image")
+    (tmp_path / "short.png").write_bytes(picture.read_bytes()[:800])
+    bad = [str(tmp_path / name) for name in ("text.png", "short.png", "absent.png")]
+    done = run_predict(deployed, *bad, str(picture))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{path} cannot be read as an image") for line, path in zip(lines, bad, strict=True))
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
+    done = run_predict(deployed)
+    assert done.returncode == 2
+    assert done.stderr == "name at least one image: python predict.py image.png [...]\n"
+
+
+def test_preprocessing_is_that_of_the_data_card(deployed: Path, inputs: Inputs) -> None:
+    spec = json.loads((deployed / "preprocessing.json").read_text(encoding="utf-8"))
+    assert (spec["image_size"], spec["mean"], spec["std"]) == (32, inputs.data["mean"], inputs.data["std"])
+
+
+def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
+    program = (deployed / "predict.py").read_text(encoding="utf-8")
+    assert "{{" not in program
+    assert "{%" not in program
+    assert len(program.splitlines()) < 60
+
+
+def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
+    tmp_path: Path, rows: list[Row], inputs: Inputs
+) -> None:
+    row = row_for(export_onnx(tmp_path), rows) | {"runtime": "tensorrt"}
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    assert "build a TensorRT engine of it on the device" in " ".join(
+        (tmp_path / "deploy/README.md").read_text().split()
+    )
+    assert "import onnxruntime" in (tmp_path / "deploy/predict.py").read_text()
+
+
+def test_file_that_is_not_the_measured_one_is_refused(tmp_path: Path, rows: list[Row], inputs: Inputs) -> None:
+    path = export_onnx(tmp_path)
+    row = row_for(path, rows)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(LineageError, match=row["sha256"][:12]):
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    path.unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    assert not (tmp_path / "deploy").exists()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "carriage\rreturn"])
+def test_class_name_with_a_line_break_is_refused(tmp_path: Path, rows: list[Row], inputs: Inputs, name: str) -> None:
+    row = row_for(export_onnx(tmp_path), rows)
+    inputs.data["class_names"][0] = name
+    with pytest.raises(DataError, match="line break"):
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)

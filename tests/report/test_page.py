@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.config import BudgetParams
+from pipeline.report import Inputs, build_report, page
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Structure(HTMLParser):
+    """Checks nesting, and collects tags, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(html: str) -> Structure:
+    structure = Structure()
+    structure.feed(html)
+    structure.close()
+    assert structure.open == []
+    return structure
+
+
+def text_of(html: str) -> str:
+    return " ".join(" ".join(read(html).text).split())
+
+
+@pytest.fixture(scope="module")
+def html(make_inputs: Callable[..., Inputs]) -> str:
+    return build_report(make_inputs()).html
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a page; a test of its words does without."""
+    for name in ("pareto_plot", "energy_plot", "learning_plot"):
+        monkeypatch.setattr(page, name, lambda shown, *_: "<svg></svg>" if shown else None)
+
+
+def test_page_is_the_same_for_the_same_input(inputs: Inputs, html: str) -> None:
+    assert build_report(inputs).html == html
+
+
+def test_page_loads_nothing(html: str) -> None:
+    found = read(html)
+    assert not re.search(r"https?://|//cdn|@import", html)
+    assert not {tag for tag, _ in found.tags} & {"script", "link", "img", "iframe", "object", "embed"}
+    for _, attributes in found.tags:
+        for key in ("href", "src", "xlink:href"):
+            assert (attributes.get(key) or "#").startswith("#")
+
+
+def test_ids_are_unique_and_links_resolve(html: str) -> None:
+    attributes = [found for _, found in read(html).tags]
+    ids = [found["id"] for found in attributes if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert {str(found["href"])[1:] for found in attributes if "href" in found} <= set(ids)
+    assert {found["aria-labelledby"] for found in attributes if "aria-labelledby" in found} <= set(ids)
+
+
+def test_plots_have_a_text_and_tables_have_headers(html: str) -> None:
+    tags = read(html).tags
+    plots = [attributes for _, attributes in tags if attributes.get("role") == "img"]
+    assert len(plots) == 3
+    assert all(attributes["aria-label"] for attributes in plots)
+    assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
+
+
+def test_page_says_which_file_to_deploy_and_what_was_not_measured(html: str) -> None:
+    text = text_of(html)
+    assert "Deploy student_int8.onnx with ONNX Runtime" in text
+    assert "not measured on this machine: tensorrt is not installed" in text
+    assert "student_fp32.onnx (TensorRT), student_fp16.onnx (TensorRT), student_int8.onnx (TensorRT)" in text
+    assert "p99 not measured: 540 samples, 662 needed" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "$x^{$"]
+)
+@pytest.mark.usefixtures("no_plots")
+def test_class_names_are_text_and_never_markup(inputs: Inputs, name: str) -> None:
+    inputs.data["class_names"][3] = name
+    inputs.benchmark["machine"]["cpu"] = name
+    found = read(build_report(inputs).html)
+    assert not {tag for tag, _ in found.tags} & {"script", "img"}
+    assert name in "".join(found.text)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_page_without_a_deployable_file_says_why(make_inputs: Callable[..., Inputs]) -> None:
+    limits = BudgetParams(max_top1_drop=None, max_high_energy_drop=None, max_latency_p50_ms=0.1, max_size_mb=None)
+    text = text_of(build_report(make_inputs(budget=limits)).html)
+    assert "No file can be recommended" in text
+    assert "student_int8.onnx : it takes 0.298 ms of 0.100 (max_latency_p50_ms)" in text
+    assert "Deploy student" not in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_page_of_a_foreign_teacher_that_was_not_exported(make_inputs: Callable[..., Inputs]) -> None:
+    inputs = make_inputs(curves={})
+    inputs.teacher.update(source="checkpoint", epochs=None, seed=None, best_val_top1=None, best_val_epoch=None)
+    for document, key in ((inputs.export, "files"), (inputs.evaluation, "rows"), (inputs.benchmark, "rows")):
+        document[key].pop()
+    text = text_of(build_report(inputs).html)
+    assert "no file of the teacher was exported" in text
+    assert "learning curves of the teacher not measured: it came from a checkpoint" in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_page_with_nothing_but_the_files(inputs: Inputs) -> None:
+    inputs.evaluation["rows"].clear()
+    inputs.benchmark["rows"].clear()
+    text = text_of(build_report(inputs).html)
+    assert "nothing to plot" in text
+    assert "No file can be recommended" in text
+
+
+def test_table_marks_the_recommended_row(html: str) -> None:
+    chosen = re.findall(r'<tr class="chosen">\s*<th[^>]*>([^<]+)', html)
+    assert chosen == ["student_int8.onnx", "student_int8.onnx"]
