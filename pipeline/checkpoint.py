@@ -62,11 +62,14 @@ class Checkpoint:
         network.load_state_dict(
             {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
         )
+        parameters = list(network.parameters())
         state: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, number, key = name.split(".", 2)
-                state.setdefault(int(number), {})[key] = value
+                # the fused optimizer walks memory in order, so its state must lie in memory as its parameter does
+                laid_out = torch.empty_like(parameters[int(number)]).copy_(value)
+                state.setdefault(int(number), {})[key] = laid_out.detach()
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return records
 

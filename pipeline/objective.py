@@ -18,19 +18,26 @@ from pipeline.losses import dkd, kd
 
 
 @dataclass(frozen=True)
-class MixedBatch:
+class Companion:
     """The companion batch of HE-DA: mixed high-energy images, and the labels int64 [M] before mixing."""
 
     mixed: Mixed
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class DistillationStep:
+    """A clean batch and, where HE-DA is on, its companion."""
+
+    batch: Batch
+    companion: Companion | None
+
+    @property
+    def index(self) -> Tensor:
+        return self.batch.index
+
+
 BaseLoss = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-
-
-def classification(network: nn.Module, batch: Batch, companion: MixedBatch | None, epoch: int) -> Tensor:
-    """Mean cross-entropy: the objective of a teacher."""
-    return F.cross_entropy(network(batch.images).float(), batch.labels)
 
 
 class Distillation:
@@ -41,8 +48,7 @@ class Distillation:
 
     Args:
         teacher: moved nowhere; put into eval mode, gradients off.
-        energy: stored energies of the training split, float [N], on the device of the batches.
-        groups: fitted on them.
+        groups: of the stored energies of the training split; codes on the device of the batches.
         energy_temperature: T_E of the scores, for ``assignment: view``.
     """
 
@@ -68,12 +74,9 @@ class Distillation:
         self.mid = params.temperatures.mid
         self.base_loss = _kd_loss(params.kd) if params.loss == "kd" else _dkd_loss(params.dkd)
 
-    def __call__(self, student: nn.Module, batch: Batch, companion: MixedBatch | None, epoch: int) -> Tensor:
-        """The scalar to minimise.
-
-        Args:
-            epoch: counted from 0.
-        """
+    def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
+        """The scalar to minimise; ``epoch`` is counted from 0."""
+        batch, companion = step.batch, step.companion
         clean_teacher, mixed_teacher = self._teacher_logits(batch, companion)
         student_logits = student(batch.images).float()
         tau = self._clean_temperatures(batch, clean_teacher)
@@ -85,7 +88,7 @@ class Distillation:
         mixed_loss = kd(mixed_logits, mixed_teacher, self._mixed_temperatures(mixed_teacher)).mean()
         return loss + self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
 
-    def _teacher_logits(self, batch: Batch, companion: MixedBatch | None) -> tuple[Tensor, Tensor | None]:
+    def _teacher_logits(self, batch: Batch, companion: Companion | None) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             if companion is None:
                 return self.teacher(batch.images).float(), None
@@ -106,7 +109,7 @@ class Distillation:
         energy = energy_score(teacher_logits, self.energy_temperature)
         return self.temperatures(assign_groups(energy, self.groups.low_threshold, self.groups.high_threshold))
 
-    def _mixed_label_loss(self, logits: Tensor, companion: MixedBatch) -> Tensor:
+    def _mixed_label_loss(self, logits: Tensor, companion: Companion) -> Tensor:
         if self.heda.mixed_label_weight == 0:
             return logits.new_zeros(())
         own = F.cross_entropy(logits, companion.labels)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
@@ -14,10 +16,18 @@ from pipeline.compute import autocast
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError
-from pipeline.objective import MixedBatch
 
-Step = tuple[Batch, MixedBatch | None]
-Objective = Callable[[nn.Module, Batch, MixedBatch | None, int], Tensor]
+
+class Step(Protocol):
+    """What one step of training is made of; the objective knows the rest."""
+
+    @property
+    def index(self) -> Tensor:
+        """int64 [B]: the training samples of the step, for messages."""
+        ...
+
+
+S = TypeVar("S", bound=Step)
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,16 @@ class EpochRecord:
     learning_rate: float
 
 
+def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
+    """Mean cross-entropy: the objective of a teacher."""
+    return F.cross_entropy(network(batch.images).float(), batch.labels)
+
+
 def train(
     network: nn.Module,
-    epoch_steps: Callable[[int], Iterable[Step]],
+    epoch_steps: Callable[[int], Iterable[S]],
     steps: int,
-    objective: Objective,
+    objective: Callable[[nn.Module, S, int], Tensor],
     params: TrainingParams,
     *,
     seed: int,
@@ -50,8 +65,9 @@ def train(
     from its checkpoint ends in the same weights as one that was not.
 
     Args:
-        epoch_steps: the batches of an epoch; a pure function of the epoch's number.
+        epoch_steps: the steps of an epoch; a pure function of the epoch's number, counted from 0.
         steps: how many steps an epoch has.
+        objective: the scalar to minimise, from network, step and epoch.
         validate: validation top-1 of the network.
         checkpoint: where finished epochs are kept; None to keep none.
         on_step: called after each step, also once per step of epochs that the checkpoint had finished.
@@ -83,17 +99,17 @@ def train(
         network.train()
         losses = torch.zeros(steps, device=device)
         indices: list[Tensor] = []
-        for step, (batch, companion) in enumerate(epoch_steps(epoch)):
-            rate = learning_rate(params, epoch + step / steps)
+        for number, step in enumerate(epoch_steps(epoch)):
+            rate = learning_rate(params, epoch + number / steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast(params.precision, device):
-                loss = objective(network, batch, companion, epoch)
+                loss = objective(network, step, epoch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses[step] = loss.detach()
-            indices.append(batch.index)
+            losses[number] = loss.detach()
+            indices.append(step.index)
             on_step()
         # looked at once per epoch: a look in each step would make a GPU wait for the host
         _check_finite(losses, indices, params, epoch)

@@ -1,0 +1,62 @@
+"""Which exported file is run by which runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import read_json
+from pipeline.errors import ParamsError
+from pipeline.runtimes import runtime_class
+
+MANIFEST = "export.json"
+# TensorRT reads the same ONNX files and builds its engine on the machine that runs it.
+_FORMAT_OF_RUNTIME = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file of the export manifest (its entry, its path) in a runtime."""
+
+    file: Mapping[str, Any]
+    path: Path
+    runtime: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file['name']}-{self.runtime}"
+
+
+def candidates(folder: Path, runtimes: Sequence[str], key: str) -> list[Candidate]:
+    """Every file of an export folder in every asked-for runtime that reads its format.
+
+    Args:
+        key: the entry of params.yaml that holds ``runtimes``, for the message.
+
+    Raises:
+        ParamsError: a runtime is not usable here, or none of the files is for it.
+    """
+    _check_available(runtimes, key)
+    files = read_json(folder / MANIFEST)["files"]
+    found = [
+        Candidate(file, folder / file["name"], runtime)
+        for file in files
+        for runtime in runtimes
+        if _FORMAT_OF_RUNTIME[runtime] == file["format"]
+    ]
+    idle = sorted(set(runtimes) - {candidate.runtime for candidate in found})
+    if idle:
+        raise ParamsError(
+            f"params.yaml: {key} asks for {idle[0]}, but {folder} holds no file for it; remove it there or have the "
+            f"export stage write {_FORMAT_OF_RUNTIME[idle[0]]} files"
+        )
+    return found
+
+
+def _check_available(runtimes: Iterable[str], key: str) -> None:
+    for name in runtimes:
+        reason = runtime_class(name).unavailable()
+        if reason is not None:
+            raise ParamsError(f"params.yaml: {key} asks for {name}: {reason.rstrip('.')}; or remove it from {key}")

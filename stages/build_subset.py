@@ -1,0 +1,51 @@
+"""Stage build_subset: the share of the training split with the highest energy, for HE-DA."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import check_lineage, read_table, sha256_file, write_json, write_table
+from pipeline.config import Params
+from pipeline.data.store import read_card
+from pipeline.errors import DataError
+from pipeline.heda import PAPER_RANGE, select_subset
+from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS
+from stages.common import run
+
+
+def build_subset(params: Params) -> None:
+    fraction = params.heda.fraction
+    if not PAPER_RANGE[0] <= fraction <= PAPER_RANGE[1]:
+        logging.warning("heda.fraction %g is outside the paper's range %g..%g", fraction, *PAPER_RANGE)
+    data = read_card(DATA)
+    table, lineage = read_table(ENERGY)
+    check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
+    try:
+        chosen = select_subset(torch.from_numpy(table["energy"].copy()), fraction).numpy()
+    except ValueError as error:
+        raise DataError(f"params.yaml: heda.fraction: {error}; raise the fraction or add images") from None
+    write_table(
+        SUBSET,
+        {"index": chosen, "label": table["label"][chosen], "energy": table["energy"][chosen]},
+        {"fraction": fraction, "data": data["fingerprint"], "energy": sha256_file(ENERGY)},
+    )
+    sizes = np.bincount(table["label"][chosen], minlength=len(data["class_names"]))
+    shares = sizes / np.bincount(table["label"], minlength=len(data["class_names"]))
+    write_json(
+        SUBSET_METRICS,
+        {
+            "images": len(chosen),
+            "fraction": len(chosen) / len(table["label"]),
+            "smallest_class_share": float(shares.min()),
+            "largest_class_share": float(shares.max()),
+            "teacher_top1": float(table["correct"][chosen].mean()),
+        },
+    )
+    print(f"subset: {len(chosen):,} images; {shares.min():.0%} to {shares.max():.0%} of a class")
+
+
+if __name__ == "__main__":
+    run(build_subset)

@@ -1,0 +1,54 @@
+"""What all stages share: how a stage starts, shows progress and fails."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.artifacts import atomic_file
+from pipeline.config import Params, load_params
+from pipeline.errors import EnergyKDError
+
+BAD_INPUT = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
+    """Run a stage on params.yaml; bad input ends in one sentence on stderr and exit code 2.
+
+    Args:
+        bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        stage(load_params())
+    except (EnergyKDError, *bad_input) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields the function that advances it."""
+    with tqdm(total=total, desc=label, unit=unit, mininterval=0.5, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
+    """Columns of equal length as CSV, for `dvc plots`."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))

@@ -1,0 +1,45 @@
+"""Stage evaluate: accuracy of every exported file in its runtime on the test split, overall and per energy group."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import check_lineage, read_json, read_table, write_json
+from pipeline.candidates import MANIFEST, candidates
+from pipeline.config import Params
+from pipeline.data.loader import open_images
+from pipeline.data.store import read_card
+from pipeline.evaluation import GROUP_NAMES, top1_correct
+from pipeline.file_evaluation import EvaluationSplit, evaluate_file
+from pipeline.inference import all_logits
+from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT, STUDENT
+from pipeline.runtimes import RuntimesError
+from pipeline.weights import read_network
+from stages.common import progress, run
+
+
+def evaluate(params: Params) -> None:
+    chosen = candidates(EXPORT, params.evaluate.runtimes, "evaluate.runtimes")
+    data = read_card(DATA)
+    student, card = read_network(STUDENT)
+    scores, lineage = read_table(ENERGY_TEST)
+    check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"]})
+    check_lineage(EXPORT / MANIFEST, read_json(EXPORT / MANIFEST)["lineage"], {"student": card["weights_sha256"]})
+
+    images = open_images(DATA, "test", torch.device("cpu"))
+    correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
+    test = EvaluationSplit(images, scores["group"], correct)
+    rows = []
+    with progress("evaluate", len(chosen), "file") as advance:
+        for candidate in chosen:
+            rows.append(evaluate_file(candidate, test, params.evaluate.batch_size))
+            advance(1)
+    sizes = {name: int(np.sum(test.groups == code)) for code, name in GROUP_NAMES.items()}
+    write_json(EVALUATION, {"schema": 1, "test_images": len(images), "group_sizes": sizes, "rows": rows})
+    for row in rows:
+        print(f"{row['name']:20} {row['runtime']:12} {row['precision_executed']:6} top-1 {row['top1']:.2%}")
+
+
+if __name__ == "__main__":
+    run(evaluate, RuntimesError)

@@ -1,0 +1,100 @@
+"""Stage export: the student as ONNX, OpenVINO IR and torch files, each compared with the torch student."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline.artifacts import atomic_folder, check_lineage, read_table, sha256_file, write_json
+from pipeline.candidates import MANIFEST
+from pipeline.config import Params
+from pipeline.data.loader import DeviceImages, open_images
+from pipeline.data.store import read_card
+from pipeline.export import export_all, plan, select, write_record
+from pipeline.layout import DATA, ENERGY, EXPORT, STUDENT, TEACHER
+from pipeline.weights import read_network
+from stages.common import run
+
+CPU = torch.device("cpu")
+
+
+def export(params: Params) -> None:
+    settings = params.export
+    data = read_card(DATA)
+    student, student_card = read_network(STUDENT)
+    teacher, teacher_card = read_network(TEACHER)
+    scores, energy_lineage = read_table(ENERGY)
+    lineage = {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]}
+    check_lineage(ENERGY, energy_lineage, lineage)
+    check_lineage(STUDENT, student_card["lineage"], lineage | {"energy": sha256_file(ENERGY)})
+    lineage |= {"energy": sha256_file(ENERGY), "student": student_card["weights_sha256"]}
+
+    calibration = settings.calibration
+    count = min(calibration.images, len(scores["label"]))
+    chosen = select(scores["label"], scores["energy"], count, calibration.selection, calibration.seed)
+    validation = open_images(DATA, "val", CPU)
+    files = plan(settings, teacher=True)
+    with atomic_folder(EXPORT) as folder, tqdm(total=len(files), desc="export", unit="file", dynamic_ncols=True) as bar:
+
+        def on_progress(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update(name != files[0].name)
+
+        exported = export_all(
+            student,
+            teacher,
+            params=settings,
+            image_size=data["image_size"],
+            calibration_images=_images(open_images(DATA, "train", CPU), torch.from_numpy(chosen)),
+            parity_images=_images(validation, torch.arange(min(settings.parity.images, len(validation)))),
+            metadata=_metadata(data, lineage),
+            out=folder,
+            on_progress=on_progress,
+        )
+        bar.update()
+        write_record(folder / "calibration.json", chosen, selection=calibration.selection, seed=calibration.seed)
+        write_json(
+            folder / MANIFEST,
+            {
+                "schema": 1,
+                "lineage": lineage,
+                "opset": settings.opset,
+                "files": [file.entry() for file in exported],
+            },
+        )
+    for file in exported:
+        print(
+            f"{file.name:20} {file.size_bytes / 1e3:8.1f} kB  max |difference| {file.parity.max_abs:.2e}  "
+            f"same top-1 {file.parity.top1_agreement:.2%}"
+        )
+
+
+def _images(images: DeviceImages, index: torch.Tensor) -> Any:
+    return images.centre(index).contiguous().numpy()
+
+
+def _metadata(data: dict[str, Any], lineage: dict[str, str]) -> dict[str, str]:
+    """What a device needs to know about the file, and where it came from."""
+    preprocessing = {
+        "mode": "RGB",
+        "size": [data["image_size"], data["image_size"]],
+        "resize": "bilinear, antialiased, aspect ratio not kept",
+        "scale": 1 / 255,
+        "mean": data["mean"],
+        "std": data["std"],
+        "layout": "NCHW",
+    }
+    return {
+        "class_names": json.dumps(data["class_names"]),
+        "preprocessing": json.dumps(preprocessing),
+        "lineage": json.dumps(lineage),
+        "data": data["source"],
+        "data_licence": data["licence"],
+    }
+
+
+if __name__ == "__main__":
+    run(export)

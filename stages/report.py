@@ -1,0 +1,31 @@
+"""Stage report: one table of all measurements, one page, and the folder to deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.artifacts import atomic_file, write_json
+from pipeline.config import Params
+from pipeline.errors import BudgetError
+from pipeline.layout import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
+from pipeline.report import budget_sentence, build_report, read_inputs, write_deploy
+from pipeline.runtimes import runtime_class
+from stages.common import run
+
+
+def report(params: Params) -> None:
+    inputs = read_inputs(Path(), params.budget, runtime_class("tensorrt").unavailable())
+    result = build_report(inputs)
+    write_json(SUMMARY, result.summary)
+    write_json(METRICS, result.metrics)
+    with atomic_file(PAGE) as temporary:
+        temporary.write_text(result.html, encoding="utf-8")
+    row = result.recommendation.row
+    if row is None:
+        raise BudgetError(budget_sentence(result.recommendation))
+    write_deploy(DEPLOY, row, EXPORT, inputs.data)
+    print(f"deploy {row['name']} with {row['runtime']}: {DEPLOY}/, see {PAGE}")
+
+
+if __name__ == "__main__":
+    run(report)

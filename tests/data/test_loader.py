@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.loader import DeviceImages, cycled_indices, shuffled_batches, steps_per_epoch
+from pipeline.data.store import PackedSplit
+
+CPU = torch.device("cpu")
+MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
+
+
+def make(count=10, size=8, **options) -> DeviceImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return DeviceImages(PackedSplit(pixels, np.arange(count) % 3), MEAN, STD, CPU, **options)
+
+
+def plain(images: DeviceImages) -> torch.Tensor:
+    return torch.cat([batch.images for batch in images.batches(4)])
+
+
+def generator(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_plain_batches_are_the_normalised_images_in_order():
+    images = make(crop_padding=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    expected = ((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(plain(images), expected, rtol=1e-4, atol=1e-5)
+    assert [len(batch.labels) for batch in images.batches(4)] == [4, 4, 2]
+    assert torch.cat([batch.index for batch in images.batches(4)]).tolist() == list(range(10))
+
+
+def test_batches_are_channels_last():
+    batch = next(make().batches(4))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_views_are_crops_of_the_black_bordered_image_mirrored_or_not():
+    images = make(count=1, crop_padding=1, horizontal_flip=True)
+    black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    bordered = black.expand(3, 10, 10).clone()
+    bordered[:, 1:9, 1:9] = plain(images)[0]
+    crops = [bordered[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+    possible = [view for crop in crops for view in (crop, crop.flip(2))]
+    stream, seen = generator(), set()
+    for view in images.views(torch.zeros(400, dtype=torch.int64), stream):
+        matches = [i for i, candidate in enumerate(possible) if torch.allclose(view, candidate, atol=1e-6)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert len(seen) == 18, "every one of the 9 crops x 2 flips occurs"
+
+
+def test_without_augmentation_a_view_is_the_image():
+    images = make()
+    index = torch.tensor([3, 3, 7])
+    assert torch.equal(images.views(index, generator()), images.centre(index))
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_the_seed_decides():
+    images = make(count=11, crop_padding=1)
+    epochs = [list(shuffled_batches(images, 4, generator(seed))) for seed in (0, 0, 1)]
+    order = [torch.cat([batch.index for batch in epoch]).tolist() for epoch in epochs]
+    assert len(order[0]) == 8 == len(set(order[0]))
+    assert order[0] == order[1] != order[2]
+    assert torch.equal(epochs[0][0].images, epochs[1][0].images)
+
+
+def test_a_split_smaller_than_a_batch_is_one_batch():
+    assert [len(batch.index) for batch in shuffled_batches(make(count=3), 8, generator())] == [3]
+    assert steps_per_epoch(3, 8) == 1
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_companions_come_in_fixed_size_and_evenly(count):
+    members = torch.arange(100, 100 + count)
+    batches = list(cycled_indices(members, 6, 5, generator()))
+    assert [len(batch) for batch in batches] == [6] * 5
+    drawn = torch.bincount(torch.cat(batches) - 100, minlength=count)
+    assert drawn.max() - drawn.min() <= 1

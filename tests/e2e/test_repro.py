@@ -1,0 +1,174 @@
+"""The whole pipeline as a user runs it: `dvc repro` in a clone, with parameters small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.e2e
+STAGES = [
+    "prepare",
+    "train_teacher",
+    "score_energy",
+    "build_subset",
+    "distill",
+    "export",
+    "evaluate",
+    "benchmark",
+    "report",
+]
+SMALL = {
+    "teacher.network": "resnet8",
+    "teacher.minimum_top1": 0.05,
+    "teacher.training.epochs": 1,
+    "distill.training.epochs": 1,
+    "export.calibration.images": 32,
+    "export.parity.images": 64,
+    "export.parity.minimum_agreement": 0.5,
+    "benchmark.rounds": 2,
+    "benchmark.warmup_count": 2,
+    "benchmark.warmup_seconds": 0.01,
+    "benchmark.min_seconds": 0.02,
+    "benchmark.min_count": 40,
+    "budget.max_top1_drop": 1.0,
+}
+
+
+def set_params(folder: Path, values: dict[str, object]) -> None:
+    yaml = YAML()
+    path = folder / "params.yaml"
+    content = yaml.load(path)
+    for key, value in values.items():
+        block = content
+        *outer, last = key.split(".")
+        for part in outer:
+            block = block[part]
+        block[last] = value
+    yaml.dump(content, path)
+
+
+def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    result = subprocess.run(arguments, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def stages_run(folder: Path) -> list[str]:
+    """What one `dvc repro` ran or restored, in order."""
+    output = command(folder, "dvc", "repro").stdout
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The files that git would clone, in a repository of their own, after a first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone")
+    names = command(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    set_params(folder, SMALL)
+    command(folder, "git", "init", "--quiet")
+    command(folder, "git", "add", "--all")
+    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "clone")
+    assert sorted(stages_run(folder)) == sorted(STAGES)
+    return folder
+
+
+def test_the_run_ends_in_a_summary_a_page_and_a_deploy_folder(clone):
+    summary = json.loads((clone / "reports/summary.json").read_text())
+    assert summary["schema"] == 1
+    assert summary["recommended"]
+    formats = {(row["format"], row["precision"], row["runtime"]) for row in summary["rows"] if row["top1"] is not None}
+    assert {("onnx", "int8", "onnxruntime"), ("openvino", "fp16", "openvino"), ("torch", "fp32", "torch")} <= formats
+    tensorrt = [row for row in summary["rows"] if row["runtime"] == "tensorrt"]
+    assert tensorrt
+    assert all(row["top1"] is None and "not measured on this machine" in row["notes"][0] for row in tensorrt)
+    assert "not measured on this machine" in (clone / "reports/report.html").read_text()
+    assert (clone / "artifacts/deploy/predict.py").exists()
+
+
+def test_the_deployed_file_classifies_an_image_and_its_checksums_hold(clone, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    deploy = clone / "artifacts/deploy"
+    pixels = np.load(clone / "artifacts/data/test_images.npy")[0]
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    answer = command(deploy, sys.executable, "predict.py", str(tmp_path / "digit.png")).stdout
+    assert "digit.png" in answer
+    command(deploy, "sha256sum", "--check", "SHA256SUMS")
+
+
+def test_metrics_and_plots_are_shown_by_dvc(clone):
+    metrics = json.loads(command(clone, "dvc", "metrics", "show", "--json").stdout)
+    shown = metrics[""]["data"]["reports/metrics.json"]["data"]
+    assert 0 <= shown["student_top1"] <= 1
+    plots = command(clone, "dvc", "plots", "show", "--json").stdout
+    assert "val_top1" in plots
+    assert "energy_histogram" in plots
+
+
+def test_a_second_repro_changes_nothing(clone):
+    before = (clone / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date." in command(clone, "dvc", "repro").stdout
+    assert (clone / "dvc.lock").read_bytes() == before
+
+
+def test_a_benchmark_parameter_reruns_benchmark_and_report_only(clone):
+    set_params(clone, {"benchmark.min_count": 41})
+    assert stages_run(clone) == ["benchmark", "report"]
+
+
+def test_a_temperature_reruns_distill_and_what_follows_and_going_back_restores_the_student(clone):
+    weights = clone / "artifacts/student/weights.safetensors"
+    before = weights.read_bytes()
+    set_params(clone, {"distill.temperatures.high_energy": 3.0})
+    assert stages_run(clone) == ["distill", "export", "evaluate", "benchmark", "report"]
+    assert weights.read_bytes() != before
+    set_params(clone, {"distill.temperatures.high_energy": 2.0})
+    output = command(clone, "dvc", "repro", "distill").stdout
+    assert "Stage 'distill' is cached" in output
+    assert weights.read_bytes() == before
+
+
+def test_no_file_within_the_budget_is_exit_code_2_with_the_broken_limits(clone):
+    set_params(clone, {"budget.max_size_mb": 1e-6})
+    result = command(clone, sys.executable, "-m", "stages.report", check=False)
+    set_params(clone, {"budget.max_size_mb": None})
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "student_int8.onnx" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "benchmark"])
+def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, stage):
+    import importlib.util
+
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    before = (clone / f"reports/{'evaluation' if stage == 'evaluate' else stage}.json").read_bytes()
+    set_params(clone, {f"{stage}.runtimes": ["onnxruntime", "tensorrt"]})
+    result = command(clone, sys.executable, "-m", f"stages.{stage}", check=False)
+    set_params(clone, {f"{stage}.runtimes": ["torch", "onnxruntime", "openvino"]})
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "tensorrt" in result.stderr
+    assert (clone / f"reports/{'evaluation' if stage == 'evaluate' else stage}.json").read_bytes() == before

@@ -1,0 +1,144 @@
+"""What a user gets wrong: one sentence on stderr that names the place and the remedy, exit code 2, nothing touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from tests.conftest import ROOT
+from tests.e2e.test_repro import set_params
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """The shipped parameters, own images of two classes, and outputs of an earlier run."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copy(ROOT / "params.yaml", folder)
+    generator = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (folder / "photos/train" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = generator.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"photos/train/{name}/{i}.jpg")
+    set_params(folder, {"data.name": "imagefolder", "data.root": "photos"})
+    run(folder, "prepare", expected=0)
+    return folder
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path) -> Path:
+    """A copy to do wrong in."""
+    return shutil.copytree(prepared, tmp_path / "workspace")
+
+
+def run(folder: Path, stage: str, expected: int = 2) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == expected, result.stdout + result.stderr
+    return result.stderr
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for top in ("artifacts", "reports")
+        for path in sorted((folder / top).rglob("*"))
+        if path.is_file()
+    }
+
+
+def sentence(folder: Path, stage: str) -> str:
+    before = snapshot(folder)
+    last = run(folder, stage).rstrip("\n").splitlines()
+    errors = [line for line in last if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert last[-1] == errors[0]
+    assert not any("Traceback" in line for line in last)
+    assert snapshot(folder) == before
+    return errors[0]
+
+
+def test_an_unknown_key(workspace):
+    set_params(workspace, {"heda.fractoin": 0.4})
+    assert "params.yaml: heda.fractoin is not a known key; did you mean fraction?" in sentence(workspace, "prepare")
+
+
+def test_a_fraction_out_of_range(workspace):
+    set_params(workspace, {"heda.fraction": 1.5})
+    assert "params.yaml: heda.fraction is 1.5" in sentence(workspace, "prepare")
+
+
+def test_groups_that_overlap(workspace):
+    set_params(workspace, {"energy.low_fraction": 0.7, "energy.high_fraction": 0.4})
+    assert "low_fraction + high_fraction is 1.1; lower one" in sentence(workspace, "prepare")
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare"])
+def test_a_missing_data_folder(workspace, stage):
+    set_params(workspace, {"data.root": "nowhere"})
+    message = sentence(workspace, stage)
+    assert "nowhere" in message
+    assert "set it to" in message
+
+
+def test_a_class_with_one_image(workspace):
+    (workspace / "photos/train/cat").mkdir()
+    shutil.copy(workspace / "photos/train/ant/0.jpg", workspace / "photos/train/cat")
+    assert "class 'cat' has 1 training image(s)" in sentence(workspace, "prepare")
+
+
+def test_a_truncated_image(workspace):
+    path = workspace / "photos/train/bee/7.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    message = sentence(workspace, "prepare")
+    assert "photos/train/bee/7.jpg cannot be decoded" in message
+    assert "replace or remove the file" in message
+
+
+def test_a_checkpoint_of_the_wrong_network(workspace):
+    torch.save(models.build("resnet14", 2).state_dict(), workspace / "teacher.pth")
+    set_params(workspace, {"teacher.network": "resnet8", "teacher.checkpoint": "teacher.pth"})
+    message = sentence(workspace, "train_teacher")
+    assert "teacher.pth is not a checkpoint of this network" in message
+    assert "params.yaml" in message
+
+
+def test_a_checkpoint_that_cannot_classify_these_images(workspace):
+    torch.save(models.build("resnet8", 2).state_dict(), workspace / "teacher.pth")
+    set_params(
+        workspace, {"teacher.network": "resnet8", "teacher.checkpoint": "teacher.pth", "teacher.minimum_top1": 1}
+    )
+    assert "teacher.pth reaches validation top-1" in sentence(workspace, "train_teacher")
+
+
+def test_a_missing_checkpoint(workspace):
+    set_params(workspace, {"teacher.checkpoint": "checkpoints/none.pth"})
+    assert "checkpoints/none.pth does not exist; correct the path" in sentence(workspace, "check")
+
+
+def test_an_unknown_network(workspace):
+    set_params(workspace, {"teacher.network": "resnet21"})
+    assert "params.yaml: teacher.network: There is no network resnet21" in sentence(workspace, "train_teacher")
+
+
+def test_a_gpu_that_is_not_there(workspace):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    set_params(workspace, {"device": "cuda"})
+    assert "torch sees no GPU here; set device to auto or cpu" in sentence(workspace, "train_teacher")

@@ -1,0 +1,100 @@
+"""The stage graph against the code: what a stage runs, reads and writes is what dvc.yaml says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT
+
+GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+PACKAGES = ("pipeline", "models", "stages")
+# constants and exceptions: a change there that matters changes a module that is listed as well
+NOT_LISTED = {"pipeline/__init__.py", "stages/__init__.py", "pipeline/errors.py", "pipeline/layout.py"}
+
+
+def modules_imported_by(path: Path) -> set[Path]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                base = ROOT / name.replace(".", "/")
+                found |= {file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()}
+    return found
+
+
+def code_of(stage: str) -> set[str]:
+    """All files of ours that the stage's program imports, directly or not."""
+    queue, seen = [ROOT / "stages" / f"{stage}.py"], set()
+    while queue:
+        path = queue.pop()
+        if path not in seen:
+            seen.add(path)
+            queue += modules_imported_by(path)
+    return {path.relative_to(ROOT).as_posix() for path in seen}
+
+
+@pytest.mark.parametrize("stage", GRAPH)
+def test_a_stage_depends_on_all_the_code_it_runs_and_no_other(stage):
+    listed = {dep for dep in GRAPH[stage]["deps"] if dep.split("/")[0] in PACKAGES}
+    used = code_of(stage) - NOT_LISTED
+    missing = {file for file in used if not any(file == dep or file.startswith(dep + "/") for dep in listed)}
+    unused = {dep for dep in listed if not any(file == dep or file.startswith(dep + "/") for file in used)}
+    assert not missing, f"add to deps of {stage}"
+    assert not unused, f"remove from deps of {stage}"
+
+
+@pytest.mark.parametrize("stage", GRAPH)
+def test_a_stage_is_the_program_of_its_name(stage):
+    assert GRAPH[stage]["cmd"] == f"python -m stages.{stage}"
+    assert (ROOT / "stages" / f"{stage}.py").exists()
+
+
+def test_every_parameter_belongs_to_a_stage_that_lists_it():
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    listed = {entry for stage in GRAPH.values() for entry in stage.get("params", [])}
+    for block, value in params.items():
+        for key in value if isinstance(value, dict) else [None]:
+            name = block if key is None else f"{block}.{key}"
+            # device is where to compute, not what
+            assert name in listed or block in listed or name == "device", name
+
+
+def outputs(stage: dict) -> list:
+    return [*stage.get("outs", []), *stage.get("metrics", [])]
+
+
+def test_latencies_are_never_cached_and_trained_weights_always():
+    cached = {
+        path: isinstance(out, str)
+        for stage in GRAPH.values()
+        for out in outputs(stage)
+        for path in ([out] if isinstance(out, str) else out)
+    }
+    assert not cached["reports/benchmark.json"]
+    assert cached["artifacts/teacher"]
+    assert cached["artifacts/student"]
+
+
+def test_the_library_imports_downwards_only():
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        above = {file for file in modules_imported_by(path) if file.relative_to(ROOT).parts[0] == "stages"}
+        assert not above, path
+    for path in (ROOT / "models").rglob("*.py"):
+        above = {file for file in modules_imported_by(path) if file.relative_to(ROOT).parts[0] != "models"}
+        assert not above, path
+
+
+@pytest.mark.parametrize("package", ["runtimes", "device"])
+def test_what_travels_to_devices_needs_nothing_else_of_ours(package):
+    for path in (ROOT / "pipeline" / package).rglob("*.py"):
+        others = {file.relative_to(ROOT / "pipeline").parts[0] for file in modules_imported_by(path)}
+        assert others <= {"runtimes", "device", "__init__.py"}, path

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.config import load_params
+from pipeline.errors import ParamsError
+from tests.conftest import ROOT
+
+
+def changed(tmp_path, *keys, value=None, delete=False):
+    yaml = YAML()
+    content = yaml.load(ROOT / "params.yaml")
+    block = content
+    for key in keys[:-1]:
+        block = block[key]
+    if delete:
+        del block[keys[-1]]
+    else:
+        block[keys[-1]] = value
+    path = tmp_path / "params.yaml"
+    yaml.dump(content, path)
+    return path
+
+
+def message_of(path) -> str:
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "params.yaml" in message
+    return message
+
+
+def test_the_shipped_parameters_are_valid():
+    assert load_params(ROOT / "params.yaml").data.name == "digits"
+
+
+def test_every_shipped_knob_has_a_comment():
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    block = ""
+    for line in lines:
+        if line and not line.startswith((" ", "#")):
+            block = line.split(":")[0]
+        # the student's training block is documented at the teacher's
+        inside_student_training = block == "distill" and line.startswith("    ") and "training" not in line
+        if ":" in line and not line.startswith("#") and not inside_student_training:
+            assert "#" in line or line.strip() in ("training:", "calibration:", "parity:"), line
+
+
+def test_an_unknown_key_is_named_with_the_closest_known_one(tmp_path):
+    message = message_of(changed(tmp_path, "distill", "temperatures", "high_enrgy", value=2.0))
+    assert "distill.temperatures.high_enrgy is not a known key; did you mean high_energy?" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("heda", "fraction"), 1.2, "heda.fraction is 1.2"),
+        (("heda", "fraction"), 0, "heda.fraction is 0"),
+        (("data", "validation_fraction"), 0.9, "data.validation_fraction is 0.9"),
+        (("data", "name"), "mnist", "data.name is 'mnist'"),
+        (("energy", "temperature"), float("nan"), "energy.temperature"),
+        (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
+        (("data", "mean"), [0.5, 0.5], "data.mean"),
+        (("benchmark", "runtimes"), ["tflite"], "benchmark.runtimes"),
+        (("seed",), -1, "seed is -1"),
+        (("data",), None, "data is None"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path, keys, value, words):
+    assert words in message_of(changed(tmp_path, *keys, value=value))
+
+
+def test_groups_that_overlap_are_refused(tmp_path):
+    message = message_of(changed(tmp_path, "energy", "low_fraction", value=0.9))
+    assert "low_fraction + high_fraction is 1.1" in message
+
+
+def test_a_step_schedule_needs_milestones(tmp_path):
+    assert "milestone" in message_of(changed(tmp_path, "teacher", "training", "schedule", value="step"))
+
+
+def test_a_missing_key_is_named(tmp_path):
+    assert "budget.max_size_mb is missing; add it" in message_of(
+        changed(tmp_path, "budget", "max_size_mb", delete=True)
+    )
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2\n", "- 1\n", "", "\x00"])
+def test_a_file_that_is_not_a_params_file_is_refused(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    message_of(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    message_of(tmp_path / "params.yaml")

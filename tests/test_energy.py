@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
+
+energies = st.lists(st.sampled_from([-9.0, -8.5, -8.0, -3.0, 0.0, 2.0]), min_size=1, max_size=40).map(torch.tensor)
+fractions = st.tuples(st.floats(0, 0.5), st.floats(0, 0.5))
+
+
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_energy_equals_the_reference(golden, temperature):
+    energy = energy_score(torch.from_numpy(golden["teacher_logits"]), temperature)
+    np.testing.assert_allclose(energy, golden[f"energy_T{temperature}"], rtol=1e-5)
+
+
+def test_energy_is_finite_at_large_logits_in_half_precision():
+    logits = torch.tensor([[6e4, 0.0, -6e4], [50.0, 49.0, 48.0]], dtype=torch.float16)
+    energy = energy_score(logits, 4.0)
+    assert energy.dtype == torch.float32
+    assert torch.isfinite(energy).all()
+
+
+def test_confident_rows_have_lower_energy():
+    energy = energy_score(torch.tensor([[20.0, 0.0, 0.0], [1.0, 0.5, 0.2]]), 1.0)
+    assert energy[0] < energy[1]
+
+
+def test_temperature_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        energy_score(torch.zeros(1, 2), 0.0)
+
+
+@pytest.mark.parametrize("key", ["0.2_0.2", "0.3_0.3", "0.1_0.1", "0.0_0.5", "0.0_0.4"])
+def test_thresholds_equal_the_reference(golden, key):
+    low, high = (float(part) for part in key.split("_"))
+    groups = EnergyGroups.fit(torch.from_numpy(golden["energy_T4"]), low, high)
+    expected = json.loads(str(golden["thresholds_json"]))[key]
+    np.testing.assert_allclose([groups.low_threshold, groups.high_threshold], expected, rtol=1e-6)
+
+
+@given(energies, fractions)
+def test_group_sizes_are_exact_whatever_the_ties(energy, fractions):
+    low, high = fractions
+    codes = EnergyGroups.fit(energy, low, high).codes
+    assert codes.dtype == torch.int8
+    assert (codes == 0).sum() == int(len(energy) * low)
+    assert (codes == 2).sum() == int(len(energy) * high)
+
+
+@given(energies, fractions)
+def test_groups_are_ordered_by_energy(energy, fractions):
+    codes = EnergyGroups.fit(energy, *fractions).codes
+    for lower, upper in [(0, 1), (1, 2), (0, 2)]:
+        if (codes == lower).any() and (codes == upper).any():
+            assert energy[codes == lower].max() <= energy[codes == upper].min()
+
+
+def test_ties_are_ranked_by_index():
+    codes = EnergyGroups.fit(torch.zeros(10), 0.3, 0.2).codes
+    assert codes.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
+
+
+@given(fractions)
+def test_assign_agrees_with_the_fit_where_energies_differ(fractions):
+    energy = torch.randperm(37, generator=torch.Generator().manual_seed(0)).float()
+    groups = EnergyGroups.fit(energy, *fractions)
+    assert torch.equal(groups.assign(energy), groups.codes)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_one_group_may_hold_everything(low, high):
+    energy = torch.arange(5.0)
+    groups = EnergyGroups.fit(energy, low, high)
+    assert len(groups.codes.unique()) == 1
+    assert torch.equal(groups.assign(energy), groups.codes)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.2), (0.2, 1.1)])
+def test_impossible_fractions_are_refused(low, high):
+    with pytest.raises(ValueError, match="at most 1"):
+        EnergyGroups.fit(torch.arange(5.0), low, high)
+
+
+def test_energies_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="index 1"):
+        EnergyGroups.fit(torch.tensor([0.0, float("nan")]), 0.2, 0.2)
+
+
+@pytest.mark.parametrize(("direction", "values"), [("paper", (6, 4, 2)), ("code", (2, 4, 6))])
+@pytest.mark.parametrize("fraction", ["0.2", "0.3"])
+def test_temperatures_equal_the_reference_in_both_directions(golden, direction, values, fraction):
+    groups = EnergyGroups.fit(torch.from_numpy(golden["energy_T4"]), float(fraction), float(fraction))
+    tau = sample_temperatures(groups.codes, *values)
+    np.testing.assert_array_equal(tau, golden[f"temp_{direction}_r{fraction}"])

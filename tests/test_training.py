@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.data.loader import Batch
+from pipeline.energy import EnergyGroups
+from pipeline.errors import TrainingError
+from pipeline.heda import cutmix
+from pipeline.objective import Companion, Distillation, DistillationStep
+from pipeline.training import cross_entropy, epoch_seed, learning_rate, train
+from pipeline.weights import state_hash
+
+STEPS = 3
+CPU = torch.device("cpu")
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(96, 3)
+    )
+
+
+def batches(epoch: int):
+    generator = torch.Generator().manual_seed(epoch_seed(0, epoch))
+    for step in range(STEPS):
+        labels = torch.randint(3, (8,), generator=generator)
+        images = torch.randn(8, 3, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1)
+        yield Batch(images, labels, 8 * step + torch.arange(8))
+
+
+def settings(params, **changes):
+    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0}
+    return params.teacher.training.model_copy(update=base | changes)
+
+
+def run(params, student, **options):
+    options = {"seed": 0, "device": CPU, "validate": lambda trained: 0.5} | options
+    return train(student, batches, STEPS, cross_entropy, options.pop("training", settings(params)), **options)
+
+
+def test_training_learns_and_records_every_epoch(params):
+    student, calls = network(1), []
+    records = run(params, student, training=settings(params, epochs=12), on_epoch=calls.append)
+    assert [record.epoch for record in records] == list(range(12))
+    assert calls == records
+    assert records[-1].train_loss < 0.6 * records[0].train_loss
+
+
+def test_the_seed_decides_the_weights(params):
+    hashes = []
+    for seed in (0, 0, 1):
+        student = network(1)
+        run(params, student, seed=seed)
+        hashes.append(state_hash(student))
+    assert hashes[0] == hashes[1] != hashes[2], "dropout draws from the seed"
+
+
+class Killed(Exception):  # noqa: N818  not an error of ours
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, tmp_path, stop_after):
+    undisturbed = network(1)
+    expected = run(params, undisturbed)
+
+    steps = iter(range(stop_after))
+
+    def kill_later():
+        if next(steps, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(params, network(1), checkpoint=Checkpoint(tmp_path), on_step=kill_later)
+    resumed = network(7)
+    # weights of unfinished first epochs are not kept: such a run starts again
+    if stop_after < STEPS:
+        resumed = network(1)
+    records = run(params, resumed, checkpoint=Checkpoint(tmp_path))
+    assert records == expected
+    assert state_hash(resumed) == state_hash(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_samples(params):
+    def objective(student: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        loss = F.cross_entropy(student(batch.images), batch.labels)
+        return loss * float("nan") if epoch == 1 and int(batch.index[0]) == 8 else loss
+
+    with pytest.raises(TrainingError, match=r"epoch 1 step 1 \(learning rate 0\.0\d+, training samples 8, 9, 10"):
+        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=lambda trained: 0.0)
+
+
+def test_the_teacher_does_not_move(params):
+    teacher, student = network(2), network(1)
+    before = state_hash(teacher)
+    objective = Distillation(teacher, EnergyGroups.fit(torch.randn(24), 0.2, 0.2), 4.0, params.distill, params.heda)
+
+    def steps(epoch: int):
+        generator = torch.Generator().manual_seed(epoch)
+        for batch in batches(epoch):
+            yield DistillationStep(batch, Companion(cutmix(batch.images[:4], generator), batch.labels[:4]))
+
+    train(student, steps, STEPS, objective, settings(params), seed=0, device=CPU, validate=lambda trained: 0.0)
+    assert state_hash(teacher) == before
+    assert state_hash(student) != state_hash(network(1))
+
+
+def test_cosine_rises_linearly_then_falls_to_zero(params):
+    training = settings(params, epochs=11, learning_rate=0.4, warmup_epochs=1.0)
+    assert learning_rate(training, 0.5) == pytest.approx(0.2)
+    assert learning_rate(training, 1.0) == pytest.approx(0.4)
+    assert learning_rate(training, 6.0) == pytest.approx(0.2)
+    assert learning_rate(training, 10.999) == pytest.approx(0.0, abs=1e-4)
+    assert learning_rate(training, 0.0) > 0
+
+
+def test_steps_divide_by_ten_at_each_milestone(params):
+    training = settings(
+        params, epochs=240, learning_rate=0.05, schedule="step", milestones=[150, 180, 210], warmup_epochs=0.0
+    )
+    rates = [learning_rate(training, epoch) for epoch in (0, 149.9, 150, 180, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-4, 5e-5, 5e-5])
+
+
+def test_bf16_training_stays_close_to_fp32(params):
+    losses = {
+        precision: run(params, network(1), training=settings(params, precision=precision))[-1].train_loss
+        for precision in ("fp32", "bf16")
+    }
+    assert math.isclose(losses["fp32"], losses["bf16"], rel_tol=0.05)
+
+
+def test_another_setting_has_another_checkpoint(tmp_path):
+    folders = set()
+    for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1}):
+        with open_checkpoint(tmp_path, "student", decides) as checkpoint:
+            folders.add(checkpoint.folder)
+    assert len(folders) == 2
+
+
+def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(tmp_path):
+    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {}) as checkpoint:
+        raise Killed
+    assert checkpoint.folder.exists()
+    with open_checkpoint(tmp_path, "student", {}) as checkpoint:
+        pass
+    assert not checkpoint.folder.exists()
+
+
+def test_two_trainers_of_one_run_are_refused(tmp_path):
+    with (
+        open_checkpoint(tmp_path, "student", {}),
+        pytest.raises(TrainingError, match="already training this student"),
+        open_checkpoint(tmp_path, "student", {}),
+    ):
+        pass
+
+
+def test_a_damaged_checkpoint_is_named(params, tmp_path):
+    (tmp_path / "epoch.safetensors").write_bytes(b"\x10")
+    with pytest.raises(TrainingError, match=r"epoch\.safetensors is damaged .*delete it"):
+        run(params, network(1), checkpoint=Checkpoint(tmp_path))
