@@ -14,6 +14,7 @@ from pipeline.artifacts import atomic_folder, sha256_file, write_json
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
 from pipeline.report.formatting import runtime
+from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 
 INPUT, OUTPUT = "input", "logits"
 # As the benchmark and the evaluation set it; without it, capable CPUs run fp32 files in bf16.
@@ -102,7 +103,10 @@ def _program(row: Mapping[str, Any], package: str) -> str:
     )
     hint = _OPENVINO_HINT[row["precision"]]
     template = environment.get_template("predict.py.txt")
-    return template.render(name=row["name"], package=package, hint=hint, input=INPUT, output=OUTPUT)
+    entries = SESSION_ENTRIES.get(row["precision"], {})
+    return template.render(
+        name=row["name"], package=package, hint=hint, session_options=entries, input=INPUT, output=OUTPUT
+    )
 
 
 def _readme(row: Mapping[str, Any], package: str, data: Mapping[str, Any]) -> str:

@@ -29,14 +29,14 @@ _INSTALL = "pip install onnxruntime"
 _COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
 # Merges the DequantizeLinear nodes that two layers have each for themselves, and a shared one keeps ONNX Runtime (seen
 # in 1.23 and 1.32) from using its integer kernels: half of the convolutions of a ResNet would run in fp32.
-_DISABLED_FOR_INT8 = "CommonSubexpressionElimination"
+SESSION_ENTRIES = {"int8": {"optimization.disable_specified_optimizers": "CommonSubexpressionElimination"}}
 _PROVIDER_OF_DEVICE = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime:
     """Runs an .onnx file sequentially, with one pool of threads, which spins between inferences by default.
 
-    For int8 one graph optimisation is switched off, see ``_DISABLED_FOR_INT8``; whoever deploys the file should set the
+    For int8 one graph optimisation is switched off, see ``SESSION_ENTRIES``; whoever deploys the file should set the
     same session option. It needs a graph in which every layer has its own Q/DQ pairs.
     """
 
@@ -57,7 +57,7 @@ class OnnxRuntime:
         self._onnxruntime = onnxruntime
         self._path = path
         self._threads = threads
-        self._disabled = _DISABLED_FOR_INT8 if precision == "int8" else None
+        self._entries = SESSION_ENTRIES.get(precision, {})
         self._batch = batch
         self._providers = self._choose_providers(device)
         before = _thread_count()
@@ -101,7 +101,7 @@ class OnnxRuntime:
                 "operators": dict(Counter(node["op_name"] for node in nodes)),
                 "compute": dict(Counter(f"{node['op_name']}({_first_type(node)})" for node in compute)),
                 "execution_mode": "sequential",
-                "disabled_optimizers": self._disabled,
+                "session_entries": self._entries,
                 "intra_op_spinning": "default",
             },
         )
@@ -131,8 +131,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.execution_mode = self._onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        if self._disabled is not None:
-            options.add_session_config_entry("optimization.disable_specified_optimizers", self._disabled)
+        for key, value in self._entries.items():
+            options.add_session_config_entry(key, value)
         return options
 
     def _open(self, options: Any) -> Any:

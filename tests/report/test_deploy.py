@@ -133,20 +133,18 @@ def test_predict_takes_grey_transparent_and_rotated_images(deployed: Path, pictu
 def test_damaged_image_gets_one_sentence_and_exit_code_2(deployed: Path, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_bytes(b"not an image")
     (tmp_path / "short.png").write_bytes(picture.read_bytes()[:800])
-    bad = [str(tmp_path / name) for name in ("text.png", "short.png", "absent.png")]
-    done = run_predict(deployed, *bad, str(picture))
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 3
-    assert all(line.startswith(f"{path} cannot be read as an image") for line, path in zip(lines, bad, strict=True))
-    assert len(done.stdout.splitlines()) == 1
+    for bad in (str(tmp_path / name) for name in ("text.png", "short.png", "absent.png")):
+        done = run_predict(deployed, str(picture), bad)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith(f"{bad} cannot be read as an image")
+        assert len(done.stdout.splitlines()) == 1
 
 
 def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
     done = run_predict(deployed)
     assert done.returncode == 2
-    assert done.stderr == "name at least one image: python predict.py image.png [...]\n"
+    assert done.stderr.startswith("python predict.py image.png [...] prints")
 
 
 def test_preprocessing_is_that_of_the_data_card(deployed: Path, inputs: Inputs) -> None:
@@ -158,7 +156,7 @@ def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
     program = (deployed / "predict.py").read_text(encoding="utf-8")
     assert "{{" not in program
     assert "{%" not in program
-    assert len(program.splitlines()) < 60
+    assert len(program.splitlines()) < 35
 
 
 def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
