@@ -31,13 +31,5 @@ class ExportError(EnergyKDError):
     """An exported file is not what it claims to be."""
 
 
-class RuntimeUnavailableError(EnergyKDError):
-    """A runtime was asked for that is not installed or has no device here."""
-
-
-class PrecisionError(EnergyKDError):
-    """A runtime executed another precision than the one asked for."""
-
-
 class BudgetError(EnergyKDError):
     """No exported file is within the budget."""

@@ -1,0 +1,88 @@
+"""Which training images set the int8 ranges: chosen, hashed and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artifacts import write_json
+from pipeline.errors import ExportError
+
+
+def select(
+    labels: NDArray[np.int64],
+    energy: NDArray[np.floating],
+    count: int,
+    selection: Literal["stratified", "random"],
+    seed: int,
+) -> NDArray[np.int64]:
+    """Choose ``count`` of N images; returns their indices, ascending, int64 [count].
+
+    ``stratified`` gives every class its share of the images, at least one where ``count`` allows it, and within a class
+    takes evenly spaced ranks of the energy, so that certain and uncertain images are represented as they occur; it is
+    deterministic and needs no seed. ``random`` draws without replacement.
+
+    Args:
+        labels: int [N].
+        energy: float [N].
+
+    Raises:
+        ExportError: fewer than ``count`` images.
+        ValueError: labels and energy differ in length, or the selection is unknown.
+    """
+    if labels.shape != energy.shape or labels.ndim != 1:
+        raise ValueError(f"labels {labels.shape} and energy {energy.shape} must be two lists of the same length")
+    if count > len(labels):
+        raise ExportError(
+            f"export.calibration.images is {count}, but the training split has {len(labels)} images; lower it"
+        )
+    if selection == "random":
+        return np.sort(np.random.default_rng(seed).choice(len(labels), count, replace=False)).astype(np.int64)
+    if selection != "stratified":
+        raise ValueError(f"selection {selection!r} is not one of stratified, random")
+    order = np.lexsort((energy, labels))  # by class, then energy; ties keep their order
+    sizes = np.unique(labels, return_counts=True)[1]
+    if count < len(sizes):
+        return np.sort(order[_even_ranks(len(order), count)]).astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    ranks = [
+        start + _even_ranks(size, share)
+        for start, size, share in zip(starts, sizes, _shares(sizes, count), strict=True)
+    ]
+    return np.sort(order[np.concatenate(ranks)]).astype(np.int64)
+
+
+def write_record(path: Path, indices: NDArray[np.int64], *, selection: str, seed: int) -> None:
+    """Write the chosen indices into the training split, and the SHA-256 of their little-endian int64 bytes, as JSON."""
+    write_json(
+        path,
+        {
+            "schema": 1,
+            "selection": selection,
+            "seed": seed,
+            "images": len(indices),
+            "sha256": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
+            "indices": indices.tolist(),
+        },
+    )
+
+
+def _even_ranks(size: int, count: int) -> NDArray[np.int64]:
+    """``count`` different ranks in the middles of ``count`` equal parts of range(size)."""
+    return (2 * np.arange(count, dtype=np.int64) + 1) * size // (2 * max(count, 1))
+
+
+def _shares(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """One image per class, the rest in proportion to what each class has left, by largest remainders."""
+    rest, left = count - len(sizes), int(sizes.sum()) - len(sizes)
+    if rest == 0:
+        return np.ones_like(sizes)
+    exact, remainder = np.divmod((sizes - 1) * rest, left)
+    shares = 1 + exact
+    missing = count - int(shares.sum())
+    shares[np.argsort(-remainder, kind="stable")[:missing]] += 1
+    return shares

@@ -1,0 +1,36 @@
+"""ONNX files: float32, typed float16, and int8 Q/DQ, all from one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pipeline.export import graph
+from pipeline.export.base import Source
+from pipeline.export.half_precision import to_fp16
+from pipeline.export.quantize import to_int8
+from pipeline.export.structure import check_structure
+
+
+class OnnxFile:
+    """Input "input" float32 [batch, 3, S, S], output "logits" float32 [batch, K], whatever the precision inside."""
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+
+    def write(self, source: Source, precision: str, path: Path, metadata: Mapping[str, str]) -> tuple[Path, ...]:
+        """See :class:`pipeline.export.base.Format`; the file's structure is checked as well."""
+        match precision:
+            case "fp32":
+                model = source.graph
+            case "fp16":
+                model = to_fp16(source.graph)
+            case "int8":
+                model = to_int8(source.graph, source.calibration_images)
+            case _:
+                raise ValueError(f"precision {precision!r} is not one of fp32, fp16, int8")
+        graph.write(model, path, metadata)
+        check_structure(path, precision)
+        return (path,)
