@@ -11,7 +11,6 @@ from pipeline.artifacts import read_json
 from pipeline.errors import ParamsError
 from pipeline.runtimes import runtime_class
 
-MANIFEST = "export.json"
 # TensorRT reads the same ONNX files and builds its engine on the machine that runs it.
 _FORMAT_OF_RUNTIME = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
 
@@ -29,8 +28,8 @@ class Candidate:
         return f"{self.file['name']}-{self.runtime}"
 
 
-def candidates(folder: Path, runtimes: Sequence[str], key: str) -> list[Candidate]:
-    """Every file of an export folder in every asked-for runtime that reads its format.
+def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candidate]:
+    """Every file of an export manifest in every asked-for runtime that reads its format.
 
     Args:
         key: the entry of params.yaml that holds ``runtimes``, for the message.
@@ -39,9 +38,9 @@ def candidates(folder: Path, runtimes: Sequence[str], key: str) -> list[Candidat
         ParamsError: a runtime is not usable here, or none of the files is for it.
     """
     _check_available(runtimes, key)
-    files = read_json(folder / MANIFEST)["files"]
+    files = read_json(manifest)["files"]
     found = [
-        Candidate(file, folder / file["name"], runtime)
+        Candidate(file, manifest.parent / file["name"], runtime)
         for file in files
         for runtime in runtimes
         if _FORMAT_OF_RUNTIME[runtime] == file["format"]
@@ -49,8 +48,8 @@ def candidates(folder: Path, runtimes: Sequence[str], key: str) -> list[Candidat
     idle = sorted(set(runtimes) - {candidate.runtime for candidate in found})
     if idle:
         raise ParamsError(
-            f"params.yaml: {key} asks for {idle[0]}, but {folder} holds no file for it; remove it there or have the "
-            f"export stage write {_FORMAT_OF_RUNTIME[idle[0]]} files"
+            f"params.yaml: {key} asks for {idle[0]}, but {manifest.parent} holds no file for it; remove it there or "
+            f"have the export stage write {_FORMAT_OF_RUNTIME[idle[0]]} files"
         )
     return found
 

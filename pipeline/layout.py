@@ -15,6 +15,7 @@ ENERGY_TEST = ARTIFACTS / "energy_test.parquet"
 SUBSET = ARTIFACTS / "heda_subset.parquet"
 STUDENT = ARTIFACTS / "student"
 EXPORT = ARTIFACTS / "export"
+EXPORT_MANIFEST = EXPORT / "export.json"
 DEPLOY = ARTIFACTS / "deploy"
 BENCHMARK_SAMPLES = ARTIFACTS / "benchmark_samples.npz"
 

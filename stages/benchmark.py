@@ -14,7 +14,7 @@ from pipeline.candidates import candidates
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.device import DeviceError, Plan, Variant, run_benchmark
-from pipeline.layout import BENCHMARK, BENCHMARK_SAMPLES, DATA, EXPORT
+from pipeline.layout import BENCHMARK, BENCHMARK_SAMPLES, DATA, EXPORT_MANIFEST
 from pipeline.runtimes import RuntimesError
 from stages.common import run
 
@@ -23,7 +23,9 @@ INPUT_IMAGES = 64
 
 def benchmark(params: Params) -> None:
     settings = params.benchmark
-    chosen = {candidate.name: candidate for candidate in candidates(EXPORT, settings.runtimes, "benchmark.runtimes")}
+    chosen = {
+        candidate.name: candidate for candidate in candidates(EXPORT_MANIFEST, settings.runtimes, "benchmark.runtimes")
+    }
     variants = tuple(
         Variant(name, candidate.runtime, str(candidate.path), candidate.file["precision"], settings.batch_size)
         for name, candidate in chosen.items()

@@ -6,26 +6,26 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import check_lineage, read_json, read_table, write_json
-from pipeline.candidates import MANIFEST, candidates
+from pipeline.candidates import candidates
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
 from pipeline.evaluation import GROUP_NAMES, top1_correct
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
-from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT, STUDENT
+from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT_MANIFEST, STUDENT
 from pipeline.runtimes import RuntimesError
 from pipeline.weights import read_network
 from stages.common import progress, run
 
 
 def evaluate(params: Params) -> None:
-    chosen = candidates(EXPORT, params.evaluate.runtimes, "evaluate.runtimes")
+    chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, "evaluate.runtimes")
     data = read_card(DATA)
     student, card = read_network(STUDENT)
     scores, lineage = read_table(ENERGY_TEST)
     check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"]})
-    check_lineage(EXPORT / MANIFEST, read_json(EXPORT / MANIFEST)["lineage"], {"student": card["weights_sha256"]})
+    check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
 
     images = open_images(DATA, "test", torch.device("cpu"))
     correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())

@@ -9,12 +9,11 @@ import torch
 from tqdm import tqdm
 
 from pipeline.artifacts import atomic_folder, check_lineage, read_table, sha256_file, write_json
-from pipeline.candidates import MANIFEST
 from pipeline.config import Params
 from pipeline.data.loader import DeviceImages, open_images
 from pipeline.data.store import read_card
 from pipeline.export import export_all, plan, select, write_record
-from pipeline.layout import DATA, ENERGY, EXPORT, STUDENT, TEACHER
+from pipeline.layout import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
 from pipeline.weights import read_network
 from stages.common import run
 
@@ -57,7 +56,7 @@ def export(params: Params) -> None:
         bar.update()
         write_record(folder / "calibration.json", chosen, selection=calibration.selection, seed=calibration.seed)
         write_json(
-            folder / MANIFEST,
+            folder / EXPORT_MANIFEST.name,
             {
                 "schema": 1,
                 "lineage": lineage,

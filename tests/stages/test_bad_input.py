@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 from tests.conftest import ROOT
-from tests.e2e.test_repro import set_params
+from tests.e2e.test_repro import set_params, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,6 @@ def run(folder: Path, stage: str, expected: int = 2) -> str:
     )
     assert result.returncode == expected, result.stdout + result.stderr
     return result.stderr
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for top in ("artifacts", "reports")
-        for path in sorted((folder / top).rglob("*"))
-        if path.is_file()
-    }
 
 
 def sentence(folder: Path, stage: str) -> str:
