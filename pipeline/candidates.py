@@ -9,10 +9,7 @@ from typing import Any
 
 from pipeline.artifacts import read_json
 from pipeline.errors import ParamsError
-from pipeline.runtimes import runtime_class
-
-# TensorRT reads the same ONNX files and builds its engine on the machine that runs it.
-_FORMAT_OF_RUNTIME = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
+from pipeline.runtimes import FORMAT_READ_BY, runtime_class
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,13 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
         Candidate(file, manifest.parent / file["name"], runtime)
         for file in files
         for runtime in runtimes
-        if _FORMAT_OF_RUNTIME[runtime] == file["format"]
+        if FORMAT_READ_BY[runtime] == file["format"]
     ]
     idle = sorted(set(runtimes) - {candidate.runtime for candidate in found})
     if idle:
         raise ParamsError(
             f"params.yaml: {key} asks for {idle[0]}, but {manifest.parent} holds no file for it; remove it there or "
-            f"have the export stage write {_FORMAT_OF_RUNTIME[idle[0]]} files"
+            f"have the export stage write {FORMAT_READ_BY[idle[0]]} files"
         )
     return found
 

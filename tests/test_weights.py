@@ -58,9 +58,7 @@ def test_a_checkpoint_of_the_wrong_network_is_refused_and_changes_nothing(networ
     path = tmp_path / "teacher.pth"
     torch.save(models.build("resnet14", 5).state_dict(), path)
     before = state_hash(network)
-    with pytest.raises(
-        CheckpointError, match=r"teacher\.pth is not a checkpoint of this .* others such as layer"
-    ):
+    with pytest.raises(CheckpointError, match=r"teacher\.pth is not a checkpoint of this .* others such as layer"):
         load_foreign(network, path)
     assert state_hash(network) == before
 
@@ -107,5 +105,5 @@ def test_a_missing_checkpoint_is_named(network, tmp_path):
 
 
 def test_an_unknown_network_names_its_key():
-    with pytest.raises(ParamsError, match=r'params\.yaml: distill\.network: .*resnet9'):
+    with pytest.raises(ParamsError, match=r"params\.yaml: distill\.network: .*resnet9"):
         build_network("resnet9", 3, "distill.network")

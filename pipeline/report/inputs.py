@@ -20,7 +20,7 @@ from pipeline.layout import (
     ENERGY,
     ENERGY_TEST,
     EVALUATION,
-    EXPORT,
+    EXPORT_MANIFEST,
     STUDENT,
     STUDENT_CURVES,
     SUBSET,
@@ -29,7 +29,6 @@ from pipeline.layout import (
 )
 
 DATA_CARD, TEACHER_CARD, STUDENT_CARD = DATA / "data.json", TEACHER / "card.json", STUDENT / "card.json"
-MANIFEST = EXPORT / "export.json"
 
 Json = Mapping[str, Any]
 
@@ -87,7 +86,7 @@ def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | No
         data=read_json(root / DATA_CARD),
         teacher=read_json(root / TEACHER_CARD),
         student=read_json(root / STUDENT_CARD),
-        export=read_json(root / MANIFEST),
+        export=read_json(root / EXPORT_MANIFEST),
         evaluation=read_json(root / EVALUATION),
         benchmark=read_json(root / BENCHMARK),
         energy=Table(*read_table(root / ENERGY)),

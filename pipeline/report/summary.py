@@ -9,12 +9,11 @@ from pipeline.artifacts import check_lineage
 from pipeline.config import BudgetParams
 from pipeline.device.statistics import required_samples
 from pipeline.errors import LineageError
-from pipeline.layout import BENCHMARK, EVALUATION
+from pipeline.layout import BENCHMARK, EVALUATION, EXPORT_MANIFEST
 from pipeline.report.formatting import runtime
-from pipeline.report.inputs import MANIFEST, Json
+from pipeline.report.inputs import Json
 from pipeline.report.recommend import Recommendation, recommend
-
-RUNTIMES_OF_FORMAT = {"torch": ("torch",), "onnx": ("onnxruntime", "tensorrt"), "openvino": ("openvino",)}
+from pipeline.runtimes import FORMAT_READ_BY, NAMES
 
 # The flat keys of a row; every one of them is present, and null where not measured.
 ROW_KEYS = (
@@ -80,13 +79,13 @@ def build_summary(
         "teacher": teacher["weights_sha256"],
         "student": student["weights_sha256"],
     }
-    check_lineage(MANIFEST, export["lineage"], expected)
+    check_lineage(EXPORT_MANIFEST, export["lineage"], expected)
     files = {file["name"]: file for file in export["files"]}
     accuracy = _index(str(EVALUATION), evaluation["rows"], files)
     latency = _index(str(BENCHMARK), benchmark["rows"], files)
     rows = []
     for file in export["files"]:
-        for name in RUNTIMES_OF_FORMAT[file["format"]]:
+        for name in (name for name in NAMES if FORMAT_READ_BY[name] == file["format"]):
             measured = accuracy.get((file["name"], name)), latency.get((file["name"], name))
             if measured != (None, None):
                 rows.append(_row(file, name, benchmark["device"], *measured))

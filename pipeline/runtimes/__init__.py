@@ -19,8 +19,11 @@ _CLASSES = {
     "tensorrt": ("pipeline.runtimes.tensorrt_runtime", "TensorRtRuntime"),
 }
 NAMES = tuple(_CLASSES)
+# TensorRT reads the same files as ONNX Runtime and builds its engine on the machine that runs it.
+FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
 
 __all__ = [
+    "FORMAT_READ_BY",
     "NAMES",
     "PRECISIONS",
     "Executed",
