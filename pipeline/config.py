@@ -142,7 +142,7 @@ class ExportParams(_Block):
     precisions: list[Precision]
     openvino: bool
     teacher: bool
-    opset: Annotated[int, Field(ge=17, le=20)]
+    opset: Annotated[int, Field(ge=18, le=20)]
     calibration: CalibrationParams
     parity: ParityParams
 

@@ -1,1 +1,18 @@
 """One thin program per DVC stage: read the parameters, call the pipeline, write the outputs, show progress."""
+
+from __future__ import annotations
+
+import os
+
+# GNU OpenMP lets the idle threads of torch spin for milliseconds. Beside a busy process they take the core that the
+# others need, and training takes a multiple of its time (bench/openmp_spin.py measures it). The limit is read when
+# torch is imported, which is after this line.
+_SPIN_COUNT = "GOMP_SPINCOUNT"
+_ADDED = _SPIN_COUNT not in os.environ
+os.environ.setdefault(_SPIN_COUNT, "1000")
+
+
+def restore_environment() -> None:
+    """Take the setting out again, so that child processes, the timed ones above all, have the user's environment."""
+    if _ADDED:
+        os.environ.pop(_SPIN_COUNT, None)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline.artifacts import atomic_file
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError
+from stages import restore_environment
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -27,6 +28,7 @@ def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
     """
+    restore_environment()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:

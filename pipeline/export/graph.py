@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,11 +66,12 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write one file with embedded weights, ``metadata`` as its metadata_props; equal models give equal bytes.
+    """Write a copy with ``metadata`` as its metadata_props into one file; equal models give equal bytes.
 
     Raises:
         ExportError: the graph is not valid ONNX, or is larger than the 2 GB that one file can hold.
     """
+    model = copy.deepcopy(model)
     strip(model)
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     try:

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pipeline.errors import ExportError
+from pipeline.export.capture import first_line
 from pipeline.export.graph import element_types
 
 COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -27,14 +28,12 @@ class Structure:
         shares: share of the convolutions and matrix products by precision; "int8" if both operands come out of a
             DequantizeLinear of int8. Integer arithmetic on shapes is not counted. Sums to 1, or is empty.
         foreign_operators: operators outside of the standard ONNX domain.
-        external_tensors: tensors whose values are not inside the file.
         faulty_quantizers: Q/DQ nodes that are not int8 with zero-point 0 throughout.
         quantized_biases: compute nodes whose bias is quantised.
     """
 
     shares: dict[str, float]
     foreign_operators: tuple[str, ...]
-    external_tensors: tuple[str, ...]
     faulty_quantizers: tuple[str, ...]
     quantized_biases: tuple[str, ...]
 
@@ -54,9 +53,6 @@ def inspect(model: onnx.ModelProto) -> Structure:
         shares={precision: count / total for precision, count in sorted(counts.items())},
         foreign_operators=tuple(
             sorted({f"{node.domain}.{node.op_type}" for node in graph.node if node.domain not in {"", "ai.onnx"}})
-        ),
-        external_tensors=tuple(
-            tensor.name for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL
         ),
         faulty_quantizers=tuple(
             node.name or node.output[0]
@@ -79,13 +75,14 @@ def check_structure(path: Path, precision: str) -> Structure:
             precision; for int8 also if a zero-point is not an int8 zero or a bias is quantised.
     """
     try:
-        structure = inspect(onnx.load(path, load_external_data=False))
+        model = onnx.load(path, load_external_data=False)
+        external = sum(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
+        structure = None if external else inspect(model)
     except Exception as error:  # a damaged file fails in protobuf or in shape inference
-        raise ExportError(f"{path.name} is not readable as ONNX; export it again") from error
-    if structure.external_tensors:
+        raise ExportError(f"{path.name} is not readable as ONNX ({first_line(error)}); export it again") from error
+    if structure is None:
         raise ExportError(
-            f"{path.name} keeps {len(structure.external_tensors)} of its tensors in another file; export it again with "
-            "embedded weights"
+            f"{path.name} keeps {external} of its tensors in another file; export it again with embedded weights"
         )
     if structure.foreign_operators:
         raise ExportError(

@@ -1,0 +1,93 @@
+"""Which images are chosen to set the int8 ranges."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.artifacts import read_json
+from pipeline.errors import ExportError
+from pipeline.export.calibration import select, write_record
+
+
+@st.composite
+def _splits(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Labels, energies and a count of at most their number."""
+    labels = np.array(draw(st.lists(st.integers(0, 5), min_size=1, max_size=80)), dtype=np.int64)
+    energy = np.random.default_rng(draw(st.integers(0, 99))).standard_normal(len(labels)).astype(np.float32)
+    return labels, energy.round(draw(st.integers(0, 3))), draw(st.integers(1, len(labels)))
+
+
+@given(_splits(), st.sampled_from(["stratified", "random"]))
+def test_exactly_the_asked_number_of_different_images(split: tuple, selection: str) -> None:
+    labels, energy, count = split
+    chosen = select(labels, energy, count, selection, 0)
+    assert chosen.dtype == np.int64
+    assert len(chosen) == count
+    assert (np.diff(chosen) > 0).all()
+    assert chosen[0] >= 0
+    assert chosen[-1] < len(labels)
+    np.testing.assert_array_equal(chosen, select(labels, energy, count, selection, 0))
+
+
+@given(_splits())
+def test_every_class_has_its_share_and_at_least_one_image(split: tuple) -> None:
+    labels, energy, count = split
+    classes, sizes = np.unique(labels, return_counts=True)
+    if count < len(classes):
+        return
+    chosen = labels[select(labels, energy, count, "stratified", 0)]
+    for label, size in zip(classes, sizes, strict=True):
+        share = (chosen == label).sum()
+        exact = 1 + (size - 1) * (count - len(classes)) / max(len(labels) - len(classes), 1)
+        assert 1 <= share <= size
+        assert abs(share - exact) < 1
+
+
+def test_energies_of_a_class_are_evenly_spread() -> None:
+    labels = np.repeat([0, 1], [200, 600])
+    energy = np.random.default_rng(1).permutation(800).astype(np.float32)
+    chosen = select(labels, energy, 80, "stratified", 0)
+    assert np.bincount(labels[chosen]).tolist() == [20, 60]
+    for label, size in ((0, 200), (1, 600)):
+        ranks = np.argsort(np.argsort(energy[labels == label]))
+        taken = np.sort(ranks[np.isin(np.flatnonzero(labels == label), chosen)])
+        gaps = np.diff(np.concatenate([[0], taken, [size - 1]]))
+        assert gaps.max() <= size / len(taken) + 1
+
+
+def test_fewer_images_than_classes_spread_over_the_classes() -> None:
+    labels = np.repeat(np.arange(10), 5)
+    chosen = select(labels, np.zeros(50, np.float32), 5, "stratified", 0)
+    assert len(set(labels[chosen])) == 5
+
+
+def test_stratified_ignores_the_seed_and_random_follows_it() -> None:
+    labels, energy = np.arange(60) % 3, np.linspace(0, 1, 60, dtype=np.float32)
+    assert (select(labels, energy, 9, "stratified", 0) == select(labels, energy, 9, "stratified", 1)).all()
+    assert (select(labels, energy, 9, "random", 0) != select(labels, energy, 9, "random", 1)).any()
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"export\.calibration\.images is 4, but the training split has 3 images; "):
+        select(np.zeros(3, np.int64), np.zeros(3, np.float32), 4, "stratified", 0)
+
+
+def test_labels_and_energies_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="same length"):
+        select(np.zeros(3, np.int64), np.zeros(4, np.float32), 1, "stratified", 0)
+
+
+def test_record_names_the_images_and_their_hash(tmp_path: Path) -> None:
+    indices = np.array([2, 5, 11], dtype=np.int64)
+    write_record(tmp_path / "calibration.json", indices, selection="stratified", seed=0)
+    record = read_json(tmp_path / "calibration.json")
+    assert record["indices"] == [2, 5, 11]
+    assert record["images"] == 3
+    assert record["selection"] == "stratified"
+    assert record["sha256"] == hashlib.sha256(indices.tobytes()).hexdigest()

@@ -1,0 +1,88 @@
+"""Numbers of the comparison, and when it refuses a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline.config import ParityParams
+from pipeline.errors import ExportError
+from pipeline.export.parity import check_parity, compare, fp32_limit
+
+LIMITS = ParityParams(images=8, fp32_max_abs=1e-4, minimum_agreement=0.75)
+REFERENCE = np.float32([[2, 1, 0], [0, 3, 1], [1, 0, 1.5], [4, 0, 0]])
+LOGITS = arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32))
+
+
+def test_numbers_of_a_known_difference() -> None:
+    other = REFERENCE + np.float32([[0, 0, 0.5], [0, 0, 0], [1, 0, 0], [0, 0, -0.25]])
+    parity = compare(REFERENCE, other)
+    assert parity.images == 4
+    assert parity.max_abs == 1.0
+    assert parity.mean_abs == pytest.approx(1.75 / 12)
+    assert parity.top1_agreement == 0.75
+    assert parity.smallest_flipped_margin == parity.largest_flipped_margin == 0.5
+    a, b = REFERENCE.ravel().astype(float), other.ravel().astype(float)
+    assert parity.cosine == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@given(LOGITS)
+def test_a_file_agrees_with_itself(logits: np.ndarray) -> None:
+    parity = compare(logits, logits)
+    assert (parity.max_abs, parity.mean_abs, parity.top1_agreement) == (0, 0, 1)
+    assert parity.cosine == pytest.approx(1)
+    assert parity.smallest_flipped_margin is None
+    assert parity.largest_flipped_margin is None
+
+
+@given(LOGITS, LOGITS)
+def test_numbers_stay_in_their_ranges(reference: np.ndarray, logits: np.ndarray) -> None:
+    parity = compare(reference, logits)
+    assert 0 <= parity.mean_abs <= parity.max_abs <= 200
+    assert -1 - 1e-9 <= parity.cosine <= 1 + 1e-9
+    assert (parity.top1_agreement == 1) == (parity.largest_flipped_margin is None)
+    if parity.smallest_flipped_margin is not None and parity.largest_flipped_margin is not None:
+        assert 0 <= parity.smallest_flipped_margin <= parity.largest_flipped_margin <= 2 * parity.max_abs + 1e-9
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 3), (12,)])
+def test_other_shapes_cannot_be_compared(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare(REFERENCE, np.zeros(shape, np.float32))
+
+
+def test_fp32_limit_is_plain_for_usual_logits_and_relative_for_large_ones() -> None:
+    assert fp32_limit(REFERENCE, LIMITS) == 1e-4
+    assert fp32_limit(10 * REFERENCE / 4, LIMITS) == 1e-4
+    assert fp32_limit(100 * REFERENCE / 4, LIMITS) == pytest.approx(1e-3)
+
+
+def test_fp32_file_beyond_the_limit_is_refused_although_all_answers_agree() -> None:
+    assert check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(9e-5), LIMITS).top1_agreement == 1
+    with pytest.raises(ExportError, match=r"^a\.onnx differs .* 0\.0003 .* limit of 0\.0001; .*fp32_max_abs$"):
+        check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(3e-4), LIMITS)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_rounded_file_is_judged_by_its_answers(precision: str) -> None:
+    assert check_parity("a.onnx", precision, REFERENCE, 1.2 * REFERENCE, LIMITS).max_abs > 0.5
+    swapped = REFERENCE[:, [1, 0, 2]]
+    with pytest.raises(ExportError, match=r"^a\.onnx gives .* 0\.2500 of 4 images, below the limit of 0\.75; "):
+        check_parity("a.onnx", precision, REFERENCE, swapped, LIMITS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(precision: str, value: float) -> None:
+    logits = REFERENCE.copy()
+    logits[1, 0] = value
+    with pytest.raises(ExportError, match=r"^a\.onnx gives logits that are not finite for 1 of 4 images; "):
+        check_parity("a.onnx", precision, REFERENCE, logits, LIMITS)
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    with pytest.raises(ExportError, match=r"^a\.onnx returns logits of shape \(4, 2\)"):
+        check_parity("a.onnx", "fp16", REFERENCE, REFERENCE[:, :2], LIMITS)
