@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# GNU OpenMP lets the idle threads of torch spin for milliseconds. Beside a busy process they take the core that the
-# others need, and training takes a multiple of its time (bench/openmp_spin.py measures it). The limit is read when
-# torch is imported, which is after this line.
+# GNU OpenMP lets the idle threads of torch spin for milliseconds. Beside a busy process they hold the core that the
+# other threads wait for, and training suffers far more than by the share it loses (bench/openmp_spin.py measures it).
+# The limit is read when torch is imported, which is after this line.
 _SPIN_COUNT = "GOMP_SPINCOUNT"
 _ADDED = _SPIN_COUNT not in os.environ
 os.environ.setdefault(_SPIN_COUNT, "1000")

@@ -212,6 +212,10 @@ def _label_rows(
         if low is not None and high is not None:
             bottom, top = (axes.transData.transform((row["latency_p50_ms"], value))[1] for value in (low, high))
             obstacles.append(Box(float(x) - 1.5, float(bottom), float(x) + 1.5, float(top)))
+        fast, slow = row["latency_ci_low_ms"], row["latency_ci_high_ms"]
+        if fast and slow:
+            left, right = (axes.transData.transform((value, 100 * row["top1"]))[0] for value in (fast, slow))
+            obstacles.append(Box(float(left), float(y) - 2.5, float(right), float(y) + 2.5))
         texts.append(text)
     frame = axes.get_window_extent(renderer)
     lines = [float(anchor.y) for row, anchor in zip(rows, anchors, strict=True) if row["role"] == "teacher"]
