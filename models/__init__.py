@@ -2,8 +2,8 @@
 
 The names without a prefix are the networks for 32x32 images of the CRD and mdistiller benchmarks; their state dicts
 have the names, order and shapes of the public checkpoints, which therefore load with `strict=True`. They map images
-[B, 3, H, W] with H and W >= 32 to logits [B, num_classes]. `torchvision:<name>` and `timm:<name>` build a classifier of
-these libraries, without weights.
+[B, 3, H, W], made for H = W = 32, to logits [B, num_classes]. `torchvision:<name>` and `timm:<name>` build a
+classifier of these libraries, without weights.
 """
 
 from __future__ import annotations

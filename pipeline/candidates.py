@@ -34,7 +34,7 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
     Raises:
         ParamsError: a runtime is not usable here, or none of the files is for it.
     """
-    _check_available(runtimes, key)
+    check_available(runtimes, key)
     files = read_json(manifest)["files"]
     found = [
         Candidate(file, manifest.parent / file["name"], runtime)
@@ -51,7 +51,8 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
     return found
 
 
-def _check_available(runtimes: Iterable[str], key: str) -> None:
+def check_available(runtimes: Iterable[str], key: str) -> None:
+    """Raise ParamsError for the first of the runtimes that cannot be used here."""
     for name in runtimes:
         reason = runtime_class(name).unavailable()
         if reason is not None:

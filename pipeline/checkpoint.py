@@ -81,7 +81,7 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterat
     Args:
         root: folder of all checkpoints.
         role: teacher or student.
-        decides: parameters and hashes of inputs, JSON-like. The code of pipeline/ and models/ is added here.
+        decides: parameters and hashes of inputs, JSON-like. The code of the repository is added here.
 
     Raises:
         TrainingError: another process is training the same run.
@@ -103,7 +103,7 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterat
 
 def _code_hash() -> str:
     digest = hashlib.sha256()
-    for package in ("models", "pipeline"):
+    for package in ("models", "pipeline", "stages"):
         for path in sorted((_CODE / package).rglob("*.py")):
             digest.update(path.relative_to(_CODE).as_posix().encode())
             digest.update(path.read_bytes())

@@ -10,7 +10,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -29,6 +29,15 @@ PositiveChannels = tuple[
 ]
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
+
+
+def _named_once(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("name each of them once")
+    return names
+
+
+Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_named_once)]
 
 
 class _Block(BaseModel):
@@ -65,8 +74,8 @@ class TrainingParams(_Block):
             raise ValueError("schedule step needs at least one milestone")
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones belong to schedule step; empty them or change the schedule")
-        if sorted(set(self.milestones)) != self.milestones:
-            raise ValueError("milestones must ascend")
+        if sorted(set(self.milestones)) != self.milestones or any(m >= self.epochs for m in self.milestones):
+            raise ValueError("milestones must ascend and lie below epochs")
         return self
 
 
@@ -79,8 +88,8 @@ class TeacherParams(_Block):
 
 class EnergyParams(_Block):
     temperature: Positive
-    low_fraction: Fraction
-    high_fraction: Fraction
+    low_fraction: Annotated[float, Field(ge=0, lt=1)]
+    high_fraction: Annotated[float, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")
     def _groups_do_not_overlap(self) -> Self:
@@ -154,12 +163,12 @@ class ExportParams(_Block):
 
 
 class EvaluateParams(_Block):
-    runtimes: Annotated[list[RuntimeName], Field(min_length=1)]
+    runtimes: Runtimes
     batch_size: Annotated[int, Field(ge=1, le=4096)]
 
 
 class BenchmarkParams(_Block):
-    runtimes: Annotated[list[RuntimeName], Field(min_length=1)]
+    runtimes: Runtimes
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     threads: Annotated[int, Field(ge=0, le=1024)]
     rounds: Annotated[int, Field(ge=2, le=100)]

@@ -89,7 +89,7 @@ def mixup(images: Tensor, generator: torch.Generator) -> Mixed:
         generator: a CPU generator; on another device the draw would make the host wait.
     """
     partner = torch.randperm(images.shape[0], generator=generator).to(images.device, non_blocking=True)
-    # torch's public Beta distribution takes no generator, so its own stream is seeded from ours.
+    # torch's Beta distribution takes no generator; numpy's does, seeded from ours
     seed = int(torch.randint(2**62, (1,), generator=generator))
     share = float(np.random.default_rng(seed).beta(0.2, 0.2))
     return Mixed(torch.lerp(images[partner], images, share), partner, share)

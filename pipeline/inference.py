@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import Batch, DeviceImages
 
+_PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
-def logits_in_batches(
-    network: nn.Module, images: DeviceImages, batch_size: int = 256
-) -> Iterator[tuple[Batch, Tensor]]:
+
+def logits_in_batches(network: nn.Module, images: DeviceImages) -> Iterator[tuple[Batch, Tensor]]:
     """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
 
     Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
     """
     network.eval()
     with torch.inference_mode():
-        for batch in images.batches(batch_size):
+        for batch in images.batches(max(1, min(256, _PIXELS_AT_ONCE // images.size**2))):
             yield batch, network(batch.images).float()
 
 
-def all_logits(network: nn.Module, images: DeviceImages, batch_size: int = 256) -> Tensor:
+def all_logits(network: nn.Module, images: DeviceImages) -> Tensor:
     """Logits of a whole split, in order: float32 [N, K] on the CPU."""
-    return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images, batch_size)])
+    return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
 
 
 def top1(network: nn.Module, images: DeviceImages) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 CHECKPOINTS = Path(".checkpoints")
+FOREIGN_CHECKPOINTS = Path("checkpoints")
 
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
@@ -17,7 +18,6 @@ STUDENT = ARTIFACTS / "student"
 EXPORT = ARTIFACTS / "export"
 EXPORT_MANIFEST = EXPORT / "export.json"
 DEPLOY = ARTIFACTS / "deploy"
-BENCHMARK_SAMPLES = ARTIFACTS / "benchmark_samples.npz"
 
 REPORTS = Path("reports")
 TEACHER_CURVES = REPORTS / "curves/teacher"
@@ -27,6 +27,7 @@ ENERGY_HISTOGRAM = REPORTS / "energy_histogram.csv"
 SUBSET_METRICS = REPORTS / "subset.json"
 EVALUATION = REPORTS / "evaluation.json"
 BENCHMARK = REPORTS / "benchmark.json"
+BENCHMARK_SAMPLES = REPORTS / "benchmark_samples.npz"
 SUMMARY = REPORTS / "summary.json"
 METRICS = REPORTS / "metrics.json"
 PAGE = REPORTS / "report.html"

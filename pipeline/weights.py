@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -38,6 +36,31 @@ def build_network(name: str, num_classes: int, key: str) -> nn.Module:
     except models.UnknownNetworkError as error:
         raise ParamsError(f"params.yaml: {key}: {error}") from None
     return network.to(memory_format=torch.channels_last)
+
+
+def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
+    """Run the network once, so that one that cannot take the images is refused before anything is trained.
+
+    Args:
+        key: the entry of params.yaml that named the network, for the message.
+
+    Raises:
+        ParamsError: it fails on images of this size, or does not return logits [B, num_classes].
+    """
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            shape = list(network.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
+    except Exception as error:  # networks raise whatever their layers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ParamsError(
+            f"params.yaml: {key} cannot take images of {image_size} pixels ({reason}); change it or data.image_size"
+        ) from None
+    network.train(was_training)
+    if shape != [2, num_classes]:
+        raise ParamsError(
+            f"params.yaml: {key} returns {shape} for 2 images in place of logits [2, {num_classes}]; change it"
+        )
 
 
 def write_network(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +118,7 @@ def load_foreign(network: nn.Module, path: Path) -> None:
         if isinstance(inner, Mapping):
             state = dict(inner)
             break
-    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
     load_state(network, tensors, path)
@@ -145,7 +168,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a reader of foreign bytes fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} is not a safetensors file or a plain state dict ({reason}); save it as one of those"

@@ -1,22 +1,44 @@
-"""Checks params.yaml and the paths in it, before DVC removes the outputs of the stages that it will re-run."""
+"""Checks all of params.yaml that can be checked without computing, before DVC removes outputs or trains anything.
+
+`make repro` runs it first. What it cannot see without decoding every image, or without a download, the stages check.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from pipeline.candidates import check_available
+from pipeline.compute import choose_device
 from pipeline.config import Params
-from pipeline.errors import CheckpointError, DataError
+from pipeline.data.sources import open_source
+from pipeline.data.splits import split
+from pipeline.layout import FOREIGN_CHECKPOINTS
+from pipeline.weights import build_network, check_runs, load_foreign
 from stages.common import run
+
+CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
 
 def check(params: Params) -> None:
-    if params.data.name == "imagefolder" and not (Path(params.data.root) / "train").is_dir():
-        raise DataError(
-            f"data.root {params.data.root} has no folder train/; set it to the folder that holds train/<class>/"
-        )
-    checkpoint = params.teacher.checkpoint
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise CheckpointError(f"teacher.checkpoint {checkpoint} does not exist; correct the path or set it to null")
+    choose_device(params.device)
+    check_available(params.evaluate.runtimes, "evaluate.runtimes")
+    check_available(params.benchmark.runtimes, "benchmark.runtimes")
+    classes = CLASSES_OF_DOWNLOADS.get(params.data.name)
+    if classes is None:
+        source = open_source(params.data)
+        split(source, params.data)
+        classes = len(source.class_names)
+    for key, name in (("teacher.network", params.teacher.network), ("distill.network", params.distill.network)):
+        network = build_network(name, classes, key)
+        check_runs(network, key, classes, params.data.image_size)
+        if key == "teacher.network" and params.teacher.checkpoint is not None:
+            path = Path(params.teacher.checkpoint)
+            load_foreign(network, path)
+            if FOREIGN_CHECKPOINTS.resolve() not in path.resolve().parents:
+                logging.warning(
+                    "%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS
+                )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pipeline.inference import top1
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.training import epoch_seed, train
-from pipeline.weights import build_network, read_network, write_network
+from pipeline.weights import build_network, check_runs, read_network, write_network
 from stages.common import run
 from stages.curves import learning_curves
 
@@ -42,6 +42,7 @@ def distill(params: Params) -> None:
     check_lineage(SUBSET, subset_lineage, {"data": data["fingerprint"], "energy": lineage["energy"]})
 
     student = build_network(params.distill.network, len(data["class_names"]), "distill.network")
+    check_runs(student, "distill.network", len(data["class_names"]), data["image_size"])
     groups = EnergyGroups(
         torch.from_numpy(scores["group"].copy()).to(device),
         energy_lineage["low_threshold"],
@@ -90,10 +91,10 @@ def _companions(
     if params.heda.mix == "none":
         yield from [None] * steps
         return
-    size = companion_size(params.distill.training.batch_size, params.heda.fraction)
+    size = companion_size(min(params.distill.training.batch_size, len(images)), params.heda.fraction)
     # streams of their own, so that the clean batches are the same with and without HE-DA
-    seed = epoch_seed(params.seed + 1, epoch)
-    on_device, on_host = torch.Generator(images.device).manual_seed(seed), torch.Generator().manual_seed(seed)
+    on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed + 1, epoch))
+    on_host = torch.Generator().manual_seed(epoch_seed(params.seed + 2, epoch))
     mix = MIXES[params.heda.mix]
     for index in cycled_indices(members, size, steps, on_device):
         yield Companion(mix(images.views(index, on_device), on_host), images.labels[index])

@@ -24,7 +24,7 @@ def evaluate(params: Params) -> None:
     data = read_card(DATA)
     student, card = read_network(STUDENT)
     scores, lineage = read_table(ENERGY_TEST)
-    check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"]})
+    check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
     check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
 
     images = open_images(DATA, "test", torch.device("cpu"))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipeline.artifacts import atomic_folder, check_lineage, read_table, sha256_file, write_json
 from pipeline.config import Params
 from pipeline.data.loader import DeviceImages, open_images
-from pipeline.data.store import read_card
+from pipeline.data.store import preprocessing, read_card
 from pipeline.export import export_all, plan, select, write_record
 from pipeline.layout import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
 from pipeline.weights import read_network
@@ -77,18 +77,9 @@ def _images(images: DeviceImages, index: torch.Tensor) -> Any:
 
 def _metadata(data: dict[str, Any], lineage: dict[str, str]) -> dict[str, str]:
     """What a device needs to know about the file, and where it came from."""
-    preprocessing = {
-        "mode": "RGB",
-        "size": [data["image_size"], data["image_size"]],
-        "resize": "bilinear, antialiased, aspect ratio not kept",
-        "scale": 1 / 255,
-        "mean": data["mean"],
-        "std": data["std"],
-        "layout": "NCHW",
-    }
     return {
         "class_names": json.dumps(data["class_names"]),
-        "preprocessing": json.dumps(preprocessing),
+        "preprocessing": json.dumps(preprocessing(data)),
         "lineage": json.dumps(lineage),
         "data": data["source"],
         "data_licence": data["licence"],

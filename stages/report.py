@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline.artifacts import atomic_file, write_json
@@ -22,6 +23,7 @@ def report(params: Params) -> None:
         temporary.write_text(result.html, encoding="utf-8")
     row = result.recommendation.row
     if row is None:
+        shutil.rmtree(DEPLOY, ignore_errors=True)  # an earlier recommendation must not be taken for this one
         raise BudgetError(budget_sentence(result.recommendation))
     write_deploy(DEPLOY, row, EXPORT, inputs.data)
     print(f"deploy {row['name']} with {row['runtime']}: {DEPLOY}/, see {PAGE}")

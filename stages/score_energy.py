@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import write_json, write_table
+from pipeline.artifacts import check_lineage, write_json, write_table
 from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images
+from pipeline.data.store import read_card
 from pipeline.energy import EnergyGroups
 from pipeline.evaluation import group_accuracy
 from pipeline.layout import DATA, ENERGY, ENERGY_HISTOGRAM, ENERGY_METRICS, ENERGY_TEST, TEACHER
@@ -22,6 +23,8 @@ from stages.common import progress, run, write_csv
 def score_energy(params: Params) -> None:
     device = choose_device(params.device)
     teacher, card = read_network(TEACHER)
+    data = read_card(DATA)["fingerprint"]
+    check_lineage(TEACHER, card["lineage"], {"data": data})
     teacher.to(device)
     splits = {name: open_images(DATA, name, device) for name in ("train", "test")}
     with progress("score_energy", sum(len(images) for images in splits.values()), "image") as advance:
@@ -33,7 +36,7 @@ def score_energy(params: Params) -> None:
         "temperature": params.energy.temperature,
         "low_threshold": groups.low_threshold,
         "high_threshold": groups.high_threshold,
-        "data": card["lineage"]["data"],
+        "data": data,
         "teacher": card["weights_sha256"],
     }
     test_codes = groups.assign(torch.from_numpy(test.energy)).numpy()

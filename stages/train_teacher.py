@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError, TrainingError
 from pipeline.inference import top1
 from pipeline.layout import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
 from pipeline.training import cross_entropy, epoch_seed, train
-from pipeline.weights import build_network, load_foreign, write_network
+from pipeline.weights import build_network, check_runs, load_foreign, write_network
 from stages.common import run
 from stages.curves import learning_curves
 
@@ -30,6 +30,7 @@ def train_teacher(params: Params) -> None:
     device = choose_device(params.device)
     data = read_card(DATA)
     network = build_network(params.teacher.network, len(data["class_names"]), "teacher.network")
+    check_runs(network, "teacher.network", len(data["class_names"]), data["image_size"])
     validation = open_images(DATA, "val", device)
     make = _train if params.teacher.checkpoint is None else _load
     card = make(network, params, data, validation)

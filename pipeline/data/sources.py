@@ -96,6 +96,9 @@ def _image_folder(root: Path) -> Source:
     class_names = tuple(sorted(folder.name for folder in train.iterdir() if folder.is_dir()))
     if len(class_names) < 2:
         raise DataError(f"{train} has {len(class_names)} class folder(s); a classifier needs at least 2")
+    for name in class_names:
+        if not name.isprintable():
+            raise DataError(f"{train / ascii(name)} is a class name with characters that cannot be shown; rename it")
     splits = {name: _folder_split(root / name, class_names) for name in SPLITS if (root / name).is_dir()}
     return Source(class_names, splits, origin=f"folder {root.name}", licence="that of the images in data.root")
 
@@ -119,6 +122,8 @@ def _decode(path: Path) -> Image.Image:
     """One image file as RGB, turned upright by its EXIF orientation."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{path} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be decoded ({error}); replace or remove the file") from None

@@ -26,7 +26,7 @@ def split(source: Source, params: DataParams) -> dict[str, tuple[str, NDArray[np
     """
     labels = source.splits["train"].labels
     missing = [name for name in ("test", "val") if name not in source.splits]
-    _check_class_sizes(labels, source.class_names, minimum=max(2, 1 + len(missing)))
+    _check_class_sizes(labels, source.class_names, 2)
     remaining = np.arange(len(labels))
     result = {name: (name, np.arange(len(part.labels))) for name, part in source.splits.items()}
     for name in missing:
@@ -38,6 +38,7 @@ def split(source: Source, params: DataParams) -> dict[str, tuple[str, NDArray[np
                 f"{key} {fraction} of {len(remaining)} images holds out {count}, fewer than the "
                 f"{len(source.class_names)} classes; raise it, or add a {name}/ folder"
             )
+        _check_class_sizes(labels[remaining], source.class_names, 2)
         kept, held_out = train_test_split(
             remaining, test_size=count, stratify=labels[remaining], random_state=params.seed
         )
@@ -52,6 +53,6 @@ def _check_class_sizes(labels: NDArray[np.int64], class_names: tuple[str, ...], 
     if (sizes < minimum).any():
         smallest = int(sizes.argmin())
         raise DataError(
-            f"class {class_names[smallest]!r} has {sizes[smallest]} training image(s), but the splits need at least "
+            f"class {class_names[smallest]!r} has {sizes[smallest]} training image(s) to split, but needs at least "
             f"{minimum}; add images to train/{class_names[smallest]}/ or remove the class"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.data.sources import SPLITS, Source, SourceSplit
 from pipeline.errors import DataError
 
 CARD = "data.json"
-_CHUNK = 1024
+_CHUNK_BYTES = 2**23  # of uint8 pixels held at once; statistics take eight times as much
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def write_store(
             _pack(temporary, name, source.splits[origin], indices, size, on_images)
         train = read_split(temporary, "train").images
         mean, std = _channel_statistics(train)
+        if params.std is None and min(std) < 1e-4:
+            raise DataError("all training images have the same value in one channel; check the images, or set data.std")
         card = {
             "schema": 1,
             "name": params.name,
@@ -76,6 +78,23 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of a store."""
     card: dict[str, Any] = read_json(folder / CARD)
     return card
+
+
+def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
+    """How an image becomes the network's input, for devices: what prepare and the loader do, in words and numbers."""
+    return {
+        "schema": 1,
+        "image_size": card["image_size"],
+        "steps": [
+            "turn upright by EXIF orientation, convert to RGB",
+            "resize to image_size x image_size, Pillow bilinear with antialiasing, aspect ratio not kept",
+            "divide by 255",
+            "subtract mean and divide by std, per channel",
+            "float32, channels first, one image per row: [N, 3, image_size, image_size]",
+        ],
+        "mean": list(card["mean"]),
+        "std": list(card["std"]),
+    }
 
 
 def read_split(folder: Path, name: str) -> PackedSplit:
@@ -108,8 +127,9 @@ def _pack(
         folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
     )
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(indices), _CHUNK):
-            chunk = indices[start : start + _CHUNK]
+        count = _images_per_chunk(size)
+        for start in range(0, len(indices), count):
+            chunk = indices[start : start + count]
             packed[start : start + len(chunk)] = list(pool.map(read, chunk.tolist()))
             on_images(len(chunk))
     packed.flush()
@@ -124,16 +144,19 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on the scale [0, 1]."""
     total, squares = np.zeros(3), np.zeros(3)
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK].reshape(-1, 3) / 255.0
+    count = _images_per_chunk(images.shape[1])
+    for start in range(0, len(images), count):
+        chunk = images[start : start + count].reshape(-1, 3) / 255.0
         total += chunk.sum(axis=0)
         squares += np.square(chunk).sum(axis=0)
     pixels = images.size / 3
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-    if (std < 1e-4).any():
-        raise DataError("all training images have the same colour in one channel; check the files under data.root")
     return tuple(float(value) for value in mean.round(6)), tuple(float(value) for value in std.round(6))
+
+
+def _images_per_chunk(size: int) -> int:
+    return max(1, _CHUNK_BYTES // (3 * size * size))
 
 
 def _fingerprint(folder: Path, card: dict[str, Any]) -> str:

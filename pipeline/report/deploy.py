@@ -11,14 +11,15 @@ from typing import Any
 import jinja2
 
 from pipeline.artifacts import atomic_folder, sha256_file, write_json
+from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
 from pipeline.report.formatting import runtime
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
+from pipeline.runtimes.openvino_runtime import HINT_OF_PRECISION
 
 INPUT, OUTPUT = "input", "logits"
 # As the benchmark and the evaluation set it; without it, capable CPUs run fp32 files in bf16.
-_OPENVINO_HINT = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 
 
 def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:
@@ -41,7 +42,7 @@ def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data
         for source in sources:
             shutil.copyfile(source, temporary / source.name)
         (temporary / "labels.txt").write_text(labels, encoding="utf-8", newline="\n")
-        write_json(temporary / "preprocessing.json", _preprocessing(data))
+        write_json(temporary / "preprocessing.json", preprocessing(data) | {"input": INPUT, "output": OUTPUT})
         (temporary / "predict.py").write_text(_program(row, package), encoding="utf-8", newline="\n")
         (temporary / "README.md").write_text(_readme(row, package, data), encoding="utf-8", newline="\n")
         sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
@@ -75,24 +76,6 @@ def _labels(class_names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in class_names)
 
 
-def _preprocessing(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "image_size": data["image_size"],
-        "steps": [
-            "turn upright by EXIF orientation, convert to RGB",
-            "resize to image_size x image_size, Pillow bilinear with antialiasing, unless it has this size",
-            "divide by 255",
-            "subtract mean and divide by std, per channel",
-            "float32, channels first, one image per row: [N, 3, image_size, image_size]",
-        ],
-        "mean": list(data["mean"]),
-        "std": list(data["std"]),
-        "input": INPUT,
-        "output": OUTPUT,
-    }
-
-
 def _program(row: Mapping[str, Any], package: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "."),
@@ -101,7 +84,7 @@ def _program(row: Mapping[str, Any], package: str) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    hint = _OPENVINO_HINT[row["precision"]]
+    hint = HINT_OF_PRECISION[row["precision"]]
     template = environment.get_template("predict.py.txt")
     entries = SESSION_ENTRIES.get(row["precision"], {})
     return template.render(

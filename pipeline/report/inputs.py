@@ -113,11 +113,8 @@ def check_one_run(inputs: Inputs) -> None:
     for path, table in ((ENERGY, inputs.energy), (ENERGY_TEST, inputs.energy_test)):
         check_lineage(path, table.lineage, {"data": data, "teacher": teacher})
     check_lineage(SUBSET, inputs.subset.lineage, {"data": data, "energy": inputs.energy_sha256})
-    check_lineage(STUDENT_CARD, inputs.student["lineage"], {"data": data, "teacher": teacher})
-    # A student that was trained without companion batches has no subset in its lineage.
-    optional = {"energy": inputs.energy_sha256, "subset": inputs.subset_sha256}
-    recorded = inputs.student["lineage"]
-    check_lineage(STUDENT_CARD, recorded, {name: sha for name, sha in optional.items() if recorded.get(name)})
+    made_from = {"data": data, "teacher": teacher, "energy": inputs.energy_sha256, "subset": inputs.subset_sha256}
+    check_lineage(STUDENT_CARD, inputs.student["lineage"], made_from)
 
 
 def _read_curves(root: Path) -> dict[str, dict[str, Curve]]:

@@ -25,7 +25,7 @@ from pipeline.runtimes.errors import RuntimeUnavailableError
 _COMPUTE = re.compile(r"^(Group|Binary)?(Convol|Deconvol)ution|FullyConnected|MatMul|Gemm|Attention", re.IGNORECASE)
 _LAYER_KEYS = ("layerType", "primitiveType", "runtimePrecision")
 # What the layers that are not quantised run in. Without the hint, capable CPUs run fp32 files in bf16.
-_HINT_OF_PRECISION = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
+HINT_OF_PRECISION = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
 class OpenVinoRuntime:
@@ -46,7 +46,7 @@ class OpenVinoRuntime:
         import openvino
 
         self._version = openvino.__version__
-        self._hint = _HINT_OF_PRECISION[precision]
+        self._hint = HINT_OF_PRECISION[precision]
         core = openvino.Core()
         target = device.upper()
         if target not in {name.split(".")[0] for name in core.available_devices}:

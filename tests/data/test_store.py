@@ -67,7 +67,7 @@ def test_images_of_one_colour_are_refused(params, tmp_path):
         (tmp_path / "in" / "train" / name).mkdir(parents=True)
         for i in range(12):
             Image.new("RGB", (8, 8)).save(tmp_path / "in" / "train" / name / f"{i}.png")
-    with pytest.raises(DataError, match="same colour"):
+    with pytest.raises(DataError, match="same value in one channel"):
         pack(tmp_path / "store", folder_params(params, tmp_path / "in"))
 
 

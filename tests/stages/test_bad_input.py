@@ -120,7 +120,7 @@ def test_a_checkpoint_that_cannot_classify_these_images(workspace):
 
 def test_a_missing_checkpoint(workspace):
     set_params(workspace, {"teacher.checkpoint": "checkpoints/none.pth"})
-    assert "checkpoints/none.pth does not exist; correct the path" in sentence(workspace, "check")
+    assert "checkpoint checkpoints/none.pth does not exist; correct the path" in sentence(workspace, "check")
 
 
 def test_an_unknown_network(workspace):
