@@ -75,7 +75,9 @@ class Exploit:
         return (print, ("code ran",))
 
 
-@pytest.mark.parametrize("content", ["pickle", "truncated", "text", "whole module", "list", "empty"])
+@pytest.mark.parametrize(
+    "content", ["pickle", "truncated", "text", "whole module", "list", "empty", "error", "numbers"]
+)
 def test_unreadable_or_unsafe_files_end_in_one_sentence(network, tmp_path, capsys, content):
     path = tmp_path / "teacher.pth"
     match content:
@@ -88,6 +90,10 @@ def test_unreadable_or_unsafe_files_end_in_one_sentence(network, tmp_path, capsy
             path.write_text("not a checkpoint")
         case "whole module":
             torch.save(network, path)
+        case "error":
+            path.write_text("Repository not found")
+        case "numbers":
+            torch.save({1: torch.zeros(2)}, path)
         case "list":
             torch.save([1, 2], path)
         case "empty":

@@ -75,6 +75,20 @@ def test_a_truncated_image_is_named(params, image_folder):
         [train.read(i) for i in range(48)]
 
 
+def test_a_16_bit_image_is_named_rather_than_turned_white(params, image_folder):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 256
+    Image.fromarray(ramp).save(image_folder / "train" / "ant" / "deep.png")
+    train = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"]
+    with pytest.raises(DataError, match=r"deep\.png has more than 8 bits per channel"):
+        [train.read(i) for i in range(49)]
+
+
+def test_a_class_name_that_cannot_be_shown_is_refused(params, image_folder):
+    (image_folder / "train" / "two\nlines").mkdir()
+    with pytest.raises(DataError, match="cannot be shown; rename it"):
+        source_of(params, name="imagefolder", root=str(image_folder))
+
+
 def _write_cifar(folder, files, rows_per_file, label_key):
     """The published binary layout, with random pixels; returns each file's MD5."""
     generator = np.random.default_rng(0)

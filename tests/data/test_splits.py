@@ -54,3 +54,9 @@ def test_a_class_with_one_image_is_named(params):
 def test_a_share_smaller_than_the_classes_is_refused(params):
     with pytest.raises(DataError, match=r"data\.test_fraction 0\.2 of 15 images holds out 3, fewer than the 5 classes"):
         split(source([3] * 5), params.data)
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 100], [3, 3, 3, 60, 60, 60]])
+def test_a_class_that_the_first_split_uses_up_is_named(params, sizes):
+    with pytest.raises(DataError, match=r"class 'class\d' has 1 training image\(s\)"):
+        split(source(sizes), params.data.model_copy(update={"test_fraction": 0.5}))

@@ -88,10 +88,11 @@ def test_a_missing_data_folder(workspace, stage):
     assert "set it to" in message
 
 
-def test_a_class_with_one_image(workspace):
+@pytest.mark.parametrize("stage", ["check", "prepare"])
+def test_a_class_with_one_image(workspace, stage):
     (workspace / "photos/train/cat").mkdir()
     shutil.copy(workspace / "photos/train/ant/0.jpg", workspace / "photos/train/cat")
-    assert "class 'cat' has 1 training image(s)" in sentence(workspace, "prepare")
+    assert "class 'cat' has 1 training image(s)" in sentence(workspace, stage)
 
 
 def test_a_truncated_image(workspace):
@@ -102,10 +103,11 @@ def test_a_truncated_image(workspace):
     assert "replace or remove the file" in message
 
 
-def test_a_checkpoint_of_the_wrong_network(workspace):
+@pytest.mark.parametrize("stage", ["check", "train_teacher"])
+def test_a_checkpoint_of_the_wrong_network(workspace, stage):
     torch.save(models.build("resnet14", 2).state_dict(), workspace / "teacher.pth")
     set_params(workspace, {"teacher.network": "resnet8", "teacher.checkpoint": "teacher.pth"})
-    message = sentence(workspace, "train_teacher")
+    message = sentence(workspace, stage)
     assert "teacher.pth is not a checkpoint of this network" in message
     assert "params.yaml" in message
 
@@ -133,3 +135,13 @@ def test_a_gpu_that_is_not_there(workspace):
         pytest.skip("there is a GPU here")
     set_params(workspace, {"device": "cuda"})
     assert "torch sees no GPU here; set device to auto or cpu" in sentence(workspace, "train_teacher")
+
+
+def test_an_unknown_student_before_the_teacher_is_trained(workspace):
+    set_params(workspace, {"distill.network": "resnet8x"})
+    assert "params.yaml: distill.network: There is no network resnet8x" in sentence(workspace, "check")
+
+
+def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(workspace):
+    set_params(workspace, {"distill.network": "torchvision:vit_b_16"})
+    assert "params.yaml: distill.network cannot take images of 32 pixels" in sentence(workspace, "check")
