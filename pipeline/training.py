@@ -131,9 +131,9 @@ def learning_rate(params: TrainingParams, epoch: float) -> float:
     return params.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for each epoch; seeds of neighbouring runs do not share epochs."""
-    return (seed * 1_000_003 + epoch) % 2**63
+def epoch_seed(seed: int, epoch: int, stream: int = 0) -> int:
+    """A seed for each epoch and each of its independent streams; runs with neighbouring seeds share none of them."""
+    return ((stream << 53) + seed * 1_000_003 + epoch) % 2**63
 
 
 def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int) -> None:

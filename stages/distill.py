@@ -93,8 +93,8 @@ def _companions(
         return
     size = companion_size(min(params.distill.training.batch_size, len(images)), params.heda.fraction)
     # streams of their own, so that the clean batches are the same with and without HE-DA
-    on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed + 1, epoch))
-    on_host = torch.Generator().manual_seed(epoch_seed(params.seed + 2, epoch))
+    on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=1))
+    on_host = torch.Generator().manual_seed(epoch_seed(params.seed, epoch, stream=2))
     mix = MIXES[params.heda.mix]
     for index in cycled_indices(members, size, steps, on_device):
         yield Companion(mix(images.views(index, on_device), on_host), images.labels[index])

@@ -167,3 +167,9 @@ def test_a_damaged_checkpoint_is_named(params, tmp_path):
     (tmp_path / "epoch.safetensors").write_bytes(b"\x10")
     with pytest.raises(TrainingError, match=r"epoch\.safetensors is damaged .*delete it"):
         run(params, network(1), checkpoint=Checkpoint(tmp_path))
+
+
+def test_no_two_runs_epochs_or_streams_share_a_seed():
+    seeds = [epoch_seed(seed, epoch, stream) for seed in range(5) for epoch in range(50) for stream in range(3)]
+    assert len(set(seeds)) == len(seeds)
+    assert epoch_seed(2**32 - 1, 9999, 2) < 2**63
