@@ -233,7 +233,8 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def _sentence(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
+    # a misspelt key is also a missing one; the unknown spelling is the one to mend
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "the file"
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""

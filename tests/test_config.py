@@ -53,6 +53,12 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(tmp_path):
     assert "distill.temperatures.high_enrgy is not a known key; did you mean high_energy?" in message
 
 
+def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_path):
+    path = changed(tmp_path, "heda", "fraction", delete=True)
+    path.write_text(path.read_text().replace("heda:", "heda:\n  fractoin: 0.4"))
+    assert "heda.fractoin is not a known key; did you mean fraction?" in message_of(path)
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
