@@ -56,6 +56,25 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The files that make up an exported model: an OpenVINO IR is its .xml and the .bin beside it."""
+    return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+
+
+def sha256_model(path: Path) -> str:
+    """Hex SHA-256 over the bytes of all files of an exported model, the named one first.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    digest = hashlib.sha256()
+    for part in model_files(path):
+        if not part.is_file():
+            raise DataError(f"{part} does not exist; run `dvc repro export` to make it")
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused (ValueError), because JSON has neither."""
     with atomic_file(path) as temporary:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json
-from pipeline.errors import ParamsError
+from pipeline.artifacts import read_json, sha256_model
+from pipeline.errors import LineageError, ParamsError
 from pipeline.runtimes import FORMAT_READ_BY, runtime_class
 
 
@@ -33,6 +33,8 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
 
     Raises:
         ParamsError: a runtime is not usable here, or none of the files is for it.
+        DataError: a file is missing.
+        LineageError: a file is not the one that the manifest lists.
     """
     check_available(runtimes, key)
     files = read_json(manifest)["files"]
@@ -48,6 +50,12 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
             f"params.yaml: {key} asks for {idle[0]}, but {manifest.parent} holds no file for it; remove it there or "
             f"have the export stage write {FORMAT_READ_BY[idle[0]]} files"
         )
+    for path, recorded in {candidate.path: candidate.file["sha256"] for candidate in found}.items():
+        # what is measured must be what was proved, and a .pt2 file is code: only our own are loaded
+        if (actual := sha256_model(path)) != recorded:
+            raise LineageError(
+                f"{path} has hash {actual[:12]}, but {manifest} lists it with {recorded[:12]}; run `dvc repro export`"
+            )
     return found
 
 

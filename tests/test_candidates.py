@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.artifacts import write_json
+from pipeline.artifacts import sha256_model, write_json
 from pipeline.candidates import candidates
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, LineageError, ParamsError
 from pipeline.runtimes import runtime_class
 
 
 @pytest.fixture
 def manifest(tmp_path):
+    files = [{"name": "a.onnx", "format": "onnx"}, {"name": "a.pt2", "format": "torch"}]
+    for file in files:
+        (tmp_path / file["name"]).write_text(file["format"])
+        file["sha256"] = sha256_model(tmp_path / file["name"])
     path = tmp_path / "export.json"
-    write_json(path, {"files": [{"name": "a.onnx", "format": "onnx"}, {"name": "a.pt2", "format": "torch"}]})
+    write_json(path, {"files": files})
     return path
 
 
@@ -37,3 +41,15 @@ def test_a_runtime_that_is_not_here_names_the_parameter(manifest, monkeypatch):
 def test_a_runtime_without_a_file_names_the_parameter(manifest):
     with pytest.raises(ParamsError, match=r"evaluate\.runtimes asks for openvino, but .* holds no file for it"):
         candidates(manifest, ["openvino"], "evaluate.runtimes")
+
+
+def test_a_file_that_is_not_the_listed_one_is_never_loaded(manifest):
+    (manifest.parent / "a.pt2").write_text("something else")
+    with pytest.raises(LineageError, match=r"a\.pt2 has hash \w{12}, but .*export\.json lists it with \w{12}"):
+        candidates(manifest, ["torch"], "evaluate.runtimes")
+
+
+def test_a_listed_file_that_is_missing_is_named(manifest):
+    (manifest.parent / "a.onnx").unlink()
+    with pytest.raises(DataError, match=r"a\.onnx does not exist"):
+        candidates(manifest, ["onnxruntime"], "evaluate.runtimes")

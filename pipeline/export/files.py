@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.artifacts import sha256_model
 from pipeline.config import ExportParams
 from pipeline.errors import ExportError
 from pipeline.export.base import Format, Source
@@ -159,7 +159,7 @@ def export_all(
                 role=file.role,
                 format=file.format.name,
                 precision=file.precision,
-                sha256=_sha256(parts),
+                sha256=sha256_model(path),
                 size_bytes=sum(part.stat().st_size for part in parts),
                 parity=parity,
                 runtime=file.format.runtime,
@@ -177,10 +177,3 @@ def _run(file: PlannedFile, path: Path, images: NDArray[np.float32]) -> tuple[ND
         return np.concatenate(logits), runtime.executed().precision
     except RuntimesError as error:
         raise ExportError(str(error).rstrip(".")) from error
-
-
-def _sha256(parts: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.read_bytes())
-    return digest.hexdigest()

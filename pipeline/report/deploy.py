@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.artifacts import atomic_folder, sha256_file, write_json
+from pipeline.artifacts import atomic_folder, model_files, sha256_file, sha256_model, write_json
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
@@ -34,12 +33,11 @@ def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data
         LineageError: the exported file is not the one that was measured.
         DataError: a file is missing, or a class name contains a line break.
     """
-    sources = [export_folder / name for name in _file_names(row["name"])]
-    _check_hash(sources, row)
+    _check_hash(export_folder / row["name"], row)
     labels = _labels(data["class_names"])
     package = "openvino" if row["format"] == "openvino" else "onnxruntime"
     with atomic_folder(folder) as temporary:
-        for source in sources:
+        for source in model_files(export_folder / row["name"]):
             shutil.copyfile(source, temporary / source.name)
         (temporary / "labels.txt").write_text(labels, encoding="utf-8", newline="\n")
         write_json(temporary / "preprocessing.json", preprocessing(data) | {"input": INPUT, "output": OUTPUT})
@@ -49,21 +47,11 @@ def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data
         (temporary / "SHA256SUMS").write_text("".join(sums), encoding="utf-8", newline="\n")
 
 
-def _file_names(name: str) -> list[str]:
-    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
-
-
-def _check_hash(paths: Sequence[Path], row: Mapping[str, Any]) -> None:
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} does not exist; run `dvc repro export` to make it")
-        digest.update(path.read_bytes())
-    found = digest.hexdigest()
+def _check_hash(path: Path, row: Mapping[str, Any]) -> None:
+    found = sha256_model(path)
     if found != row["sha256"]:
         raise LineageError(
-            f"{paths[0]} has hash {found[:12]}, but the file that was measured has {row['sha256'][:12]}; "
-            "run `dvc repro`"
+            f"{path} has hash {found[:12]}, but the file that was measured has {row['sha256'][:12]}; run `dvc repro`"
         )
 
 
