@@ -86,7 +86,7 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterat
     Raises:
         TrainingError: another process is training the same run.
     """
-    key = hashlib.sha256(json.dumps([decides, _code_hash()], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([decides, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = root / f"{role}-{key}.lock"
@@ -101,7 +101,8 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterat
         shutil.rmtree(folder)
 
 
-def _code_hash() -> str:
+def code_hash() -> str:
+    """Hash of all code that trains: the packages models, pipeline and stages."""
     digest = hashlib.sha256()
     for package in ("models", "pipeline", "stages"):
         for path in sorted((_CODE / package).rglob("*.py")):

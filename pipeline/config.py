@@ -7,14 +7,17 @@ between two values raises :class:`~pipeline.errors.ParamsError` with one sentenc
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import ParamsError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HeldOutFraction = Annotated[float, Field(ge=0.01, le=0.5)]
@@ -50,6 +53,8 @@ class DataParams(_Block):
     image_size: Annotated[int, Field(ge=8, le=1024)]
     validation_fraction: HeldOutFraction
     test_fraction: HeldOutFraction
+    max_images_per_class: Count | None
+    imbalance_factor: Annotated[float, Field(ge=1, le=10000)]
     seed: Seed
     mean: Channels | None
     std: PositiveChannels | None
@@ -103,6 +108,7 @@ class EnergyParams(_Block):
 
 class HedaParams(_Block):
     fraction: Annotated[float, Field(gt=0, le=1)]
+    subset: Literal["high_energy", "random", "low_energy"]
     mix: Literal["cutmix", "mixup", "none"]
     kd_weight: NonNegative
     mixed_label_weight: NonNegative
@@ -131,7 +137,7 @@ class DistillParams(_Block):
     kd: KdParams
     dkd: DkdParams
     temperatures: TemperatureParams
-    assignment: Literal["sample", "view"]
+    assignment: Literal["sample", "view", "random"]
     training: TrainingParams
 
 
@@ -165,6 +171,14 @@ class ExportParams(_Block):
 class EvaluateParams(_Block):
     runtimes: Runtimes
     batch_size: Annotated[int, Field(ge=1, le=4096)]
+    many_shot_above: Annotated[int, Field(ge=0)]
+    few_shot_below: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _shots_do_not_overlap(self) -> Self:
+        if self.few_shot_below > self.many_shot_above + 1:
+            raise ValueError("few_shot_below is above many_shot_above; lower it, so that no class is both")
+        return self
 
 
 class BenchmarkParams(_Block):
@@ -215,24 +229,43 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or does not fit the schema.
     """
+    return validated(Params, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML 1.2 file holds.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds something else.
+    """
     try:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run the pipeline in the folder that holds it") from None
+        raise ParamsError(f"{path} does not exist; correct the path, or run in the folder that holds it") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ParamsError(f"{path} is not readable as YAML ({reason}); correct it") from None
     if not isinstance(values, dict):
-        raise ParamsError(
-            f"{path} must hold one block per stage, but holds {type(values).__name__}; restore the blocks"
-        )
+        raise ParamsError(f"{path} must hold blocks of keys, but holds {type(values).__name__}; restore the blocks")
+    return values
+
+
+def validated(schema: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """``values`` as ``schema``.
+
+    Args:
+        where: the start of the message.
+
+    Raises:
+        ParamsError: they do not fit; one sentence about the first problem.
+    """
     try:
-        return Params.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_sentence(error)}") from None
+        raise ParamsError(f"{where}: {_sentence(error, schema)}") from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     # a misspelt key is also a missing one; the unknown spelling is the one to mend
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
@@ -240,7 +273,7 @@ def _sentence(error: ValidationError) -> str:
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     match first["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
+            close = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"], schema), n=1)
             advice = f"did you mean {close[0]}?" if close else "remove it"
             return f"{key} is not a known key; {advice}{more}"
         case "missing":
@@ -256,9 +289,9 @@ def _is_union_tag(part: int | str) -> bool:
     return isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _keys_beside(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
     """The keys the schema knows in the block that holds ``location``."""
-    block: Any = Params
+    block: Any = schema
     for part in location[:-1]:
         field = block.model_fields.get(part) if isinstance(part, str) else None
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -60,10 +60,9 @@ class EnergyGroups:
                 f"low_fraction {low_fraction} and high_fraction {high_fraction} must lie in [0, 1] and add up to "
                 "at most 1"
             )
-        _check_finite(energy)
+        order = energy_order(energy)
         count = energy.numel()
         low_count, high_count = int(count * low_fraction), int(count * high_fraction)
-        order = torch.argsort(energy, stable=True)
         codes = torch.full((count,), MIDDLE, dtype=torch.int8, device=energy.device)
         codes[order[:low_count]] = LOW
         codes[order[count - high_count :]] = HIGH
@@ -71,6 +70,11 @@ class EnergyGroups:
         low_threshold = float(ascending[low_count]) if low_count < count else float("inf")
         high_threshold = float(ascending[count - high_count - 1]) if high_count < count else float("-inf")
         return cls(codes, low_threshold, high_threshold)
+
+    def shuffled(self, seed: int) -> EnergyGroups:
+        """The same group sizes, dealt to the images at random: the control of the method."""
+        order = torch.randperm(self.codes.numel(), generator=torch.Generator().manual_seed(seed))
+        return EnergyGroups(self.codes[order.to(self.codes.device)], self.low_threshold, self.high_threshold)
 
     def assign(self, energy: Tensor) -> Tensor:
         """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
@@ -99,11 +103,14 @@ def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energ
     return table[codes.long()]
 
 
-def highest_energy(energy: Tensor, fraction: float) -> Tensor:
-    """Indices of the int(N * fraction) highest of N energies, by the same ranks as :class:`EnergyGroups`; ascending."""
+def energy_order(energy: Tensor) -> Tensor:
+    """int64 [N]: indices of N energies from low to high, ties by index: the ranks that groups and subsets share.
+
+    Raises:
+        ValueError: an energy is not finite.
+    """
     _check_finite(energy)
-    order = torch.argsort(energy, stable=True)
-    return order[energy.numel() - int(energy.numel() * fraction) :].sort().values
+    return torch.argsort(energy, stable=True)
 
 
 def _check_finite(energy: Tensor) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 CHECKPOINTS = Path(".checkpoints")
 FOREIGN_CHECKPOINTS = Path("checkpoints")
+ABLATIONS = Path(".ablations")
+RESULTS = Path("docs/results")
 
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"

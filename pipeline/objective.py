@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import DistillParams, DkdParams, HedaParams, KdParams
+from pipeline.config import DistillParams, HedaParams
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups, assign_groups, energy_score, sample_temperatures
 from pipeline.heda import Mixed
@@ -37,14 +37,16 @@ class DistillationStep:
         return self.batch.index
 
 
-BaseLoss = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+# student logits, teacher logits, labels, tau -> [B]
+BaseLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Distillation:
     """The student's objective: base loss with one temperature per sample, plus HE-DA on the companion batch.
 
-    mean_i base_loss_i(tau_i) + heda.kd_weight * mean_j kd_j + heda.mixed_label_weight * mean_j CE_j, j over the mixed
-    images. The teacher is frozen here and stays outside the student: not in its parameters, modes or checkpoints.
+    ce_weight * mean_i CE_i + kd_weight * warm-up * mean_i base_loss_i(tau_i)
+    + heda.kd_weight * mean_j kd_j + heda.mixed_label_weight * mean_j CE_j, j over the mixed images.
+    The teacher is frozen here and stays outside the student: not in its parameters, modes or checkpoints.
 
     Args:
         teacher: moved nowhere; put into eval mode, gradients off.
@@ -72,15 +74,20 @@ class Distillation:
             high_energy=params.temperatures.high_energy,
         )
         self.mid = params.temperatures.mid
-        self.base_loss = _kd_loss(params.kd) if params.loss == "kd" else _dkd_loss(params.dkd)
+        self.weights = params.kd if params.loss == "kd" else params.dkd
+        self.warmup_epochs = params.dkd.warmup_epochs if params.loss == "dkd" else 0.0
+        self.base_loss = _base_loss(params)
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
         """The scalar to minimise; ``epoch`` is counted from 0."""
         batch, companion = step.batch, step.companion
         clean_teacher, mixed_teacher = self._teacher_logits(batch, companion)
         student_logits = student(batch.images).float()
-        tau = self._clean_temperatures(batch, clean_teacher)
-        loss = self.base_loss(student_logits, clean_teacher, batch.labels, tau, epoch).mean()
+        loss = self.weights.ce_weight * F.cross_entropy(student_logits, batch.labels)
+        if clean_teacher is not None:
+            tau = self._clean_temperatures(batch, clean_teacher)
+            soft = self.base_loss(student_logits, clean_teacher, batch.labels, tau).mean()
+            loss = loss + self.weights.kd_weight * self._warmup(epoch) * soft
         if companion is None or mixed_teacher is None:
             return loss
         # a pass of its own, so that the clean batch keeps its own batch statistics, as in the reference
@@ -88,13 +95,20 @@ class Distillation:
         mixed_loss = kd(mixed_logits, mixed_teacher, self._mixed_temperatures(mixed_teacher)).mean()
         return loss + self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
 
-    def _teacher_logits(self, batch: Batch, companion: Companion | None) -> tuple[Tensor, Tensor | None]:
+    def _teacher_logits(self, batch: Batch, companion: Companion | None) -> tuple[Tensor | None, Tensor | None]:
+        """Teacher logits of the clean and of the mixed images, each only where a loss needs them; one pass for both."""
+        clean = [batch.images] if self.weights.kd_weight else []
+        mixed = [companion.mixed.images] if companion is not None else []
+        if not clean and not mixed:
+            return None, None
         with torch.no_grad():
-            if companion is None:
-                return self.teacher(batch.images).float(), None
-            clean, mixed = batch.images, companion.mixed.images
-            logits = self.teacher(torch.cat([clean, mixed])).float()
-            return logits[: len(clean)], logits[len(clean) :]
+            logits = self.teacher(torch.cat(clean + mixed) if clean and mixed else (clean + mixed)[0]).float()
+        size = len(batch.images) if clean else 0
+        return logits[:size] if clean else None, logits[size:] if mixed else None
+
+    def _warmup(self, epoch: int) -> float:
+        # the reference counts epochs from 1
+        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
 
     def _clean_temperatures(self, batch: Batch, teacher_logits: Tensor) -> Tensor:
         if self.by_view:
@@ -118,20 +132,10 @@ class Distillation:
         return self.heda.mixed_label_weight * (share * own + (1 - share) * partner)
 
 
-def _kd_loss(params: KdParams) -> BaseLoss:
-    def per_sample(student: Tensor, teacher: Tensor, labels: Tensor, tau: Tensor, epoch: int) -> Tensor:
-        hard = F.cross_entropy(student, labels, reduction="none")
-        return params.ce_weight * hard + params.kd_weight * kd(student, teacher, tau)
-
-    return per_sample
-
-
-def _dkd_loss(params: DkdParams) -> BaseLoss:
-    def per_sample(student: Tensor, teacher: Tensor, labels: Tensor, tau: Tensor, epoch: int) -> Tensor:
-        hard = F.cross_entropy(student, labels, reduction="none")
-        # the reference counts epochs from 1
-        warmup = min((epoch + 1) / params.warmup_epochs, 1.0) if params.warmup_epochs else 1.0
-        soft = dkd(student, teacher, labels, tau, params.alpha, params.beta)
-        return params.ce_weight * hard + params.kd_weight * warmup * soft
-
-    return per_sample
+def _base_loss(params: DistillParams) -> BaseLoss:
+    match params.loss:
+        case "kd":
+            return lambda student, teacher, labels, tau: kd(student, teacher, tau)
+        case "dkd":
+            alpha, beta = params.dkd.alpha, params.dkd.beta
+            return lambda student, teacher, labels, tau: dkd(student, teacher, labels, tau, alpha, beta)

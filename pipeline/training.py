@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from pipeline.checkpoint import Checkpoint
 from pipeline.compute import autocast
 from pipeline.config import TrainingParams
-from pipeline.data.loader import Batch
+from pipeline.data.loader import Batch, DeviceImages, shuffled_batches, steps_per_epoch
 from pipeline.errors import TrainingError
+from pipeline.inference import top1
 
 
 class Step(Protocol):
@@ -32,17 +34,58 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What is known after one epoch, counted from 0: mean loss over its steps, validation top-1, last learning rate."""
+    """What is known after one epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        train_loss: mean over the steps.
+        val_top1: validation top-1.
+        learning_rate: of the last step.
+        seconds: wall time of the steps, without the validation.
+    """
 
     epoch: int
     train_loss: float
     val_top1: float
     learning_rate: float
+    seconds: float = field(compare=False)
 
 
 def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
     """Mean cross-entropy: the objective of a teacher."""
     return F.cross_entropy(network(batch.images).float(), batch.labels)
+
+
+def train_classifier(
+    network: nn.Module,
+    images: DeviceImages,
+    validation: DeviceImages,
+    params: TrainingParams,
+    seed: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> list[EpochRecord]:
+    """Train ``network`` in place on the labels alone, as teachers are; the rest as for :func:`train`."""
+
+    def epoch_steps(epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator(images.device).manual_seed(epoch_seed(seed, epoch))
+        return shuffled_batches(images, params.batch_size, generator)
+
+    return train(
+        network,
+        epoch_steps,
+        steps_per_epoch(len(images), params.batch_size),
+        cross_entropy,
+        params,
+        seed=seed,
+        device=images.device,
+        validate=lambda trained: top1(trained, validation),
+        checkpoint=checkpoint,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
 
 
 def train(
@@ -99,6 +142,7 @@ def train(
         network.train()
         losses = torch.zeros(steps, device=device)
         indices: list[Tensor] = []
+        started = time.perf_counter()
         for number, step in enumerate(epoch_steps(epoch)):
             rate = learning_rate(params, epoch + number / steps)
             for group in optimizer.param_groups:
@@ -113,7 +157,8 @@ def train(
             on_step()
         # looked at once per epoch: a look in each step would make a GPU wait for the host
         _check_finite(losses, indices, params, epoch)
-        record = EpochRecord(epoch, float(losses.mean()), validate(network), rate)
+        seconds = time.perf_counter() - started
+        record = EpochRecord(epoch, float(losses.mean()), validate(network), rate, seconds)
         records.append(record)
         if checkpoint is not None:
             checkpoint.save(network, optimizer, [vars(record) for record in records])

@@ -24,13 +24,19 @@ def build_subset(params: Params) -> None:
     table, lineage = read_table(ENERGY)
     check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
     try:
-        chosen = select_subset(torch.from_numpy(table["energy"].copy()), fraction).numpy()
+        energy = torch.from_numpy(table["energy"].copy())
+        chosen = select_subset(energy, fraction, params.heda.subset, params.seed).numpy()
     except ValueError as error:
         raise DataError(f"params.yaml: heda.fraction: {error}; raise the fraction or add images") from None
     write_table(
         SUBSET,
         {"index": chosen, "label": table["label"][chosen], "energy": table["energy"][chosen]},
-        {"fraction": fraction, "data": data["fingerprint"], "energy": sha256_file(ENERGY)},
+        {
+            "fraction": fraction,
+            "subset": params.heda.subset,
+            "data": data["fingerprint"],
+            "energy": sha256_file(ENERGY),
+        },
     )
     sizes = np.bincount(table["label"][chosen], minlength=len(data["class_names"]))
     shares = sizes / np.bincount(table["label"], minlength=len(data["class_names"]))

@@ -23,7 +23,12 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
-    """Run a stage on params.yaml; bad input ends in one sentence on stderr and exit code 2.
+    """Run a stage on params.yaml; the rest as for :func:`run_program`."""
+    run_program(lambda: stage(load_params()), *bad_input)
+
+
+def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
+    """Run a program of ours; bad input ends in one sentence on stderr and exit code 2.
 
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
@@ -32,7 +37,7 @@ def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        stage(load_params())
+        program()
     except (EnergyKDError, *bad_input) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)

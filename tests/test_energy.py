@@ -99,3 +99,21 @@ def test_temperatures_equal_the_reference_in_both_directions(golden, direction, 
     groups = EnergyGroups.fit(torch.from_numpy(golden["energy_T4"]), float(fraction), float(fraction))
     tau = sample_temperatures(groups.codes, *values)
     np.testing.assert_array_equal(tau, golden[f"temp_{direction}_r{fraction}"])
+
+
+def test_shuffled_groups_have_the_same_sizes_and_another_order():
+    groups = EnergyGroups.fit(torch.arange(100.0), 0.2, 0.3)
+    dealt, again, other = groups.shuffled(0), groups.shuffled(0), groups.shuffled(1)
+    assert torch.equal(dealt.codes, again.codes)
+    assert not torch.equal(dealt.codes, other.codes)
+    assert not torch.equal(dealt.codes, groups.codes)
+    assert dealt.codes.bincount().tolist() == groups.codes.bincount().tolist() == [20, 50, 30]
+
+
+def test_groups_of_more_images_than_float32_counts_have_exact_sizes():
+    # 1.3 million images with many ties; shares whose counts are not whole in float32
+    energy = torch.randint(0, 1000, (1_300_003,), generator=torch.Generator().manual_seed(0)).float()
+    groups = EnergyGroups.fit(energy, 0.3, 0.1)
+    assert groups.codes.bincount().tolist() == [390_000, 780_003, 130_000]
+    assert energy[groups.codes == 0].max() <= energy[groups.codes == 1].min()
+    assert energy[groups.codes == 1].max() <= energy[groups.codes == 2].min()

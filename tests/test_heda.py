@@ -24,6 +24,22 @@ def test_subset_is_the_high_energy_share(count, fraction):
     assert not rest.any() or energy[chosen].min() >= energy[rest].max()
 
 
+def test_controls_are_as_large_as_the_subset_and_come_from_elsewhere():
+    energy = torch.randn(50, generator=generator())
+    high, low, drawn = (select_subset(energy, 0.4, kind) for kind in ("high_energy", "low_energy", "random"))
+    assert len(high) == len(low) == len(drawn) == 20
+    assert energy[low].max() < energy[high].min()
+    assert torch.equal(drawn, drawn.sort().values)
+    assert len(set(drawn.tolist())) == 20
+    assert torch.equal(drawn, select_subset(energy.flip(0), 0.4, "random")), "the energy has no part in it"
+    assert not torch.equal(drawn, select_subset(energy, 0.4, "random", seed=1))
+
+
+@pytest.mark.parametrize("kind", ["high_energy", "low_energy", "random"])
+def test_the_whole_split_is_the_subset_of_everything(kind):
+    assert torch.equal(select_subset(torch.randn(9), 1.0, kind), torch.arange(9))
+
+
 def test_subset_and_high_group_rank_ties_alike():
     energy = torch.zeros(10)
     high = (EnergyGroups.fit(energy, 0.0, 0.3).codes == 2).nonzero().flatten()

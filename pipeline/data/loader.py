@@ -9,11 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from pipeline.config import DataParams
 from pipeline.data.store import PackedSplit, read_card, read_split
+
+
+class Views(TypedDict):
+    """What random views of training images are made of: see :class:`DeviceImages`."""
+
+    crop_padding: int
+    horizontal_flip: bool
+
+
+def training_views(params: DataParams) -> Views:
+    """The views that ``params`` ask for."""
+    return {"crop_padding": params.crop_padding, "horizontal_flip": params.horizontal_flip}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def write_store(
             "mean": list(params.mean or mean),
             "std": list(params.std or std),
             "counts": {name: len(members[name][1]) for name in SPLITS},
+            "train_class_counts": _class_counts(source, members),
             "source": source.origin,
             "licence": source.licence,
         }
@@ -153,6 +154,12 @@ def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], t
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     return tuple(float(value) for value in mean.round(6)), tuple(float(value) for value in std.round(6))
+
+
+def _class_counts(source: Source, members: dict[str, tuple[str, NDArray[np.int64]]]) -> list[int]:
+    origin, indices = members["train"]
+    counts: list[int] = np.bincount(source.splits[origin].labels[indices], minlength=len(source.class_names)).tolist()
+    return counts
 
 
 def _images_per_chunk(size: int) -> int:

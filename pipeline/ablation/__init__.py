@@ -1,0 +1,1 @@
+"""Ablation studies: arms x seeds of the pipeline's own training, from a YAML file to a table with its spread."""

@@ -1,0 +1,177 @@
+"""One run of a study: distill a student, and measure it on the test split at its last and at its best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline.ablation.study import Run
+from pipeline.ablation.upstream import Upstream, key_of, locate
+from pipeline.artifacts import atomic_file, check_lineage, read_json, read_table, write_json
+from pipeline.checkpoint import code_hash, open_checkpoint
+from pipeline.compute import choose_device
+from pipeline.config import Params
+from pipeline.data.loader import open_images, training_views
+from pipeline.data.store import read_card
+from pipeline.distillation import ScoredImages, distill
+from pipeline.energy import EnergyGroups
+from pipeline.evaluation import balanced_accuracy, group_accuracy, shot_accuracy, top1_correct
+from pipeline.heda import select_subset
+from pipeline.inference import all_logits
+from pipeline.training import EpochRecord
+from pipeline.weights import build_network, read_network
+
+BEST = "best.safetensors"
+
+
+def result_path(run: Run, root: Path) -> Path:
+    """Where the result of a run lies: under a name of all parameters that decide it, not of its arm."""
+    upstream = locate(run.params, root)
+    energy, distillation, heda = (
+        getattr(run.params, block).model_dump(mode="json") for block in ("energy", "distill", "heda")
+    )
+    shots = [run.params.evaluate.many_shot_above, run.params.evaluate.few_shot_below]
+    return root / "runs" / f"{key_of(upstream.teacher.name, energy, distillation, heda, shots, run.seed)}.json"
+
+
+def finished(run: Run, root: Path) -> dict[str, Any] | None:
+    """The result of a run that was done before, or None."""
+    path = result_path(run, root)
+    return read_json(path) if path.exists() else None
+
+
+def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> dict[str, Any]:
+    """Do the run and return its result, which is kept; the upstream must be there.
+
+    A run that was stopped goes on from its last finished epoch.
+
+    Raises:
+        EnergyKDError: as of the stages that do the same.
+    """
+    params = run.params.model_copy(update={"seed": run.seed})
+    upstream = locate(run.params, root)
+    device = choose_device(params.device)
+    torch.manual_seed(params.seed)
+    data = read_card(upstream.data)
+    teacher, teacher_card = read_network(upstream.teacher)
+    student = build_network(params.distill.network, len(data["class_names"]), "distill.network")
+    groups, test_groups = _groups(params, upstream, data["fingerprint"], teacher_card["weights_sha256"])
+    views = training_views(params.data)
+    scored = ScoredImages(
+        open_images(upstream.data, "train", device, **views),
+        EnergyGroups(groups.codes.to(device), groups.low_threshold, groups.high_threshold),
+        params.energy.temperature,
+        _subset(params, upstream).to(device),
+    )
+    path = result_path(run, root)
+    with open_checkpoint(root / "checkpoints", "student", {"run": path.stem}) as checkpoint:
+        best = BestWeights(checkpoint.folder / BEST, student)
+
+        def keep(record: EpochRecord) -> None:
+            best.offer(record)
+            on_epoch(record)
+
+        records = distill(
+            student,
+            teacher,
+            scored,
+            open_images(upstream.data, "val", device),
+            params,
+            checkpoint=checkpoint,
+            on_epoch=keep,
+        )
+        test = open_images(upstream.data, "test", device)
+        counts = np.asarray(data["train_class_counts"])
+
+        def measure(epoch: int) -> dict[str, Any]:
+            logits, labels = all_logits(student, test).numpy(), test.labels.cpu().numpy()
+            correct = top1_correct(logits, labels)
+            return {
+                "epoch": epoch,
+                "val_top1": records[epoch].val_top1,
+                "top1": float(correct.mean()),
+                "balanced_accuracy": balanced_accuracy(correct, labels),
+                **{f"top1_{name}_energy": value for name, value in group_accuracy(correct, test_groups).items()},
+                **shot_accuracy(
+                    correct, labels, counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below
+                ),
+            }
+
+        last = measure(len(records) - 1)
+        best_epoch = best.load()
+        result = {
+            "schema": 1,
+            "seed": run.seed,
+            "last": last,
+            "best_validation": measure(best_epoch) if best_epoch != last["epoch"] else last,
+            "val_top1": [record.val_top1 for record in records],
+            "train_loss": [record.train_loss for record in records],
+            "seconds_per_epoch": float(np.median([record.seconds for record in records])),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "code": code_hash()[:12],
+            "lineage": {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]},
+        }
+        write_json(path, result)
+    return result
+
+
+class BestWeights:
+    """The weights of the epoch with the highest validation top-1, the first of equals, in a file beside the checkpoint.
+
+    Args:
+        network: where weights are taken from, and put back into.
+    """
+
+    def __init__(self, path: Path, network: nn.Module) -> None:
+        self._path = path
+        self._network = network
+        self._top1 = -1.0
+
+    def offer(self, record: EpochRecord) -> None:
+        """Take note of a finished epoch. A resumed run offers its earlier epochs again; these are stored already."""
+        if record.val_top1 <= self._top1:
+            return
+        self._top1 = record.val_top1
+        if self._stored_epoch() >= record.epoch:
+            return
+        state = {name: value.detach().cpu().contiguous() for name, value in self._network.state_dict().items()}
+        with atomic_file(self._path) as temporary:
+            save_file(state, temporary, metadata={"epoch": str(record.epoch)})
+
+    def load(self) -> int:
+        """Put the best weights into the network and return their epoch."""
+        self._network.load_state_dict(load_file(self._path))
+        return self._stored_epoch()
+
+    def _stored_epoch(self) -> int:
+        if not self._path.exists():
+            return -1
+        with safe_open(self._path, framework="pt") as file:
+            return int(file.metadata()["epoch"])
+
+
+def _groups(params: Params, upstream: Upstream, data: str, teacher: str) -> tuple[EnergyGroups, np.ndarray]:
+    """Energy groups of the training split, and the codes int8 of the test split by the same thresholds."""
+    columns = {}
+    for name in ("train", "test"):
+        path = upstream.energy / f"{name}.parquet"
+        columns[name], lineage = read_table(path)
+        check_lineage(path, lineage, {"data": data, "teacher": teacher})
+    groups = EnergyGroups.fit(
+        torch.from_numpy(columns["train"]["energy"].copy()), params.energy.low_fraction, params.energy.high_fraction
+    )
+    return groups, groups.assign(torch.from_numpy(columns["test"]["energy"].copy())).numpy()
+
+
+def _subset(params: Params, upstream: Upstream) -> torch.Tensor:
+    columns, _ = read_table(upstream.energy / "train.parquet")
+    energy = torch.from_numpy(columns["energy"].copy())
+    return select_subset(energy, params.heda.fraction, params.heda.subset, params.seed)

@@ -1,0 +1,92 @@
+"""What a study is made of: a YAML file of arms, each a change to params.yaml, and the seeds that every arm is run with.
+
+title: one line
+note: what the reader of the table has to know
+reference: KD            # the arm that the others are compared with, seed by seed
+seeds: [0, 1, 2]         # of the student; data and teacher follow params.yaml's
+params: {...}            # changes to params.yaml that all arms share
+arms:
+  KD: {...}              # changes of this arm alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.config import Params, Seed, read_yaml, validated
+
+
+class StudyFile(BaseModel):
+    """The schema of a study file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: Annotated[str, Field(min_length=1)]
+    note: str
+    reference: str
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    params: dict[str, Any]
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference!r} is not one of the arms; name one of {', '.join(self.arms)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("name each seed once")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. ``params.seed`` is that of data and teacher; ``seed`` is the student's."""
+
+    arm: str
+    seed: int
+    params: Params
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with the parameters of every arm checked."""
+
+    name: str
+    title: str
+    note: str
+    reference: str
+    seeds: tuple[int, ...]
+    arms: dict[str, Params]
+
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that a study that was stopped early has whole rounds to compare."""
+        return [Run(arm, seed, params) for seed in self.seeds for arm, params in self.arms.items()]
+
+
+def load_study(path: Path, params_path: Path) -> Study:
+    """Read a study and the parameters that it changes.
+
+    Raises:
+        ParamsError: a file is missing or does not fit its schema, or an arm leads to parameters that do not fit
+            theirs; names the arm.
+    """
+    file = validated(StudyFile, read_yaml(path), str(path))
+    base = read_yaml(params_path)
+    arms = {
+        name: validated(Params, _merged(_merged(base, file.params), changes), f"{path}: arm {name!r}")
+        for name, changes in file.arms.items()
+    }
+    return Study(path.stem, file.title, file.note, file.reference, tuple(file.seeds), arms)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, block by block; a list is replaced as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

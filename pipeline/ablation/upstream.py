@@ -1,0 +1,88 @@
+"""What the runs of a study share: packed data, a teacher and its energies, each made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import read_table, write_table
+from pipeline.compute import choose_device
+from pipeline.config import Params
+from pipeline.data.loader import open_images, training_views
+from pipeline.data.sources import open_source
+from pipeline.data.splits import split
+from pipeline.data.store import read_card, write_store
+from pipeline.scoring import score_images
+from pipeline.teacher import make_teacher
+from pipeline.weights import read_network
+
+SCORED_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Folders of the packed store, of the teacher and of its energies (one Parquet file per scored split)."""
+
+    data: Path
+    teacher: Path
+    energy: Path
+
+
+def key_of(*values: Any) -> str:
+    """A short name for whatever JSON-like values decide a result."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def locate(params: Params, root: Path) -> Upstream:
+    """Where under ``root`` the inputs of a run with these parameters lie or will lie."""
+    data = root / f"data-{key_of(_packing(params))}"
+    views = training_views(params.data)
+    teacher_key = key_of(_packing(params), views, params.teacher.model_dump(mode="json"), params.seed)
+    energy_key = key_of(teacher_key, params.energy.temperature)
+    return Upstream(data, root / f"teacher-{teacher_key}", root / f"energy-{energy_key}")
+
+
+def pack(params: Params, root: Path) -> None:
+    """Pack the data, unless that was done. A store is not made anew when the images it came from change."""
+    folder = locate(params, root).data
+    if not folder.exists():
+        source = open_source(params.data)
+        write_store(folder, source, split(source, params.data), params.data)
+
+
+def teach(params: Params, root: Path) -> None:
+    """Make the teacher and score the images with it, unless that was done. The data must be packed."""
+    upstream = locate(params, root)
+    device = choose_device(params.device)
+    if not upstream.teacher.exists():
+        make_teacher(upstream.teacher, upstream.data, params, device, root / "checkpoints")
+    for name in SCORED_SPLITS:
+        path = upstream.energy / f"{name}.parquet"
+        if not path.exists():
+            teacher, card = read_network(upstream.teacher)
+            scores = score_images(
+                teacher.to(device), open_images(upstream.data, name, device), params.energy.temperature
+            )
+            lineage = {"data": read_card(upstream.data)["fingerprint"], "teacher": card["weights_sha256"]}
+            write_table(path, {"energy": scores.energy, "label": scores.label, "correct": scores.correct}, lineage)
+
+
+def teacher_report(params: Params, root: Path) -> dict[str, Any]:
+    """What a study says of its teacher: network, epochs, and top-1 on the validation and test splits."""
+    upstream = locate(params, root)
+    _, card = read_network(upstream.teacher)
+    columns, _ = read_table(upstream.energy / "test.parquet")
+    return {
+        "network": card["network"],
+        "epochs": card["epochs"],
+        "val_top1": card["val_top1"],
+        "test_top1": float(columns["correct"].mean()),
+    }
+
+
+def _packing(params: Params) -> dict[str, Any]:
+    """The part of the data block that decides the packed store."""
+    return params.data.model_dump(mode="json", exclude={"crop_padding", "horizontal_flip"})

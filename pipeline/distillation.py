@@ -1,0 +1,99 @@
+"""Train a student on one set of scored images: the objective, its clean batches and its companion batches together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import Params
+from pipeline.data.loader import DeviceImages, cycled_indices, shuffled_batches, steps_per_epoch
+from pipeline.energy import EnergyGroups
+from pipeline.heda import MIXES, companion_size
+from pipeline.inference import top1
+from pipeline.objective import Companion, Distillation, DistillationStep
+from pipeline.training import EpochRecord, epoch_seed, train
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """The training split and what the teacher's scores say of it.
+
+    Attributes:
+        images: N training images on the compute device.
+        groups: energy groups of the N images; codes on the same device.
+        energy_temperature: T_E of the scores.
+        subset: int64 [M], the images that HE-DA draws companion batches from, on the same device.
+    """
+
+    images: DeviceImages
+    groups: EnergyGroups
+    energy_temperature: float
+    subset: Tensor
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    scored: ScoredImages,
+    validation: DeviceImages,
+    params: Params,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> list[EpochRecord]:
+    """Train ``student`` in place under ``params.distill`` and ``params.heda``; ``params.seed`` decides every draw.
+
+    Args:
+        checkpoint, on_step, on_epoch: as for :func:`pipeline.training.train`.
+
+    Returns:
+        One record per epoch.
+
+    Raises:
+        TrainingError: the loss was not finite.
+    """
+    images, training = scored.images, params.distill.training
+    groups = scored.groups
+    if params.distill.assignment == "random":
+        groups = groups.shuffled(params.seed)
+    objective = Distillation(teacher.to(images.device), groups, scored.energy_temperature, params.distill, params.heda)
+    steps = steps_per_epoch(len(images), training.batch_size)
+
+    def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
+        generator = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch))
+        clean = shuffled_batches(images, training.batch_size, generator)
+        return map(DistillationStep, clean, _companions(scored, params, epoch, steps))
+
+    return train(
+        student,
+        epoch_steps,
+        steps,
+        objective,
+        training,
+        seed=params.seed,
+        device=images.device,
+        validate=lambda trained: top1(trained, validation),
+        checkpoint=checkpoint,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+
+
+def _companions(scored: ScoredImages, params: Params, epoch: int, steps: int) -> Iterator[Companion | None]:
+    """One HE-DA companion batch per step, or None per step if there is no mixing."""
+    if params.heda.mix == "none":
+        yield from [None] * steps
+        return
+    images = scored.images
+    size = companion_size(min(params.distill.training.batch_size, len(images)), params.heda.fraction)
+    # streams of their own, so that the clean batches are the same with and without HE-DA
+    on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=1))
+    on_host = torch.Generator().manual_seed(epoch_seed(params.seed, epoch, stream=2))
+    mix = MIXES[params.heda.mix]
+    for index in cycled_indices(scored.subset, size, steps, on_device):
+        yield Companion(mix(images.views(index, on_device), on_host), images.labels[index])

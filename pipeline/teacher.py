@@ -1,0 +1,107 @@
+"""The teacher: trained on the labels here, or taken from a given checkpoint; either way its accuracy is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.artifacts import sha256_file
+from pipeline.card import checkpoint_card, network_card, training_card
+from pipeline.checkpoint import open_checkpoint
+from pipeline.config import Params
+from pipeline.data.loader import open_images, training_views
+from pipeline.data.store import read_card
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.inference import top1
+from pipeline.training import EpochRecord, train_classifier
+from pipeline.weights import build_network, check_runs, load_foreign, write_network
+
+
+def make_teacher(
+    folder: Path,
+    data: Path,
+    params: Params,
+    device: torch.device,
+    checkpoints: Path,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Write the teacher that ``params.teacher`` asks for into ``folder`` and return its card.
+
+    Args:
+        data: the packed store.
+        checkpoints: root of the crash checkpoints.
+        on_step, on_epoch: as for :func:`pipeline.training.train`; not called for a given checkpoint.
+
+    Raises:
+        ParamsError: there is no such network, or it cannot take the images.
+        CheckpointError: the given checkpoint does not fit the network, or is below ``minimum_top1``.
+        TrainingError: the loss was not finite, or the trained teacher is below ``minimum_top1``.
+    """
+    torch.manual_seed(params.seed)
+    card = read_card(data)
+    classes = len(card["class_names"])
+    network = build_network(params.teacher.network, classes, "teacher.network")
+    check_runs(network, "teacher.network", classes, card["image_size"])
+    if params.teacher.checkpoint is None:
+        made = _train(network, data, params, device, checkpoints, on_step, on_epoch)
+    else:
+        made = _load(network, data, params, device)
+    return write_network(folder, network, made)
+
+
+def _load(network: nn.Module, data: Path, params: Params, device: torch.device) -> dict[str, Any]:
+    path = Path(str(params.teacher.checkpoint))
+    load_foreign(network, path)
+    accuracy = top1(network.to(device), open_images(data, "val", device))
+    if accuracy < params.teacher.minimum_top1:
+        raise CheckpointError(
+            f"checkpoint {path} reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
+            f"{params.teacher.minimum_top1}; check that it was trained on these classes in this order and with this "
+            "data.mean and data.std, or lower the limit"
+        )
+    card = network_card("teacher", params.teacher.network, read_card(data), {"checkpoint": sha256_file(path)})
+    return card | checkpoint_card(accuracy)
+
+
+def _train(
+    network: nn.Module,
+    data: Path,
+    params: Params,
+    device: torch.device,
+    checkpoints: Path,
+    on_step: Callable[[], None],
+    on_epoch: Callable[[EpochRecord], None],
+) -> dict[str, Any]:
+    card = read_card(data)
+    views = training_views(params.data)
+    decides = {
+        "network": params.teacher.network,
+        "training": params.teacher.training.model_dump(mode="json"),
+        "views": views,
+        "seed": params.seed,
+        "data": card["fingerprint"],
+    }
+    with open_checkpoint(checkpoints, "teacher", decides) as checkpoint:
+        records = train_classifier(
+            network,
+            open_images(data, "train", device, **views),
+            open_images(data, "val", device),
+            params.teacher.training,
+            params.seed,
+            checkpoint=checkpoint,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+        accuracy = records[-1].val_top1
+        if accuracy < params.teacher.minimum_top1:
+            raise TrainingError(
+                f"the trained teacher reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
+                f"{params.teacher.minimum_top1}; change teacher.training in params.yaml or lower the limit"
+            )
+    return network_card("teacher", params.teacher.network, card, {}) | training_card(records, params.seed)

@@ -1,0 +1,31 @@
+"""Not a stage: runs an ablation study and writes its table, figure and figures to docs/results/."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.ablation.schedule import run_study
+from pipeline.ablation.study import load_study
+from pipeline.layout import ABLATIONS, PARAMS, RESULTS
+from stages.common import run_program
+
+
+def ablation(study_file: Path, jobs: int, out: Path) -> None:
+    study = load_study(study_file, PARAMS)
+    epochs = sum(run.params.distill.training.epochs for run in study.runs())
+    with tqdm(total=epochs, unit="epoch", mininterval=0.5, dynamic_ncols=True) as bar:
+        results = run_study(study, ABLATIONS, jobs, on_start=bar.set_description, on_epochs=bar.update)
+    print(len(results))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path, help="YAML file of arms and seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time on the device; default 1")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of the results; default {RESULTS}")
+    arguments = parser.parse_args()
+    run_program(partial(ablation, arguments.study, arguments.jobs, arguments.out))
