@@ -23,7 +23,7 @@ from models.shufflenet_v2 import ShuffleNetV2
 from models.vgg import CONVOLUTIONS, VGG
 from models.wide_resnet import WideResNet
 
-__all__ = ["UnknownNetworkError", "available", "build"]
+__all__ = ["UnknownNetworkError", "available", "build", "stage_names"]
 
 _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "MobileNetV2": MobileNetV2,
@@ -74,6 +74,16 @@ def build(name: str, num_classes: int) -> nn.Module:
     if name not in _NETWORKS:
         raise _unknown(name, "", _NETWORKS, "python -m models")
     return _NETWORKS[name](num_classes)
+
+
+def stage_names(network: nn.Module) -> tuple[str, ...]:
+    """Submodules of a network of this package whose outputs [B, C, H, W] feature losses compare, shallow to deep.
+
+    Their shapes are those of the features that the CRD and mdistiller benchmarks compare, without the stem. Empty for a
+    network of another library, of which nothing is known.
+    """
+    names = getattr(network, "stage_names", ())
+    return names if isinstance(names, tuple) else ()
 
 
 def _build_torchvision(name: str, num_classes: int) -> nn.Module:

@@ -64,6 +64,8 @@ class MobileNetV2(nn.Module):
         num_classes: number of logits.
     """
 
+    stage_names = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # the last group of each size
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(conv3x3(3, STEM_CHANNELS, stride=2), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU())

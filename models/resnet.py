@@ -41,6 +41,8 @@ class ResNet(nn.Module):
         ValueError: the depth is not 6n+2.
     """
 
+    stage_names = ("layer1", "layer2", "layer3")
+
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)

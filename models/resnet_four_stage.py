@@ -63,6 +63,8 @@ class FourStageResNet(nn.Module):
         num_classes: number of logits.
     """
 
+    stage_names = ("layer1", "layer2", "layer3", "layer4")
+
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int], num_classes: int
     ) -> None:

@@ -51,6 +51,8 @@ class ShuffleNetV1(nn.Module):
         num_classes: number of logits.
     """
 
+    stage_names = ("layer1", "layer2", "layer3")
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = conv1x1(3, STEM_CHANNELS)

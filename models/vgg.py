@@ -31,6 +31,8 @@ class VGG(nn.Module):
         ValueError: no such depth.
     """
 
+    stage_names = ("block0", "block1", "block2", "block3", "block4")
+
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         if depth not in CONVOLUTIONS:

@@ -58,6 +58,8 @@ class WideResNet(nn.Module):
         ValueError: the depth is not 6n+4.
     """
 
+    stage_names = ("block1", "block2", "block3")
+
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)

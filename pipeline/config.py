@@ -125,6 +125,23 @@ class DkdParams(KdParams):
     warmup_epochs: NonNegative
 
 
+class MlkdParams(KdParams):
+    low_confidence_only: bool
+    strong_view: bool
+
+
+class DistParams(KdParams):
+    inter_weight: NonNegative
+    intra_weight: NonNegative
+
+
+class FeatureParams(KdParams):
+    feature_weight: NonNegative
+    warmup_epochs: NonNegative
+    student_stages: Annotated[list[str], Field(min_length=1)] | None
+    teacher_stages: Annotated[list[str], Field(min_length=1)] | None
+
+
 class TemperatureParams(_Block):
     low_energy: Positive
     mid: Positive
@@ -133,9 +150,13 @@ class TemperatureParams(_Block):
 
 class DistillParams(_Block):
     network: Annotated[str, Field(min_length=1)]
-    loss: Literal["kd", "dkd"]
+    loss: Literal["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
+    logit_standardization: bool
     kd: KdParams
     dkd: DkdParams
+    mlkd: MlkdParams
+    dist: DistParams
+    features: FeatureParams
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
     training: TrainingParams

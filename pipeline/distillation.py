@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import Params
 from pipeline.data.loader import DeviceImages, cycled_indices, shuffled_batches, steps_per_epoch
 from pipeline.energy import EnergyGroups
+from pipeline.feature_loss import feature_loss
 from pipeline.heda import MIXES, companion_size
 from pipeline.inference import top1
 from pipeline.objective import Companion, Distillation, DistillationStep
@@ -56,32 +58,44 @@ def distill(
 
     Raises:
         TrainingError: the loss was not finite.
+        ParamsError: the stages of a feature loss do not fit the networks.
     """
     images, training = scored.images, params.distill.training
     groups = scored.groups
     if params.distill.assignment == "random":
         groups = groups.shuffled(params.seed)
-    objective = Distillation(teacher.to(images.device), groups, scored.energy_temperature, params.distill, params.heda)
+    features = feature_loss(params.distill, student, teacher, images.size)
+    objective = Distillation(
+        teacher.to(images.device), groups, scored.energy_temperature, params.distill, params.heda, features
+    )
     steps = steps_per_epoch(len(images), training.batch_size)
 
     def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
         generator = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch))
         clean = shuffled_batches(images, training.batch_size, generator)
-        return map(DistillationStep, clean, _companions(scored, params, epoch, steps))
+        strong_generator = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=3))
+        for batch, companion in zip(clean, _companions(scored, params, epoch, steps), strict=True):
+            strong = images.strong_views(batch.index, strong_generator) if _wants_strong_views(params) else None
+            yield DistillationStep(batch, companion, strong)
 
-    return train(
-        student,
-        epoch_steps,
-        steps,
-        objective,
-        training,
-        seed=params.seed,
-        device=images.device,
-        validate=lambda trained: top1(trained, validation),
-        checkpoint=checkpoint,
-        on_step=on_step,
-        on_epoch=on_epoch,
-    )
+    with features.tapped() if features is not None else nullcontext():
+        return train(
+            student if features is None else nn.ModuleDict({"student": student, "features": features}),
+            epoch_steps,
+            steps,
+            lambda trained, step, epoch: objective(student, step, epoch),
+            training,
+            seed=params.seed,
+            device=images.device,
+            validate=lambda trained: top1(student, validation),
+            checkpoint=checkpoint,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+
+
+def _wants_strong_views(params: Params) -> bool:
+    return params.distill.loss == "mlkd" and params.distill.mlkd.strong_view
 
 
 def _companions(scored: ScoredImages, params: Params, epoch: int, steps: int) -> Iterator[Companion | None]:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import DistillParams, HedaParams
+from pipeline.config import DistillParams, HedaParams, KdParams
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups, assign_groups, energy_score, sample_temperatures
+from pipeline.feature_loss import FeatureLoss
 from pipeline.heda import Mixed
-from pipeline.losses import dkd, kd
+from pipeline.losses import dist, dkd, kd, low_confidence, mlkd, standardize
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,17 @@ class Companion:
 
 @dataclass(frozen=True)
 class DistillationStep:
-    """A clean batch and, where HE-DA is on, its companion."""
+    """What one step is made of.
+
+    Attributes:
+        batch: the clean batch.
+        companion: where HE-DA is on.
+        strong: second views of the batch's images under strong augmentation [B, 3, S, S], where the loss wants them.
+    """
 
     batch: Batch
-    companion: Companion | None
+    companion: Companion | None = None
+    strong: Tensor | None = None
 
     @property
     def index(self) -> Tensor:
@@ -38,20 +46,24 @@ class DistillationStep:
 
 
 # student logits, teacher logits, labels, tau -> [B]
-BaseLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Distillation:
     """The student's objective: base loss with one temperature per sample, plus HE-DA on the companion batch.
 
-    ce_weight * mean_i CE_i + kd_weight * warm-up * mean_i base_loss_i(tau_i)
+    ce_weight * mean_i CE_i + kd_weight * warm-up * mean_i logit_loss_i(tau_i)
+    + feature_weight * warm-up * mean_i feature_loss_i
     + heda.kd_weight * mean_j kd_j + heda.mixed_label_weight * mean_j CE_j, j over the mixed images.
+    With strong views, the first line is added once more for them.
     The teacher is frozen here and stays outside the student: not in its parameters, modes or checkpoints.
 
     Args:
         teacher: moved nowhere; put into eval mode, gradients off.
         groups: of the stored energies of the training split; codes on the device of the batches.
         energy_temperature: T_E of the scores, for ``assignment: view``.
+        features: of student and this teacher, tapped while the objective is called; None where the loss is one of
+            logits.
     """
 
     def __init__(
@@ -61,63 +73,88 @@ class Distillation:
         energy_temperature: float,
         params: DistillParams,
         heda: HedaParams,
+        features: FeatureLoss | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.groups = groups
         self.energy_temperature = energy_temperature
+        self.params = params
         self.heda = heda
-        self.by_view = params.assignment == "view"
+        self.features = features
+        self.weights = _weights(params)
+        self.logit_loss = _logit_loss(params)
+        # the selection by confidence is one of the plain view
+        self.strong_loss = _logit_loss(params, every_sample=True)
+        self.prepared = _prepared(params)
         self.temperatures = partial(
             sample_temperatures,
             low_energy=params.temperatures.low_energy,
             mid=params.temperatures.mid,
             high_energy=params.temperatures.high_energy,
         )
-        self.mid = params.temperatures.mid
-        self.weights = params.kd if params.loss == "kd" else params.dkd
-        self.warmup_epochs = params.dkd.warmup_epochs if params.loss == "dkd" else 0.0
-        self.base_loss = _base_loss(params)
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
         """The scalar to minimise; ``epoch`` is counted from 0."""
         batch, companion = step.batch, step.companion
-        clean_teacher, mixed_teacher = self._teacher_logits(batch, companion)
+        clean_teacher, strong_teacher, mixed_teacher = self._teacher_logits(step)
+        # each pass is one of its own, so that the clean batch keeps its own batch statistics, as in the reference
         student_logits = student(batch.images).float()
         loss = self.weights.ce_weight * F.cross_entropy(student_logits, batch.labels)
+        if self.features is not None:
+            loss = loss + self._feature_term(self.features, len(batch.images), epoch)
         if clean_teacher is not None:
-            tau = self._clean_temperatures(batch, clean_teacher)
-            soft = self.base_loss(student_logits, clean_teacher, batch.labels, tau).mean()
-            loss = loss + self.weights.kd_weight * self._warmup(epoch) * soft
-        if companion is None or mixed_teacher is None:
-            return loss
-        # a pass of its own, so that the clean batch keeps its own batch statistics, as in the reference
-        mixed_logits = student(companion.mixed.images).float()
-        mixed_loss = kd(mixed_logits, mixed_teacher, self._mixed_temperatures(mixed_teacher)).mean()
-        return loss + self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
+            loss = loss + self._logit_term(self.logit_loss, student_logits, clean_teacher, batch, epoch)
+        if step.strong is not None:
+            strong_logits = student(step.strong).float()
+            loss = loss + self.weights.ce_weight * F.cross_entropy(strong_logits, batch.labels)
+            if strong_teacher is not None:
+                loss = loss + self._logit_term(self.strong_loss, strong_logits, strong_teacher, batch, epoch)
+        if companion is not None and mixed_teacher is not None:
+            mixed_logits = student(companion.mixed.images).float()
+            tau = self._mixed_temperatures(mixed_teacher)
+            mixed_loss = kd(self.prepared(mixed_logits), self.prepared(mixed_teacher), tau).mean()
+            loss = loss + self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
+        return loss
 
-    def _teacher_logits(self, batch: Batch, companion: Companion | None) -> tuple[Tensor | None, Tensor | None]:
-        """Teacher logits of the clean and of the mixed images, each only where a loss needs them; one pass for both."""
-        clean = [batch.images] if self.weights.kd_weight else []
-        mixed = [companion.mixed.images] if companion is not None else []
-        if not clean and not mixed:
-            return None, None
+    def _teacher_logits(self, step: DistillationStep) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Teacher logits of the clean, strong and mixed images, each only where a loss needs them; one pass for all."""
+        wanted = [
+            step.batch.images if self.weights.kd_weight or self.features is not None else None,
+            step.strong if self.weights.kd_weight else None,
+            step.companion.mixed.images if step.companion is not None else None,
+        ]
+        present = [images for images in wanted if images is not None]
+        if not present:
+            return None, None, None
         with torch.no_grad():
-            logits = self.teacher(torch.cat(clean + mixed) if clean and mixed else (clean + mixed)[0]).float()
-        size = len(batch.images) if clean else 0
-        return logits[:size] if clean else None, logits[size:] if mixed else None
+            logits = self.teacher(torch.cat(present) if len(present) > 1 else present[0]).float()
+        parts = iter(logits.split([len(images) for images in present]))
+        clean, strong, mixed = (None if images is None else next(parts) for images in wanted)
+        return clean if self.weights.kd_weight else None, strong, mixed
 
-    def _warmup(self, epoch: int) -> float:
-        # the reference counts epochs from 1
-        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+    def _logit_term(self, loss: LogitLoss, student: Tensor, teacher: Tensor, batch: Batch, epoch: int) -> Tensor:
+        tau = self._clean_temperatures(batch, teacher)
+        values = loss(student, teacher, batch.labels, tau)
+        warmup = _warmup(self.params.dkd.warmup_epochs, epoch) if self.params.loss == "dkd" else 1.0
+        return values.mean() * (self.weights.kd_weight * warmup)
+
+    def _feature_term(self, features: FeatureLoss, batch_size: int, epoch: int) -> Tensor:
+        # the teacher's pass holds the clean images first
+        teacher = [feature[:batch_size] for feature in features.teacher_features()]
+        values: Tensor = features(features.student_features(), teacher)
+        settings = self.params.features
+        return values.mean() * (settings.feature_weight * _warmup(settings.warmup_epochs, epoch))
 
     def _clean_temperatures(self, batch: Batch, teacher_logits: Tensor) -> Tensor:
-        if self.by_view:
+        if self.params.assignment == "view":
             return self._view_temperatures(teacher_logits)
         return self.temperatures(self.groups.codes[batch.index])
 
     def _mixed_temperatures(self, teacher_logits: Tensor) -> Tensor | float:
         # a mixed image has no stored score; the paper's HE-DA runs use the middle temperature for all
-        return self._view_temperatures(teacher_logits) if self.by_view else self.mid
+        if self.params.assignment == "view":
+            return self._view_temperatures(teacher_logits)
+        return self.params.temperatures.mid
 
     def _view_temperatures(self, teacher_logits: Tensor) -> Tensor:
         energy = energy_score(teacher_logits, self.energy_temperature)
@@ -132,10 +169,59 @@ class Distillation:
         return self.heda.mixed_label_weight * (share * own + (1 - share) * partner)
 
 
-def _base_loss(params: DistillParams) -> BaseLoss:
+def _weights(params: DistillParams) -> KdParams:
     match params.loss:
         case "kd":
-            return lambda student, teacher, labels, tau: kd(student, teacher, tau)
+            return params.kd
+        case "dkd":
+            return params.dkd
+        case "mlkd":
+            return params.mlkd
+        case "dist":
+            return params.dist
+        case _:
+            return params.features
+
+
+def _logit_loss(params: DistillParams, *, every_sample: bool = False) -> LogitLoss:
+    """The loss on logits that ``params`` ask for; plain kd where the base loss is one of feature maps.
+
+    Args:
+        every_sample: leave out the selection by confidence of mlkd.
+    """
+    prepared = _prepared(params)
+    match params.loss:
         case "dkd":
             alpha, beta = params.dkd.alpha, params.dkd.beta
-            return lambda student, teacher, labels, tau: dkd(student, teacher, labels, tau, alpha, beta)
+            return lambda student, teacher, labels, tau: dkd(
+                prepared(student), prepared(teacher), labels, tau, alpha, beta
+            )
+        case "dist":
+            inter, intra = params.dist.inter_weight, params.dist.intra_weight
+            return lambda student, teacher, labels, tau: dist(prepared(student), prepared(teacher), tau, inter, intra)
+        case "mlkd":
+            base, select = params.temperatures.mid, params.mlkd.low_confidence_only and not every_sample
+            return lambda student, teacher, labels, tau: mlkd(
+                prepared(student),
+                prepared(teacher),
+                tau,
+                base=base,
+                # confidence is one of the teacher's own logits
+                instance_weight=low_confidence(teacher) if select else None,
+            )
+        case _:
+            return lambda student, teacher, labels, tau: kd(prepared(student), prepared(teacher), tau)
+
+
+def _prepared(params: DistillParams) -> Callable[[Tensor], Tensor]:
+    """What is done to logits before they enter a loss."""
+    return standardize if params.logit_standardization else _unchanged
+
+
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _warmup(epochs: float, epoch: int) -> float:
+    # the references count epochs from 1
+    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0

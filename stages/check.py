@@ -13,6 +13,7 @@ from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
+from pipeline.feature_loss import feature_loss
 from pipeline.layout import FOREIGN_CHECKPOINTS
 from pipeline.weights import build_network, check_runs, load_foreign
 from stages.common import run
@@ -29,8 +30,9 @@ def check(params: Params) -> None:
         source = open_source(params.data)
         split(source, params.data)
         classes = len(source.class_names)
+    networks = {}
     for key, name in (("teacher.network", params.teacher.network), ("distill.network", params.distill.network)):
-        network = build_network(name, classes, key)
+        network = networks[key] = build_network(name, classes, key)
         check_runs(network, key, classes, params.data.image_size)
         if key == "teacher.network" and params.teacher.checkpoint is not None:
             path = Path(params.teacher.checkpoint)
@@ -39,6 +41,7 @@ def check(params: Params) -> None:
                 logging.warning(
                     "%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS
                 )
+    feature_loss(params.distill, networks["distill.network"], networks["teacher.network"], params.data.image_size)
 
 
 if __name__ == "__main__":

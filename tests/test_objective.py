@@ -7,8 +7,9 @@ from torch import nn
 
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
+from pipeline.feature_loss import FeatureLoss
 from pipeline.heda import Mixed
-from pipeline.losses import dkd, kd
+from pipeline.losses import dist, dkd, kd, low_confidence, mlkd, standardize
 from pipeline.objective import Companion, Distillation, DistillationStep
 
 
@@ -34,7 +35,7 @@ def setting(params):
     return Linear(1), Linear(2), batch, companion, groups, params
 
 
-def objective(setting, distill=None, heda=None):
+def objective(setting, distill=None, heda=None, features=None):
     teacher, _, _, _, groups, params = setting
     return Distillation(
         teacher,
@@ -42,7 +43,12 @@ def objective(setting, distill=None, heda=None):
         4.0,
         params.distill.model_copy(update=distill or {}),
         params.heda.model_copy(update=heda or {}),
+        features,
     )
+
+
+def changed(block, **values):
+    return block.model_copy(update=values)
 
 
 def stored_temperatures(setting):
@@ -103,3 +109,85 @@ def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(setting):
     assert not teacher.training
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_without_a_loss_that_needs_it_the_teacher_does_not_run(setting):
+    teacher, student, batch, *_, params = setting
+    teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    minimise = objective(setting, {"kd": changed(params.distill.kd, ce_weight=1.0, kd_weight=0.0)})
+    loss = minimise(student, DistillationStep(batch, None), epoch=0)
+    torch.testing.assert_close(loss, F.cross_entropy(student(batch.images), batch.labels))
+
+
+def test_dist_takes_energy_temperatures(setting):
+    teacher, student, batch, *_ = setting
+    loss = objective(setting, {"loss": "dist"})(student, DistillationStep(batch), epoch=0)
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = dist(student(batch.images), teacher(batch.images), stored_temperatures(setting), 2.0, 2.0).mean()
+    torch.testing.assert_close(loss, hard + soft)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])
+def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting, loss):
+    teacher, student, batch, companion, _, params = setting
+    changes = {"loss": loss, "logit_standardization": True}
+    changes |= {"dkd": changed(params.distill.dkd, warmup_epochs=0.0)}
+    total = objective(setting, changes)(student, DistillationStep(batch, companion), epoch=0)
+
+    raw, images, tau = teacher(batch.images), companion.mixed.images, stored_temperatures(setting)
+    ours, theirs = standardize(student(batch.images)), standardize(raw)
+    soft = {
+        "kd": lambda: kd(ours, theirs, tau),
+        "dkd": lambda: dkd(ours, theirs, batch.labels, tau, 1.0, 8.0),
+        "mlkd": lambda: mlkd(ours, theirs, tau, instance_weight=low_confidence(raw)),
+        "dist": lambda: dist(ours, theirs, tau, 2.0, 2.0),
+    }[loss]()
+    weights = getattr(params.distill, loss)
+    mixed = kd(standardize(student(images)), standardize(teacher(images)), 4.0).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    torch.testing.assert_close(total, weights.ce_weight * hard + weights.kd_weight * soft.mean() + 0.9 * mixed)
+
+
+def test_mlkd_sees_both_views_and_selects_in_the_plain_one_only(setting):
+    teacher, student, batch, *_ = setting
+    strong = batch.images.flip(3) + 0.1
+    total = objective(setting, {"loss": "mlkd"})(student, DistillationStep(batch, strong=strong), epoch=0)
+    tau, unsure = stored_temperatures(setting), low_confidence(teacher(batch.images))
+    plain = mlkd(student(batch.images), teacher(batch.images), tau, instance_weight=unsure).mean()
+    second = mlkd(student(strong), teacher(strong), tau).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels) + F.cross_entropy(student(strong), batch.labels)
+    torch.testing.assert_close(total, 0.1 * hard + 0.9 * (plain + second))
+
+
+class TwoStages(nn.Module):
+    """Two stages of feature maps and a linear classifier, without batch statistics."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Conv2d(3, width, 1), nn.Conv2d(width, width + 1, 1)
+        self.head = nn.Linear(width + 1, 4)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images).tanh()).mean(dim=(2, 3)))
+
+
+def test_a_feature_loss_adds_to_kd_with_energy_temperatures_and_sees_the_clean_batch_only(setting):
+    _, _, batch, companion, groups, params = setting
+    teacher, student = TwoStages(1, 5), TwoStages(2, 3)
+    features = FeatureLoss("at", student, teacher, ["first", "second"], ["first", "second"], image_size=2)
+    settings = changed(params.distill.features, ce_weight=0.5, kd_weight=0.25, feature_weight=8.0, warmup_epochs=4.0)
+    changes = {"loss": "at", "features": settings}
+    minimise = objective((teacher, student, batch, companion, groups, params), changes, features=features)
+    with features.tapped():
+        total = minimise(student, DistillationStep(batch, companion), epoch=1)
+
+    def maps(network):
+        first = network.first(batch.images)
+        return [first, network.second(first.tanh())]
+
+    soft = kd(student(batch.images), teacher(batch.images), stored_temperatures(setting)).mean()
+    mixed = kd(student(companion.mixed.images), teacher(companion.mixed.images), 4.0).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    feature = features(maps(student), maps(teacher)).mean()
+    torch.testing.assert_close(total, 0.5 * hard + 0.25 * soft + 8.0 * 0.5 * feature + 0.9 * mixed)

@@ -6,8 +6,9 @@ decoded in the training loop. All randomness comes from a generator that the cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from pipeline.config import DataParams
 from pipeline.data.store import PackedSplit, read_card, read_split
+
+_STRONG_GROUP = 8  # images that share the operations of a strong view
 
 
 class Views(TypedDict):
@@ -88,6 +91,23 @@ class DeviceImages:
         Args:
             generator: on the device of the images.
         """
+        return self._normalised(self._crops(index, generator))
+
+    def strong_views(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Random crops and flips under RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [B, 3, S, S].
+
+        Operations are drawn once for every few images, not for each, so that they run on whole tensors. They are drawn
+        from torch's global generator, because RandAugment takes no other.
+
+        Args:
+            generator: of the crops and flips; on the device of the images.
+        """
+        crops = self._crops(index, generator).permute(0, 3, 1, 2)
+        augmented = [_rand_augment()(part) for part in torch.split(crops, _STRONG_GROUP)]
+        return self._normalised(torch.cat(augmented).permute(0, 2, 3, 1).contiguous())
+
+    def _crops(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 [B, S, S, 3]."""
         batch, device = index.numel(), self.device
         offsets = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
         pixels = torch.arange(self.size, device=device)
@@ -96,7 +116,7 @@ class DeviceImages:
             mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
             columns = torch.where(mirrored, self.size - 1 - columns, columns)
         columns = offsets[1] + columns
-        return self._normalised(self._padded[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+        return self._padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All images once, un-augmented and in order; the last batch may be smaller."""
@@ -106,6 +126,14 @@ class DeviceImages:
     def _normalised(self, images: Tensor) -> Tensor:
         # NHWC in memory seen as NCHW is channels_last, the layout that convolutions are fastest in
         return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
+
+
+@cache
+def _rand_augment() -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms.v2 import RandAugment  # noqa: PLC0415  slow import that one loss needs
+
+    augment: Callable[[Tensor], Tensor] = RandAugment(num_ops=2, magnitude=10)
+    return augment
 
 
 def open_images(

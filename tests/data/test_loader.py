@@ -53,6 +53,27 @@ def test_views_are_crops_of_the_black_bordered_image_mirrored_or_not():
     assert len(seen) == 18, "every one of the 9 crops x 2 flips occurs"
 
 
+def test_strong_views_are_normalised_images_that_both_seeds_decide():
+    images, index = make(count=20, size=16, crop_padding=2), torch.arange(20)
+
+    def strong(global_seed, seed):
+        torch.manual_seed(global_seed)
+        return images.strong_views(index, generator(seed))
+
+    first = strong(0, 0)
+    assert first.shape == (20, 3, 16, 16)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    low, high = ([(bound - m) / s for m, s in zip(MEAN, STD, strict=True)] for bound in (0, 1))
+    for channel in range(3):
+        assert first[:, channel].min() >= low[channel] - 1e-5
+        assert first[:, channel].max() <= high[channel] + 1e-5
+    assert torch.equal(first, strong(0, 0))
+    assert not torch.equal(first, strong(1, 0))
+    assert not torch.equal(first, strong(0, 1))
+    torch.manual_seed(0)
+    assert not torch.equal(first, images.views(index, generator(0)))
+
+
 def test_without_augmentation_a_view_is_the_image():
     images = make()
     index = torch.tensor([3, 3, 7])

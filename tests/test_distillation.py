@@ -1,0 +1,141 @@
+"""Students trained with every base loss, on a few random images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import Params
+from pipeline.data.loader import DeviceImages
+from pipeline.data.store import PackedSplit
+from pipeline.distillation import ScoredImages, distill
+from pipeline.energy import EnergyGroups
+from pipeline.errors import ParamsError
+from pipeline.export.capture import capture, deployable
+from pipeline.feature_loss import feature_loss
+from pipeline.weights import state_hash
+
+CPU = torch.device("cpu")
+LOSSES = ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
+
+
+def images(count: int) -> DeviceImages:
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 4
+    pixels = generator.integers(0, 100, (count, 16, 16, 3)) + 40 * labels[:, None, None, None]
+    split = PackedSplit(pixels.astype(np.uint8), labels)
+    return DeviceImages(split, [0.5] * 3, [0.25] * 3, CPU, crop_padding=1, horizontal_flip=True)
+
+
+def settings(params: Params, **changes) -> Params:
+    training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 16, "learning_rate": 0.02})
+    distillation = params.distill.model_copy(update={"training": training} | changes)
+    return params.model_copy(update={"distill": distillation})
+
+
+def build(name: str, seed: int):
+    torch.manual_seed(seed)
+    return models.build(name, 4).to(memory_format=torch.channels_last)
+
+
+def train(params: Params, student, teacher, **options):
+    split = images(48)
+    groups = EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25)
+    scored = ScoredImages(split, groups, 4.0, torch.arange(20))
+    return distill(student, teacher, scored, images(16), params, **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_the_student_and_nothing_else(params, loss):
+    student, teacher = build("resnet8", 1), build("resnet14", 2)
+    before, names = state_hash(teacher), list(student.state_dict())
+    records = train(settings(params, loss=loss), student, teacher)
+    assert all(np.isfinite(record.train_loss) for record in records)
+    assert state_hash(teacher) == before
+    assert state_hash(student) != state_hash(build("resnet8", 1))
+    assert list(student.state_dict()) == names
+    for network in (student, teacher):
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("loss", ["mlkd", "reviewkd"])
+def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, loss, tmp_path):
+    chosen = settings(params, loss=loss)
+    undisturbed = build("resnet8", 1)
+    expected = train(chosen, undisturbed, build("resnet14", 2))
+
+    class Killed(Exception):  # noqa: N818  not an error of ours
+        pass
+
+    steps = iter(range(4))
+
+    def kill_later():
+        if next(steps, None) is None:
+            raise Killed
+
+    checkpoint = Checkpoint(tmp_path)
+    with pytest.raises(Killed):
+        train(chosen, build("resnet8", 1), build("resnet14", 2), checkpoint=checkpoint, on_step=kill_later)
+    resumed = build("resnet8", 1)
+    assert train(chosen, resumed, build("resnet14", 2), checkpoint=checkpoint) == expected
+    assert state_hash(resumed) == state_hash(undisturbed)
+
+
+def test_a_feature_loss_leaves_no_trace_in_the_exported_graph(params):
+    def program(loss: str) -> str:
+        student = build("resnet8", 1)
+        train(settings(params, loss=loss), student, build("resnet14", 2))
+        return str(capture(deployable(student), 16, "student").graph)
+
+    assert program("reviewkd") == program("kd")
+
+
+def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(params):
+    features = params.distill.features.model_copy(
+        update={"student_stages": ["blocks.1", "blocks.3"], "teacher_stages": ["layer1", "layer3"]}
+    )
+    student, teacher = build("timm:mobilenetv3_small_050", 1), build("torchvision:resnet18", 2)
+    records = train(settings(params, loss="reviewkd", features=features), student, teacher)
+    assert np.isfinite(records[-1].train_loss)
+
+
+@pytest.mark.parametrize(
+    ("student", "stages", "message"),
+    [
+        ("torchvision:mobilenet_v2", None, "student_stages is needed, because MobileNetV2 declares no stages"),
+        ("resnet8", ["layer1"], r"student has 1 stages \(layer1\) and the teacher 3"),
+        ("resnet8", ["layer1", "layer2", "lyer3"], 'no submodule "lyer3": the closest names are layer3'),
+        ("resnet8", ["layer1", "layer2", "fc"], r'submodule "fc" of ResNet returns \[.B., 4\], not feature maps'),
+    ],
+)
+def test_stages_that_cannot_be_compared_are_named(params, student, stages, message):
+    chosen = params.distill.model_copy(
+        update={
+            "loss": "reviewkd",
+            "features": params.distill.features.model_copy(update={"student_stages": stages}),
+        }
+    )
+    with pytest.raises(ParamsError, match=message):
+        feature_loss(chosen, build(student, 0), build("resnet14", 0), 32)
+
+
+def test_fitnet_compares_the_middle_stage(params):
+    chosen = params.distill.model_copy(update={"loss": "fitnet"})
+    found = feature_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
+    assert found is not None
+    assert found.loss.regressor[0].in_channels == 32
+
+
+def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irrelevant(params):
+    def trained(assignment: str, *temperatures: float) -> str:
+        low, mid, high = temperatures
+        chosen = params.distill.temperatures.model_copy(update={"low_energy": low, "mid": mid, "high_energy": high})
+        student = build("resnet8", 1)
+        train(settings(params, assignment=assignment, temperatures=chosen), student, build("resnet14", 2))
+        return state_hash(student)
+
+    assert trained("sample", 6, 4, 2) != trained("random", 6, 4, 2)
+    assert trained("sample", 4, 4, 4) == trained("random", 4, 4, 4)
