@@ -32,28 +32,29 @@ def balanced_accuracy(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> 
     return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
 
 
-def shot_accuracy(
-    correct: NDArray[np.bool_],
-    labels: NDArray[np.int64],
-    train_counts: NDArray[np.int64],
-    many_above: int,
-    few_below: int,
-) -> dict[str, float | None]:
-    """Balanced accuracy of the many-, medium- and few-shot classes (Liu et al., arXiv 1904.05160, section 5).
+def shot_groups(train_counts: NDArray[np.int64], many_above: int, few_below: int) -> dict[str, NDArray[np.bool_]]:
+    """Which classes are many-, medium- and few-shot (Liu et al., arXiv 1904.05160, section 5): name -> bool [K].
 
     Args:
-        correct, labels: [N], of the test split.
         train_counts: [K], training images of each class.
         many_above: a class with more training images is many-shot; in the literature 100.
         few_below: a class with fewer is few-shot; in the literature 20. The rest is medium-shot.
-
-    Returns:
-        top1_many_shot, top1_medium_shot, top1_few_shot; None where there is no such class.
     """
     many, few = train_counts > many_above, train_counts < few_below
-    members = {"many": many, "medium": ~many & ~few, "few": few & ~many}
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def shot_accuracy(
+    correct: NDArray[np.bool_], labels: NDArray[np.int64], groups: dict[str, NDArray[np.bool_]]
+) -> dict[str, float | None]:
+    """Balanced accuracy within each group of classes: top1_many_shot, ...; None for a group without images.
+
+    Args:
+        correct, labels: [N].
+        groups: of :func:`shot_groups`.
+    """
     result: dict[str, float | None] = {}
-    for name, classes in members.items():
+    for name, classes in groups.items():
         chosen = classes[labels]
         result[f"top1_{name}_shot"] = balanced_accuracy(correct[chosen], labels[chosen]) if chosen.any() else None
     return result

@@ -17,17 +17,26 @@ from pipeline.evaluation import (
     expected_calibration_error,
     group_accuracy,
     paired_difference,
+    shot_accuracy,
     top1_correct,
 )
 
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """Images on the CPU, their energy groups int8 [N], and which of them the torch student gets right, bool [N]."""
+    """What every file is measured on.
+
+    Attributes:
+        images: N of them, on the CPU.
+        groups: energy groups, int8 [N].
+        student_correct: which images the torch student gets right, bool [N].
+        shots: many-, medium- and few-shot classes, name -> bool [K]; None unless the training split is long-tailed.
+    """
 
     images: DeviceImages
     groups: NDArray[np.int8]
     student_correct: NDArray[np.bool_]
+    shots: dict[str, NDArray[np.bool_]] | None
 
 
 def evaluate_file(candidate: Candidate, test: EvaluationSplit, batch_size: int) -> dict[str, Any]:
@@ -55,6 +64,7 @@ def evaluate_file(candidate: Candidate, test: EvaluationSplit, batch_size: int) 
         "top1": float(correct.mean()),
         **{f"top1_{name}_energy": value for name, value in groups.items()},
         "balanced_accuracy": balanced_accuracy(correct, labels),
+        **({} if test.shots is None else shot_accuracy(correct, labels, test.shots)),
         "ece": expected_calibration_error(logits, labels),
         "delta_top1": difference.value,
         "delta_ci_low": difference.low,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.ablation.schedule import run_study
+from pipeline.ablation.results import document, write_results
+from pipeline.ablation.schedule import distinct_upstreams, run_study
 from pipeline.ablation.study import load_study
+from pipeline.ablation.upstream import teacher_report
 from pipeline.layout import ABLATIONS, PARAMS, RESULTS
 from stages.common import run_program
 
@@ -19,7 +21,9 @@ def ablation(study_file: Path, jobs: int, out: Path) -> None:
     epochs = sum(run.params.distill.training.epochs for run in study.runs())
     with tqdm(total=epochs, unit="epoch", mininterval=0.5, dynamic_ncols=True) as bar:
         results = run_study(study, ABLATIONS, jobs, on_start=bar.set_description, on_epochs=bar.update)
-    print(len(results))
+    teachers = [teacher_report(params, ABLATIONS) for params in distinct_upstreams(study, ABLATIONS)]
+    for path in write_results(out, study.name, document(study, teachers, results)):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pipeline.candidates import candidates
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
-from pipeline.evaluation import GROUP_NAMES, top1_correct
+from pipeline.evaluation import GROUP_NAMES, shot_groups, top1_correct
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
 from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT_MANIFEST, STUDENT
@@ -29,14 +29,22 @@ def evaluate(params: Params) -> None:
 
     images = open_images(DATA, "test", torch.device("cpu"))
     correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
-    test = EvaluationSplit(images, scores["group"], correct)
+    counts = np.asarray(data["train_class_counts"])
+    shots = shot_groups(counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below)
+    # classes that are all alike have no tail
+    long_tail = sum(bool(classes.any()) for classes in shots.values()) > 1
+    test = EvaluationSplit(images, scores["group"], correct, shots if long_tail else None)
     rows = []
     with progress("evaluate", len(chosen), "file") as advance:
         for candidate in chosen:
             rows.append(evaluate_file(candidate, test, params.evaluate.batch_size))
             advance(1)
     sizes = {name: int(np.sum(test.groups == code)) for code, name in GROUP_NAMES.items()}
-    write_json(EVALUATION, {"schema": 1, "test_images": len(images), "group_sizes": sizes, "rows": rows})
+    classes = {name: int(np.sum(members)) for name, members in shots.items()} if long_tail else None
+    write_json(
+        EVALUATION,
+        {"schema": 1, "test_images": len(images), "group_sizes": sizes, "shot_classes": classes, "rows": rows},
+    )
     for row in rows:
         print(f"{row['name']:20} {row['runtime']:12} {row['precision_executed']:6} top-1 {row['top1']:.2%}")
 

@@ -10,6 +10,8 @@ from pipeline.evaluation import (
     expected_calibration_error,
     group_accuracy,
     paired_difference,
+    shot_accuracy,
+    shot_groups,
     top1_correct,
 )
 
@@ -65,3 +67,23 @@ def test_no_disagreement_is_no_difference_but_not_certainty(correct):
     difference = paired_difference(correct, correct)
     assert difference.value == 0
     assert difference.low < 0 < difference.high
+
+
+def test_classes_are_many_medium_and_few_shot_by_their_training_images():
+    groups = shot_groups(np.array([500, 101, 100, 20, 19, 1]), many_above=100, few_below=20)
+    assert {name: np.flatnonzero(members).tolist() for name, members in groups.items()} == {
+        "many": [0, 1],
+        "medium": [2, 3],
+        "few": [4, 5],
+    }
+
+
+def test_within_a_group_of_classes_each_class_counts_alike():
+    groups = shot_groups(np.array([500, 200, 5]), many_above=100, few_below=20)
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    correct = np.array([True, True, True, False, True, False])
+    assert shot_accuracy(correct, labels, groups) == {
+        "top1_many_shot": 0.5,
+        "top1_medium_shot": None,
+        "top1_few_shot": 0.5,
+    }

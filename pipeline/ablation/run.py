@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.ablation.study import Run
-from pipeline.ablation.upstream import Upstream, key_of, locate
+from pipeline.ablation.upstream import CHECKPOINTS, Upstream, key_of, locate
 from pipeline.artifacts import atomic_file, check_lineage, read_json, read_table, write_json
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
@@ -22,7 +22,7 @@ from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages, distill
 from pipeline.energy import EnergyGroups
-from pipeline.evaluation import balanced_accuracy, group_accuracy, shot_accuracy, top1_correct
+from pipeline.evaluation import balanced_accuracy, group_accuracy, shot_accuracy, shot_groups, top1_correct
 from pipeline.heda import select_subset
 from pipeline.inference import all_logits
 from pipeline.training import EpochRecord
@@ -71,7 +71,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
         _subset(params, upstream).to(device),
     )
     path = result_path(run, root)
-    with open_checkpoint(root / "checkpoints", "student", {"run": path.stem}) as checkpoint:
+    with open_checkpoint(root / CHECKPOINTS, "student", {"run": path.stem}) as checkpoint:
         best = BestWeights(checkpoint.folder / BEST, student)
 
         def keep(record: EpochRecord) -> None:
@@ -88,7 +88,9 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
             on_epoch=keep,
         )
         test = open_images(upstream.data, "test", device)
-        counts = np.asarray(data["train_class_counts"])
+        shots = shot_groups(
+            np.asarray(data["train_class_counts"]), params.evaluate.many_shot_above, params.evaluate.few_shot_below
+        )
 
         def measure(epoch: int) -> dict[str, Any]:
             logits, labels = all_logits(student, test).numpy(), test.labels.cpu().numpy()
@@ -99,9 +101,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
                 "top1": float(correct.mean()),
                 "balanced_accuracy": balanced_accuracy(correct, labels),
                 **{f"top1_{name}_energy": value for name, value in group_accuracy(correct, test_groups).items()},
-                **shot_accuracy(
-                    correct, labels, counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below
-                ),
+                **shot_accuracy(correct, labels, shots),
             }
 
         last = measure(len(records) - 1)

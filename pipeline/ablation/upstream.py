@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from pipeline.data.splits import split
 from pipeline.data.store import read_card, write_store
 from pipeline.scoring import score_images
 from pipeline.teacher import make_teacher
+from pipeline.training import EpochRecord
 from pipeline.weights import read_network
 
 SCORED_SPLITS = ("train", "test")
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ def pack(params: Params, root: Path) -> None:
         write_store(folder, source, split(source, params.data), params.data)
 
 
-def teach(params: Params, root: Path) -> None:
+def teach(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
     """Make the teacher and score the images with it, unless that was done. The data must be packed."""
     upstream = locate(params, root)
     device = choose_device(params.device)
     if not upstream.teacher.exists():
-        make_teacher(upstream.teacher, upstream.data, params, device, root / "checkpoints")
+        make_teacher(upstream.teacher, upstream.data, params, device, root / CHECKPOINTS, on_epoch=on_epoch)
     for name in SCORED_SPLITS:
         path = upstream.energy / f"{name}.parquet"
         if not path.exists():

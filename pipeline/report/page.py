@@ -155,10 +155,12 @@ def _subset_facts(inputs: Inputs) -> dict[str, Any]:
     order = np.argsort(-factor, kind="stable")
     largest = max(float(factor.max(initial=0.0)), 1.0)
     return {
+        "kind": str(inputs.subset.lineage.get("subset", "high_energy")).replace("_", "-"),
         "mix": inputs.student.get("heda", {}).get("mix", "none"),
         "images": len(subset["index"]),
         "of": len(train["index"]),
-        "least_energy": plain(round(float(subset["energy"].min()), 2)) if len(subset["energy"]) else plain(None),
+        "energy_inside": _range(train["energy"][inside]),
+        "energy_outside": _range(train["energy"][~inside]),
         "teacher_inside": _mean(train["correct"][inside]),
         "teacher_outside": _mean(train["correct"][~inside]),
         "confidence_inside": _mean(train["confidence"][inside]),
@@ -182,6 +184,10 @@ def _subset_facts(inputs: Inputs) -> dict[str, Any]:
 
 def _counts(groups: Any) -> str:
     return " / ".join(f"{count:,}" for count in np.bincount(groups, minlength=3).tolist())
+
+
+def _range(values: Any) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}".replace("-", formatting.MINUS) if len(values) else plain(None)
 
 
 def _mean(values: Any) -> float | None:

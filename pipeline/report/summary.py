@@ -45,6 +45,8 @@ ROW_KEYS = (
     "sha256",
     "notes",
 )
+# further keys of a row where the training split is long-tailed
+LONG_TAIL_KEYS = ("balanced_accuracy", "top1_many_shot", "top1_medium_shot", "top1_few_shot")
 _GROUPS = {"top1_low_energy": "low", "top1_mid_energy": "middle", "top1_high_energy": "high"}
 _ACCURACY = ("top1", *_GROUPS, "delta_top1", "delta_ci_low", "delta_ci_high", "delta_top1_high_energy")
 _PERCENTILES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
@@ -93,6 +95,9 @@ def build_summary(
                 rows.append(_unmeasured(file, name, benchmark["device"], tensorrt_unavailable))
             elif name != "tensorrt":
                 rows.append(_unmeasured(file, name, benchmark["device"], None))
+    if evaluation["shot_classes"] is not None:
+        for row in rows:
+            _set_long_tail(row, accuracy.get((row["name"], row["runtime"])), evaluation["shot_classes"])
     recommendation = recommend(rows, budget)
     chosen = recommendation.row
     summary = {
@@ -150,6 +155,16 @@ def _row(file: Json, runtime_name: str, device: str, accuracy: Json | None, late
     _set_executed(row, accuracy, latency)
     _set_parity(row, file)
     return row
+
+
+def _set_long_tail(row: dict[str, Any], accuracy: Json | None, classes: Mapping[str, int]) -> None:
+    row.update({key: None if accuracy is None else accuracy[key] for key in LONG_TAIL_KEYS})
+    if accuracy is not None:
+        row["notes"] += [
+            f"accuracy on {name}-shot classes not measured: there is none"
+            for name in classes
+            if row[f"top1_{name}_shot"] is None
+        ]
 
 
 def _unmeasured(file: Json, runtime_name: str, device: str, reason: str | None) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def data_card() -> dict[str, Any]:
         "mean": [0.3053, 0.3053, 0.3053],
         "std": [0.3552, 0.3552, 0.3552],
         "counts": {"train": 1293, "val": 144, "test": TEST_IMAGES},
+        "train_class_counts": [130, 130, 130, 129, 129, 129, 129, 129, 129, 129],
         "source": "scikit-learn load_digits: UCI Optical Recognition of Handwritten Digits, 1,797 scans of 8x8 pixels",
         "licence": "CC BY 4.0 (UCI Machine Learning Repository)",
         "fingerprint": sha("data"),
@@ -178,7 +179,13 @@ def evaluation() -> dict[str, Any]:
                 "delta_top1_high_energy": (ERRORS["student_fp32.pt2"][2] - high) / GROUP_SIZES["high"],
             }
         )
-    return {"schema": 1, "test_images": TEST_IMAGES, "group_sizes": dict(GROUP_SIZES), "rows": rows}
+    return {
+        "schema": 1,
+        "test_images": TEST_IMAGES,
+        "group_sizes": dict(GROUP_SIZES),
+        "shot_classes": None,
+        "rows": rows,
+    }
 
 
 def benchmark() -> dict[str, Any]:

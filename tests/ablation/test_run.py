@@ -1,0 +1,131 @@
+"""Whole studies, small enough for a test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from torch import nn
+
+from pipeline.ablation.run import BestWeights, finished, result_path
+from pipeline.ablation.schedule import run_study
+from pipeline.errors import TrainingError
+from pipeline.training import EpochRecord
+from tests.ablation.conftest import QUICK
+from tests.conftest import ROOT
+
+TIMED = {"seconds_per_epoch"}
+
+
+def without_times(results):
+    return [{key: value for key, value in result.items() if key not in TIMED} for _, result in results]
+
+
+def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
+    study, epochs = make_study(), []
+    results = run_study(study, tmp_path, 1, on_epochs=epochs.append)
+    assert sum(epochs) == 8
+    assert [run for run, _ in results] == study.runs()
+    first = results[0][1]
+    assert 0 <= first["last"]["top1"] <= 1
+    assert first["last"]["epoch"] == 1
+    assert first["best_validation"]["val_top1"] == max(first["val_top1"])
+    assert first["lineage"] == results[1][1]["lineage"], "one teacher for all"
+    assert first["last"] != results[2][1]["last"], "the seed decides"
+
+    started = []
+    again = run_study(study, tmp_path, 1, on_start=started.append)
+    assert again == results
+    assert all("teacher " not in what for what in started), "the teacher is not trained again"
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(make_study, tmp_path):
+    diverging = {"distill": {"training": QUICK | {"learning_rate": 1e30, "warmup_epochs": 0.0}}}
+    study = make_study(seeds=[0], arms={"diverges": diverging, "KD": {}})
+    with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*arm 'diverges' seed 0: the loss was not finite"):
+        run_study(study, tmp_path, 1)
+    assert finished(study.runs()[1], tmp_path) is not None
+    assert finished(study.runs()[0], tmp_path) is None
+
+
+def test_arms_that_differ_have_results_of_their_own(make_study, tmp_path):
+    study = make_study()
+    assert len({result_path(run, tmp_path) for run in study.runs()}) == 4
+    renamed = make_study(arms={"KD": {}, "another name": {"heda": {"mix": "cutmix", "subset": "random"}}})
+    assert [result_path(run, tmp_path) for run in renamed.runs()] == [
+        result_path(run, tmp_path) for run in study.runs()
+    ]
+
+
+def test_best_weights_are_those_of_the_first_best_epoch_also_after_a_restart(tmp_path):
+    network, path = nn.Linear(1, 1), tmp_path / "best.safetensors"
+    best = BestWeights(path, network)
+    records = [EpochRecord(epoch, 0.0, top1, 0.1, 1.0) for epoch, top1 in enumerate([0.5, 0.8, 0.8, 0.6])]
+    for record in records[:3]:
+        nn.init.constant_(network.weight, record.epoch)
+        best.offer(record)
+    resumed_network = nn.Linear(1, 1)
+    resumed = BestWeights(path, resumed_network)
+    nn.init.constant_(resumed_network.weight, 2.0)
+    for record in records[:3]:
+        resumed.offer(record)
+    nn.init.constant_(resumed_network.weight, 3.0)
+    resumed.offer(records[3])
+    assert resumed.load() == 1
+    assert resumed_network.weight.item() == 1.0
+
+
+@pytest.mark.e2e
+def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_results(make_study, tmp_path):
+    study = make_study(seeds=[0], params={**_params(make_study), "device": "cpu"})
+    undisturbed = run_study(study, tmp_path / "undisturbed", 2)
+
+    root = tmp_path / "killed"
+    program = (
+        "import sys; from pathlib import Path; from pipeline.ablation.schedule import run_study;"
+        "from pipeline.ablation.study import load_study;"
+        "run_study(load_study(Path(sys.argv[1]), Path('params.yaml')), Path(sys.argv[2]), 2)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        f"if __name__ == '__main__':\n    {program}",
+        str(tmp_path / "tiny.yaml"),
+        str(root),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(root.glob("checkpoints/student-*/epoch.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # the workers belong to the session of the killed process
+    while members := _session_members(process.pid):
+        assert time.monotonic() < deadline, f"left behind: {members}"
+        time.sleep(0.2)
+    assert without_times(run_study(study, root, 2)) == without_times(undisturbed)
+
+
+def _params(make_study):
+    from tests.ablation.conftest import tiny_study
+
+    params = tiny_study()["params"]
+    params["distill"]["training"]["epochs"] = 6
+    return params
+
+
+def _session_members(session: int) -> list[str]:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(" ".join(process.cmdline()))
+    return members

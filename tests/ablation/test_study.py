@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.ablation.study import load_study
+from pipeline.errors import ParamsError
+from tests.conftest import ROOT
+
+
+def test_an_arm_changes_the_parameters_block_by_block(make_study, params):
+    arms = make_study().arms
+    assert arms["KD"].heda.mix == "none"
+    assert arms["random subset"].heda.mix == "cutmix"
+    assert arms["random subset"].heda.fraction == params.heda.fraction
+    assert arms["KD"].distill.training.learning_rate == params.distill.training.learning_rate
+
+
+def test_runs_go_seed_by_seed(make_study):
+    assert [(run.seed, run.arm) for run in make_study().runs()] == [
+        (0, "KD"),
+        (0, "random subset"),
+        (1, "KD"),
+        (1, "random subset"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"arms": {"KD": {"heda": {"fracton": 0.3}}}},
+            r"arm 'KD': heda\.fracton is not a known key; did you mean",
+        ),
+        ({"arms": {"KD": {"heda": {"fraction": 3}}}}, r"arm 'KD': heda\.fraction is 3"),
+        ({"reference": "other"}, "reference 'other' is not one of the arms; name one of KD, random subset"),
+        ({"seeds": [1, 1]}, "name each seed once"),
+        ({"seeds": []}, "seeds is "),
+        ({"sedes": [1]}, "sedes is not a known key; did you mean seeds"),
+    ],
+)
+def test_a_study_that_does_not_fit_is_refused_in_one_sentence(make_study, changes, message):
+    with pytest.raises(ParamsError, match=message) as caught:
+        make_study(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_study_is_named(tmp_path):
+    with pytest.raises(ParamsError, match=r"none\.yaml does not exist"):
+        load_study(tmp_path / "none.yaml", ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_as_shipped_fit(path):
+    assert load_study(path, ROOT / "params.yaml").runs()
