@@ -1,4 +1,4 @@
-# Two commands: `make repro` runs the pipeline, `make test` the tests. Both set everything up first.
+# `make repro` runs the pipeline, `make test` the tests, `make ablation` a study. All set everything up first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 # the stages' commands in dvc.yaml say `python`: this puts the environment's first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint clean setup
+# a study of `make ablation`, and how many of its runs share the device
+STUDY ?= ablations/digits.yaml
+JOBS ?= 2
+
+.PHONY: repro test ablation lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -22,6 +26,9 @@ repro: setup
 	python -m stages.check
 	dvc repro
 
+ablation: setup
+	python -m stages.ablation $(STUDY) --jobs $(JOBS)
+
 test: setup lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
 
@@ -31,4 +38,4 @@ lint: setup
 	mypy
 
 clean:
-	rm -rf artifacts reports .checkpoints
+	rm -rf artifacts reports .checkpoints .ablations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.ablation.results import document, write_results
+from pipeline.ablation.results import document, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_upstreams, run_study
 from pipeline.ablation.study import load_study
 from pipeline.ablation.upstream import teacher_report
@@ -21,8 +21,9 @@ def ablation(study_file: Path, jobs: int, out: Path) -> None:
     epochs = sum(run.params.distill.training.epochs for run in study.runs())
     with tqdm(total=epochs, unit="epoch", mininterval=0.5, dynamic_ncols=True) as bar:
         results = run_study(study, ABLATIONS, jobs, on_start=bar.set_description, on_epochs=bar.update)
-    teachers = [teacher_report(params, ABLATIONS) for params in distinct_upstreams(study, ABLATIONS)]
-    for path in write_results(out, study.name, document(study, teachers, results)):
+    upstreams = distinct_upstreams(study, ABLATIONS)
+    content = document(study, [teacher_report(params, ABLATIONS) for params in upstreams], results)
+    for path in write_results(out, study.name, content, energy_picture(upstreams[0], ABLATIONS)):
         print(path)
 
 
@@ -32,4 +33,6 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time on the device; default 1")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of the results; default {RESULTS}")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("argument --jobs: must be at least 1")
     run_program(partial(ablation, arguments.study, arguments.jobs, arguments.out))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 
 from dvclive import Live
@@ -13,28 +14,44 @@ from pipeline.training import EpochRecord
 
 
 class Curves:
-    """What the training loop calls after each step and each epoch."""
+    """What the training loop calls after each step and each epoch.
 
-    def __init__(self, live: Live, bar: tqdm) -> None:
-        self._live = live
+    Args:
+        open_live: starts the files of DVCLive.
+    """
+
+    def __init__(self, open_live: Callable[[], Live], bar: tqdm) -> None:
+        self._open_live = open_live
         self._bar = bar
+
+    @cached_property
+    def live(self) -> Live:
+        """The files; they are touched from here on."""
+        return self._open_live()
 
     def step(self) -> None:
         self._bar.update()
 
     def epoch(self, record: EpochRecord) -> None:
-        self._live.log_metric("train_loss", record.train_loss)
-        self._live.log_metric("val_top1", record.val_top1)
-        self._live.log_metric("learning_rate", record.learning_rate)
-        self._live.next_step()
+        self.live.log_metric("train_loss", record.train_loss)
+        self.live.log_metric("val_top1", record.val_top1)
+        self.live.log_metric("learning_rate", record.learning_rate)
+        self.live.next_step()
         self._bar.set_postfix(epoch=record.epoch + 1, loss=f"{record.train_loss:.3f}", val=f"{record.val_top1:.2%}")
 
 
 @contextmanager
 def learning_curves(folder: Path, role: str, epochs: int, steps: int) -> Iterator[Curves]:
-    """Curves in ``folder``, emptied first, and a bar over ``epochs * steps`` training steps."""
+    """Curves in ``folder``, and a bar over ``epochs * steps`` training steps.
+
+    The folder is emptied when the first epoch ends, or when the block ends well without one: what is refused before
+    leaves it as it was.
+    """
     with (
-        Live(str(folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live,
+        ExitStack() as stack,
         tqdm(total=epochs * steps, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
     ):
-        yield Curves(live, bar)
+        live = partial(Live, str(folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
+        curves = Curves(lambda: stack.enter_context(live()), bar)
+        yield curves
+        _ = curves.live

@@ -11,9 +11,13 @@ import numpy as np
 
 from pipeline.ablation.statistics import differences, mean_and_deviation
 from pipeline.ablation.study import Run, Study
+from pipeline.ablation.upstream import fit_groups, read_scores
 from pipeline.artifacts import atomic_file, write_json
+from pipeline.config import Params
 from pipeline.report.figure import FAINT, INK, LINE, STUDENT, STYLE, new_figure, to_svg
 from pipeline.report.formatting import NOT_MEASURED, percent, points
+from pipeline.report.inputs import Table
+from pipeline.report.plots import confidence_plot
 
 Document = Mapping[str, Any]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -47,15 +51,31 @@ def document(
     }
 
 
-def write_results(folder: Path, name: str, content: Document) -> list[Path]:
-    """Write <name>.json, <name>.md and <name>.svg into ``folder`` and return their paths."""
-    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "svg")]
-    texts = [None, markdown(content, f"{name}.svg"), plot(content, name)]
-    write_json(paths[0], content)
-    for path, text in zip(paths[1:], texts[1:], strict=True):
-        with atomic_file(path) as temporary:
-            temporary.write_text(str(text), encoding="utf-8")
-    return paths
+def write_results(folder: Path, name: str, content: Document, energy: str) -> list[Path]:
+    """Write <name>.json, <name>.md, <name>.svg and <name>_energy.svg into ``folder`` and return their paths.
+
+    Args:
+        energy: of :func:`energy_picture`.
+    """
+    figures = folder / f"{name}.json"
+    write_json(figures, content)
+    texts = {
+        f"{name}.md": markdown(content, f"{name}.svg"),
+        f"{name}.svg": plot(content, name),
+        f"{name}_energy.svg": energy,
+    }
+    for file, text in texts.items():
+        with atomic_file(folder / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [figures, *(folder / file for file in texts)]
+
+
+def energy_picture(params: Params, root: Path) -> str:
+    """Energy against confidence of the training images of a study, as an SVG document."""
+    columns = read_scores(params, root, "train")
+    groups = fit_groups(params, columns["energy"])
+    thresholds = {"low_threshold": groups.low_threshold, "high_threshold": groups.high_threshold}
+    return confidence_plot(Table(columns | {"group": groups.codes.numpy()}, thresholds))
 
 
 def markdown(content: Document, figure: str) -> str:

@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.ablation.study import Run
-from pipeline.ablation.upstream import CHECKPOINTS, Upstream, key_of, locate
-from pipeline.artifacts import atomic_file, check_lineage, read_json, read_table, write_json
+from pipeline.ablation.upstream import CHECKPOINTS, fit_groups, key_of, locate, read_scores
+from pipeline.artifacts import atomic_file, write_json
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
-from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages, distill
@@ -41,14 +40,13 @@ def result_path(run: Run, root: Path) -> Path:
     return root / "runs" / f"{key_of(upstream.teacher.name, energy, distillation, heda, shots, run.seed)}.json"
 
 
-def finished(run: Run, root: Path) -> dict[str, Any] | None:
-    """The result of a run that was done before, or None."""
-    path = result_path(run, root)
-    return read_json(path) if path.exists() else None
+def finished(run: Run, root: Path) -> bool:
+    """Whether the run was done before."""
+    return result_path(run, root).exists()
 
 
-def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> dict[str, Any]:
-    """Do the run and return its result, which is kept; the upstream must be there.
+def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
+    """Do the run and write its result to :func:`result_path`; the upstream must be there.
 
     A run that was stopped goes on from its last finished epoch.
 
@@ -62,13 +60,17 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
     data = read_card(upstream.data)
     teacher, teacher_card = read_network(upstream.teacher)
     student = build_network(params.distill.network, len(data["class_names"]), "distill.network")
-    groups, test_groups = _groups(params, upstream, data["fingerprint"], teacher_card["weights_sha256"])
+    energy = read_scores(run.params, root, "train")["energy"]
+    groups = fit_groups(params, energy)
+    test_energy = read_scores(run.params, root, "test")["energy"]
+    test_groups = groups.assign(torch.from_numpy(test_energy.copy())).numpy()
+    subset = select_subset(torch.from_numpy(energy.copy()), params.heda.fraction, params.heda.subset, params.seed)
     views = training_views(params.data)
     scored = ScoredImages(
         open_images(upstream.data, "train", device, **views),
         EnergyGroups(groups.codes.to(device), groups.low_threshold, groups.high_threshold),
         params.energy.temperature,
-        _subset(params, upstream).to(device),
+        subset.to(device),
     )
     path = result_path(run, root)
     with open_checkpoint(root / CHECKPOINTS, "student", {"run": path.stem}) as checkpoint:
@@ -106,7 +108,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
 
         last = measure(len(records) - 1)
         best_epoch = best.load()
-        result = {
+        result: dict[str, Any] = {
             "schema": 1,
             "seed": run.seed,
             "last": last,
@@ -120,7 +122,6 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
             "lineage": {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]},
         }
         write_json(path, result)
-    return result
 
 
 class BestWeights:
@@ -156,22 +157,3 @@ class BestWeights:
             return -1
         with safe_open(self._path, framework="pt") as file:
             return int(file.metadata()["epoch"])
-
-
-def _groups(params: Params, upstream: Upstream, data: str, teacher: str) -> tuple[EnergyGroups, np.ndarray]:
-    """Energy groups of the training split, and the codes int8 of the test split by the same thresholds."""
-    columns = {}
-    for name in ("train", "test"):
-        path = upstream.energy / f"{name}.parquet"
-        columns[name], lineage = read_table(path)
-        check_lineage(path, lineage, {"data": data, "teacher": teacher})
-    groups = EnergyGroups.fit(
-        torch.from_numpy(columns["train"]["energy"].copy()), params.energy.low_fraction, params.energy.high_fraction
-    )
-    return groups, groups.assign(torch.from_numpy(columns["test"]["energy"].copy())).numpy()
-
-
-def _subset(params: Params, upstream: Upstream) -> torch.Tensor:
-    columns, _ = read_table(upstream.energy / "train.parquet")
-    energy = torch.from_numpy(columns["energy"].copy())
-    return select_subset(energy, params.heda.fraction, params.heda.subset, params.seed)

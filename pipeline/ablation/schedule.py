@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -16,9 +15,10 @@ from typing import Any
 
 import torch
 
-from pipeline.ablation.run import execute, finished
+from pipeline.ablation.run import execute, finished, result_path
 from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import locate, pack, teach
+from pipeline.artifacts import read_json
 from pipeline.config import Params
 from pipeline.errors import EnergyKDError, TrainingError
 from pipeline.training import EpochRecord
@@ -54,15 +54,13 @@ def run_study(
         teach(params, root, partial(_tell_epoch, on_start, params.teacher.training.epochs))
     on_start("students")
     runs = study.runs()
-    results = {index: result for index, run in enumerate(runs) if (result := finished(run, root)) is not None}
-    on_epochs(sum(runs[index].params.distill.training.epochs for index in results))
-    waiting = {index: run for index, run in enumerate(runs) if index not in results}
-    results |= _one_by_one(waiting, root, on_epochs) if jobs == 1 else _in_processes(waiting, root, jobs, on_epochs)
-    return [(run, results[index]) for index, run in enumerate(runs)]
-
-
-def _tell_epoch(on_start: Callable[[str], None], epochs: int, record: EpochRecord) -> None:
-    on_start(f"teacher {record.epoch + 1}/{epochs}")
+    # arms may ask for the same run under two names
+    missing = list({result_path(run, root): run for run in runs if not finished(run, root)}.values())
+    on_epochs(_epochs(runs) - _epochs(missing))
+    failures = _one_by_one(missing, root, on_epochs) if jobs == 1 else _in_processes(missing, root, jobs, on_epochs)
+    if failures:
+        raise TrainingError(f"{len(failures)} of {len(missing)} runs failed, the others are kept; {failures[0]}")
+    return [(run, read_json(result_path(run, root))) for run in runs]
 
 
 def distinct_upstreams(study: Study, root: Path) -> list[Params]:
@@ -70,86 +68,79 @@ def distinct_upstreams(study: Study, root: Path) -> list[Params]:
     return list({locate(params, root).energy: params for params in study.arms.values()}.values())
 
 
-class _Outcomes:
-    """Results by index, and what went wrong; a failed run does not stop the others."""
-
-    def __init__(self, runs: Mapping[int, Run]) -> None:
-        self._runs = runs
-        self._failures: list[str] = []
-        self.results: dict[int, dict[str, Any]] = {}
-
-    def take(self, index: int, result: Callable[[], dict[str, Any]]) -> None:
-        try:
-            self.results[index] = result()
-        except EnergyKDError as error:
-            run = self._runs[index]
-            self._failures.append(f"arm {run.arm!r} seed {run.seed}: {error}")
-
-    def check(self) -> None:
-        if self._failures:
-            raise TrainingError(
-                f"{len(self._failures)} of {len(self._runs)} runs failed, the others are kept; {self._failures[0]}"
-            )
+def _epochs(runs: Sequence[Run]) -> int:
+    return sum(run.params.distill.training.epochs for run in runs)
 
 
-def _one_by_one(runs: Mapping[int, Run], root: Path, on_epochs: Callable[[int], None]) -> dict[int, dict[str, Any]]:
-    outcomes = _Outcomes(runs)
-    for index, run in runs.items():
-        outcomes.take(index, partial(execute, run, root, lambda record: on_epochs(1)))
-    outcomes.check()
-    return outcomes.results
+def _tell_epoch(on_start: Callable[[str], None], epochs: int, record: EpochRecord) -> None:
+    on_start(f"teacher {record.epoch + 1}/{epochs}")
 
 
-def _in_processes(
-    runs: Mapping[int, Run], root: Path, jobs: int, on_epochs: Callable[[int], None]
-) -> dict[int, dict[str, Any]]:
+def _one_by_one(runs: Sequence[Run], root: Path, on_epochs: Callable[[int], None]) -> list[str]:
+    """Do the runs; returns one sentence for each that failed."""
+    outcomes = [_outcome(run, root, lambda record: on_epochs(1)) for run in runs]
+    return [failure for failure in outcomes if failure is not None]
+
+
+def _in_processes(runs: Sequence[Run], root: Path, jobs: int, on_epochs: Callable[[int], None]) -> list[str]:
+    """The same in ``jobs`` processes, which end with this one."""
     # a forked child would share the parent's CUDA context and OpenMP threads
     context = multiprocessing.get_context("spawn")
+    tasks, reports = context.Queue(), context.Queue()
+    for run in runs:
+        tasks.put(run)
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    outcomes = _Outcomes(runs)
-    epochs = context.Queue()
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(threads, os.getpid(), epochs)) as pool:
-        pending: dict[Future[dict[str, Any]], int] = {
-            pool.submit(_work, run, root): index for index, run in runs.items()
-        }
-        while pending:
-            done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            on_epochs(_drained(epochs))
-            for future in done:
-                try:
-                    outcomes.take(pending.pop(future), future.result)
-                except BrokenProcessPool:
-                    raise TrainingError(
-                        "a process of the study was killed, perhaps for lack of memory; run the same command again to "
-                        "go on, with fewer jobs if it happens again"
-                    ) from None
-    outcomes.check()
-    return outcomes.results
+    workers = [
+        context.Process(target=_serve, args=(tasks, reports, root, threads, os.getpid()), daemon=True)
+        for _ in range(min(jobs, len(runs)))
+    ]
+    for worker in workers:
+        worker.start()
+    outcomes: list[str | None] = []
+    try:
+        while len(outcomes) < len(runs):
+            try:
+                report = reports.get(timeout=_POLL_SECONDS)
+            except Empty:
+                _check_alive([worker.exitcode for worker in workers])
+                continue
+            if isinstance(report, int):
+                on_epochs(report)
+            else:
+                outcomes += report
+    finally:
+        tasks.cancel_join_thread()  # runs that nobody takes any more must not keep this process
+        for worker in workers:
+            worker.terminate()
+    return [failure for failure in outcomes if failure is not None]
 
 
-def _work(run: Run, root: Path) -> dict[str, Any]:
-    return execute(run, root, on_epoch=lambda record: _Worker.epochs.put(1))
+def _check_alive(exit_codes: Sequence[int | None]) -> None:
+    dead = [code for code in exit_codes if code is not None]
+    if dead:
+        raise TrainingError(
+            f"a process of the study ended with code {dead[0]}, if that is -9 perhaps for lack of memory; run the same "
+            "command again to go on, with fewer jobs if it happens again"
+        )
 
 
-def _drained(queue: Any) -> int:
-    count = 0
-    while True:
-        try:
-            count += queue.get_nowait()
-        except Empty:
-            return count
-
-
-class _Worker:
-    """What a worker process was given when it started; a queue cannot be sent with each run."""
-
-    epochs: Any
-
-
-def _start_worker(threads: int, parent: int, epochs: Any) -> None:
-    _Worker.epochs = epochs
-    torch.set_num_threads(threads)
+def _serve(tasks: Any, reports: Any, root: Path, threads: int, parent: int) -> None:
+    """A worker: runs from ``tasks``, one after the other; reports each finished epoch as 1, each run as [outcome]."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+    while True:
+        run = tasks.get()
+        reports.put([_outcome(run, root, lambda record: reports.put(1))])
+
+
+def _outcome(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None]) -> str | None:
+    """Do one run; None if it went well, else one sentence: a failed run does not stop the others."""
+    try:
+        execute(run, root, on_epoch)
+    except EnergyKDError as error:
+        return f"arm {run.arm!r} seed {run.seed}: {error}"
+    return None
 
 
 def _end_with(parent: int) -> None:

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_table, write_table
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artifacts import check_lineage, read_json, read_table, write_table
 from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import read_card, write_store
+from pipeline.energy import EnergyGroups
 from pipeline.scoring import score_images
 from pipeline.teacher import make_teacher
 from pipeline.training import EpochRecord
-from pipeline.weights import read_network
+from pipeline.weights import CARD, read_network
 
 SCORED_SPLITS = ("train", "test")
 CHECKPOINTS = "checkpoints"
@@ -70,20 +75,39 @@ def teach(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = 
                 teacher.to(device), open_images(upstream.data, name, device), params.energy.temperature
             )
             lineage = {"data": read_card(upstream.data)["fingerprint"], "teacher": card["weights_sha256"]}
-            write_table(path, {"energy": scores.energy, "label": scores.label, "correct": scores.correct}, lineage)
+            write_table(path, vars(scores), lineage)
 
 
 def teacher_report(params: Params, root: Path) -> dict[str, Any]:
     """What a study says of its teacher: network, epochs, and top-1 on the validation and test splits."""
-    upstream = locate(params, root)
-    _, card = read_network(upstream.teacher)
-    columns, _ = read_table(upstream.energy / "test.parquet")
+    card = read_json(locate(params, root).teacher / CARD)
+    columns = read_scores(params, root, "test")
     return {
         "network": card["network"],
         "epochs": card["epochs"],
         "val_top1": card["val_top1"],
         "test_top1": float(columns["correct"].mean()),
     }
+
+
+def read_scores(params: Params, root: Path, name: str) -> dict[str, NDArray[Any]]:
+    """Columns of the energy table of a scored split.
+
+    Raises:
+        LineageError: it was made from other data or another teacher.
+    """
+    upstream = locate(params, root)
+    path = upstream.energy / f"{name}.parquet"
+    columns, lineage = read_table(path)
+    data = read_card(upstream.data)["fingerprint"]
+    teacher = read_json(upstream.teacher / CARD)["weights_sha256"]
+    check_lineage(path, lineage, {"data": data, "teacher": teacher})
+    return columns
+
+
+def fit_groups(params: Params, energy: NDArray[np.float32]) -> EnergyGroups:
+    """The groups that ``params.energy`` makes of the energies of the training split."""
+    return EnergyGroups.fit(torch.from_numpy(energy.copy()), params.energy.low_fraction, params.energy.high_fraction)
 
 
 def _packing(params: Params) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.report.figure import inline
 from pipeline.report.formatting import flatten, plain, runtime
 from pipeline.report.inputs import DATA_CARD, STUDENT_CARD, TEACHER_CARD, Inputs, Json
 from pipeline.report.pareto import pareto_plot
-from pipeline.report.plots import energy_plot, learning_plot
+from pipeline.report.plots import confidence_plot, energy_plot, learning_plot
 from pipeline.report.recommend import Recommendation, budget_sentence
 
 Row = Mapping[str, Any]
@@ -70,6 +70,7 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
             pareto_text=_describe(shown, decimals),
             energy=Markup(inline(energy_plot(inputs.energy, inputs.energy_test))),  # noqa: S704
             energy_text=_describe_energy(inputs),
+            confidence=Markup(inline(confidence_plot(inputs.energy))),  # noqa: S704
             subset=_subset_facts(inputs),
             curves=None if curves is None else Markup(inline(curves)),  # noqa: S704
             trained=" and ".join(role for role in ("teacher", "student") if role in inputs.curves),

@@ -15,6 +15,7 @@ from pipeline.report.compare import wilson_interval
 from pipeline.report.figure import FAINT, INK, STUDENT, STYLE, TEACHER, new_figure, to_svg
 from pipeline.report.inputs import Curve, Table
 
+_CONFIDENCE_BINS = 40
 GROUP_COLOURS = {"low": "#56b4e9", "middle": "#b8bec6", "high": "#d55e00"}
 
 
@@ -29,6 +30,20 @@ def energy_plot(train: Table, test: Table) -> str:
         _draw_histogram(left, train)
         _draw_errors(right, test)
         return to_svg(figure, "energy")
+
+
+def confidence_plot(train: Table) -> str:
+    """What energy says beside confidence: the confidence of images over their energy, and the teacher's errors over
+    the rank by each of the two.
+
+    Args:
+        train: energy table of the training split.
+    """
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = new_figure(3.7, 2, ratios=(1.25, 1))
+        _draw_confidence(left, train)
+        _draw_ranked_errors(right, train)
+        return to_svg(figure, "confidence")
 
 
 def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
@@ -142,3 +157,39 @@ def _draw_errors(axes: Axes, table: Table) -> None:
     axes.set_ylim(bottom=-0.025 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(FixedLocator(x))
     axes.grid(visible=False, axis="x")
+
+
+def _draw_confidence(axes: Axes, table: Table) -> None:
+    """Median and middle 80 % of the confidence in bins of equal size, sorted by energy."""
+    energy = np.asarray(table.columns["energy"], dtype=np.float64)
+    confidence = 100 * np.asarray(table.columns["confidence"], dtype=np.float64)
+    parts = [part for part in np.array_split(np.argsort(energy, kind="stable"), _CONFIDENCE_BINS) if len(part)]
+    x = [float(np.median(energy[part])) for part in parts]
+    low, middle, high = ([float(np.quantile(confidence[part], share)) for part in parts] for share in (0.1, 0.5, 0.9))
+    axes.fill_between(x, low, high, color=STUDENT, alpha=0.2, linewidth=0, label="middle 80 % of the images")
+    axes.plot(x, middle, color=STUDENT, linewidth=1.8, label="median")
+    for key in ("low_threshold", "high_threshold"):
+        axes.axvline(table.lineage[key], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    axes.set_title("Teacher's confidence over energy")
+    axes.set_xlabel("energy (dashed: thresholds of the groups)")
+    axes.set_ylabel("largest probability in %")
+    axes.legend(loc="lower left")
+
+
+def _draw_ranked_errors(axes: Axes, table: Table) -> None:
+    """Error among the images that the score calls hardest, over how many of them are taken."""
+    wrong = ~np.asarray(table.columns["correct"], dtype=bool)
+    shares = np.arange(1, 101)
+    counts = np.maximum(1, len(wrong) * shares // 100)
+    scores = {
+        "by energy": -np.asarray(table.columns["energy"]),
+        "by confidence": np.asarray(table.columns["confidence"]),
+    }
+    for (name, score), style in zip(scores.items(), ("-", "--"), strict=True):
+        cumulated = np.cumsum(wrong[np.argsort(score, kind="stable")])
+        axes.plot(shares, 100 * cumulated[counts - 1] / counts, style, color=TEACHER, linewidth=1.6, label=name)
+    axes.set_title("Teacher's error among the hardest images")
+    axes.set_xlabel("hardest images taken, in % of the split")
+    axes.set_ylabel("error in %")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")

@@ -80,6 +80,6 @@ def test_the_plot_is_the_same_every_time(content):
 
 
 def test_the_files_are_written_from_what_the_json_holds(content, tmp_path):
-    paths = write_results(tmp_path, "s", content)
-    assert [path.name for path in paths] == ["s.json", "s.md", "s.svg"]
+    paths = write_results(tmp_path, "s", content, "<svg/>")
+    assert [path.name for path in paths] == ["s.json", "s.md", "s.svg", "s_energy.svg"]
     assert markdown(read_json(paths[0]), "s.svg") == paths[1].read_text()

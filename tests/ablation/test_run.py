@@ -13,8 +13,10 @@ import psutil
 import pytest
 from torch import nn
 
+from pipeline.ablation.results import document, energy_picture, write_results
 from pipeline.ablation.run import BestWeights, finished, result_path
 from pipeline.ablation.schedule import run_study
+from pipeline.ablation.upstream import teacher_report
 from pipeline.errors import TrainingError
 from pipeline.training import EpochRecord
 from tests.ablation.conftest import QUICK
@@ -39,6 +41,10 @@ def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
     assert first["lineage"] == results[1][1]["lineage"], "one teacher for all"
     assert first["last"] != results[2][1]["last"], "the seed decides"
 
+    content = document(study, [teacher_report(study.arms["KD"], tmp_path)], results)
+    paths = write_results(tmp_path / "out", "tiny", content, energy_picture(study.arms["KD"], tmp_path))
+    assert all(path.stat().st_size > 500 for path in paths)
+
     started = []
     again = run_study(study, tmp_path, 1, on_start=started.append)
     assert again == results
@@ -50,8 +56,7 @@ def test_a_failed_run_is_named_and_the_others_are_kept(make_study, tmp_path):
     study = make_study(seeds=[0], arms={"diverges": diverging, "KD": {}})
     with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*arm 'diverges' seed 0: the loss was not finite"):
         run_study(study, tmp_path, 1)
-    assert finished(study.runs()[1], tmp_path) is not None
-    assert finished(study.runs()[0], tmp_path) is None
+    assert [finished(run, tmp_path) for run in study.runs()] == [False, True]
 
 
 def test_arms_that_differ_have_results_of_their_own(make_study, tmp_path):
@@ -79,6 +84,13 @@ def test_best_weights_are_those_of_the_first_best_epoch_also_after_a_restart(tmp
     resumed.offer(records[3])
     assert resumed.load() == 1
     assert resumed_network.weight.item() == 1.0
+
+
+def test_two_names_of_one_run_share_its_result(make_study, tmp_path):
+    epochs = []
+    results = run_study(make_study(seeds=[0], arms={"KD": {}, "again": {}}), tmp_path, 1, on_epochs=epochs.append)
+    assert sum(epochs) == 4
+    assert results[0][1] == results[1][1]
 
 
 @pytest.mark.e2e

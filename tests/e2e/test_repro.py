@@ -28,6 +28,8 @@ STAGES = [
     "report",
 ]
 SMALL = {
+    "data.imbalance_factor": 4.0,
+    "evaluate.few_shot_below": 40,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.05,
     "teacher.training.epochs": 1,
@@ -108,6 +110,9 @@ def test_the_run_ends_in_a_summary_a_page_and_a_deploy_folder(clone):
     assert summary["recommended"]
     formats = {(row["format"], row["precision"], row["runtime"]) for row in summary["rows"] if row["top1"] is not None}
     assert {("onnx", "int8", "onnxruntime"), ("openvino", "fp16", "openvino"), ("torch", "fp32", "torch")} <= formats
+    measured = [row for row in summary["rows"] if row["top1"] is not None]
+    assert all(row[f"top1_{shot}_shot"] is not None for row in measured for shot in ("many", "medium", "few"))
+    assert 'id="long-tail"' in (clone / "reports/report.html").read_text()
     tensorrt = [row for row in summary["rows"] if row["runtime"] == "tensorrt"]
     assert tensorrt
     assert all(row["top1"] is None and "not measured on this machine" in row["notes"][0] for row in tensorrt)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.config import BudgetParams
-from pipeline.report import Inputs, build_report, page
+from pipeline.report import Inputs, Table, build_report, page
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -56,7 +56,7 @@ def html(make_inputs: Callable[..., Inputs]) -> str:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a page; a test of its words does without."""
-    for name in ("pareto_plot", "energy_plot", "learning_plot"):
+    for name in ("pareto_plot", "energy_plot", "confidence_plot", "learning_plot"):
         monkeypatch.setattr(page, name, lambda shown, *_: "<svg></svg>" if shown else None)
 
 
@@ -84,7 +84,7 @@ def test_ids_are_unique_and_links_resolve(html: str) -> None:
 def test_plots_have_a_text_and_tables_have_headers(html: str) -> None:
     tags = read(html).tags
     plots = [attributes for _, attributes in tags if attributes.get("role") == "img"]
-    assert len(plots) == 3
+    assert len(plots) == 4
     assert all(attributes["aria-label"] for attributes in plots)
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
 
@@ -141,3 +141,34 @@ def test_page_with_nothing_but_the_files(inputs: Inputs) -> None:
 def test_table_marks_the_recommended_row(html: str) -> None:
     chosen = re.findall(r'<tr class="chosen">\s*<th[^>]*>([^<]+)', html)
     assert chosen == ["student_int8.onnx", "student_int8.onnx"]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_long_tail_section_is_there_for_a_long_tail_only(inputs: Inputs) -> None:
+    assert "long-tail" not in build_report(inputs).html
+    inputs.evaluation["shot_classes"] = {"many": 6, "medium": 4, "few": 0}
+    for row in inputs.evaluation["rows"]:
+        row |= {"top1_many_shot": 0.917, "top1_medium_shot": 0.625, "top1_few_shot": None}
+    text = text_of(build_report(inputs).html)
+    assert "Long tail: frequent and rare classes" in text
+    assert "130 in the largest class and 129 in the smallest" in text
+    assert "91.7 62.5 \N{EN DASH}" in text
+    assert "accuracy on few-shot classes not measured: there is none" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("high_energy", "High-energy subset for data augmentation 517 training images, those of the highest energy"),
+        (
+            "low_energy",
+            "Low-energy subset for data augmentation 517 training images, those of the lowest energy",
+        ),
+        ("random", "Random subset for data augmentation 517 training images, drawn at random (a control)"),
+    ],
+)
+@pytest.mark.usefixtures("no_plots")
+def test_the_subset_is_named_as_what_it_is(make_inputs: Callable[..., Inputs], kind: str, words: str) -> None:
+    subset = make_inputs().subset
+    inputs = make_inputs(subset=Table(subset.columns, {**subset.lineage, "subset": kind}))
+    assert words in text_of(build_report(inputs).html)

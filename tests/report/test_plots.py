@@ -10,7 +10,7 @@ import pytest
 from pipeline.report import Curve, Inputs, Recommendation, Table
 from pipeline.report.figure import inline
 from pipeline.report.pareto import pareto_front, pareto_plot
-from pipeline.report.plots import energy_plot, learning_plot
+from pipeline.report.plots import confidence_plot, energy_plot, learning_plot
 
 Rows = list[dict[str, Any]]
 
@@ -30,6 +30,7 @@ def svgs(
     return [
         pareto_plot(summary["rows"], recommendation.row),
         energy_plot(inputs.energy, inputs.energy_test),
+        confidence_plot(inputs.energy),
         learning_plot(inputs.curves),
     ]
 

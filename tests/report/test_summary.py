@@ -221,3 +221,20 @@ def test_export_of_another_student_is_refused_with_both_hashes(summarise: Summar
         summarise(inputs)
     assert "e" * 12 in str(raised.value)
     assert recorded[:12] in str(raised.value)
+
+
+def test_rows_of_a_long_tail_have_the_accuracy_of_frequent_and_rare_classes(
+    summarise: Summarise, inputs: Inputs
+) -> None:
+    shots = {"top1_many_shot": 0.9, "top1_medium_shot": None, "top1_few_shot": 0.4}
+    inputs.evaluation["shot_classes"] = {"many": 5, "medium": 0, "few": 5}
+    for row in inputs.evaluation["rows"]:
+        row.update(shots)
+    rows = summarise(inputs)[0]["rows"]
+    measured = next(row for row in rows if row["name"] == "student_int8.onnx" and row["runtime"] == "onnxruntime")
+    assert {key: measured[key] for key in shots} == shots
+    assert measured["balanced_accuracy"] is not None
+    assert "accuracy on medium-shot classes not measured: there is none" in measured["notes"]
+    unmeasured = next(row for row in rows if row["runtime"] == "tensorrt")
+    assert unmeasured["top1_few_shot"] is None
+    assert set(unmeasured) == set(measured)

@@ -40,10 +40,10 @@ def workspace(prepared, tmp_path) -> Path:
     return shutil.copytree(prepared, tmp_path / "workspace")
 
 
-def run(folder: Path, stage: str, expected: int = 2) -> str:
+def run(folder: Path, stage: str, *arguments: str, expected: int = 2) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
         cwd=folder,
         env=environment,
         text=True,
@@ -54,9 +54,9 @@ def run(folder: Path, stage: str, expected: int = 2) -> str:
     return result.stderr
 
 
-def sentence(folder: Path, stage: str) -> str:
+def sentence(folder: Path, stage: str, *arguments: str) -> str:
     before = snapshot(folder)
-    last = run(folder, stage).rstrip("\n").splitlines()
+    last = run(folder, stage, *arguments).rstrip("\n").splitlines()
     errors = [line for line in last if line.startswith("error: ")]
     assert len(errors) == 1
     assert last[-1] == errors[0]
@@ -145,3 +145,28 @@ def test_an_unknown_student_before_the_teacher_is_trained(workspace):
 def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(workspace):
     set_params(workspace, {"distill.network": "torchvision:vit_b_16"})
     assert "params.yaml: distill.network cannot take images of 32 pixels" in sentence(workspace, "check")
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare"])
+def test_a_tail_longer_than_the_data(workspace, stage):
+    set_params(workspace, {"data.imbalance_factor": 500})
+    message = sentence(workspace, stage)
+    assert "data.imbalance_factor 500 leaves class 'bee' none of" in message
+    assert "lower it to at most" in message
+
+
+def test_stages_of_a_feature_loss_that_do_not_exist_before_the_teacher_is_trained(workspace):
+    set_params(workspace, {"distill.loss": "at", "distill.features.student_stages": ["layer1", "layer9", "layer3"]})
+    message = sentence(workspace, "check")
+    assert 'params.yaml: distill.features: ResNet has no submodule "layer9": the closest names are layer' in message
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ("nowhere.yaml", "nowhere.yaml does not exist; correct the path"),
+        ("params.yaml", "params.yaml: "),
+    ],
+)
+def test_a_file_that_is_not_a_study(workspace, study, words):
+    assert words in sentence(workspace, "ablation", study)
