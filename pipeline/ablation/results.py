@@ -9,13 +9,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from pipeline.ablation.statistics import differences, mean_and_deviation
+from pipeline.ablation.statistics import Difference, differences, mean_and_deviation
 from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import fit_groups, read_scores
 from pipeline.artifacts import atomic_file, write_json
 from pipeline.config import Params
 from pipeline.report.figure import FAINT, INK, LINE, STUDENT, STYLE, new_figure, to_svg
-from pipeline.report.formatting import NOT_MEASURED, percent, points
+from pipeline.report.formatting import MINUS, NOT_MEASURED, percent, points
 from pipeline.report.inputs import Table
 from pipeline.report.plots import confidence_plot
 
@@ -41,6 +41,7 @@ def document(
         "title": study.title,
         "note": study.note,
         "reference": study.reference,
+        "comparisons": [list(pair) for pair in study.comparisons],
         "seeds": list(study.seeds),
         "teachers": [dict(teacher) for teacher in teachers],
         "settings": {
@@ -86,12 +87,15 @@ def markdown(content: Document, figure: str) -> str:
     """
     arms = _values(content, "last", "top1")
     selected = _values(content, "best_validation", "top1")
-    apart = differences(arms, content["reference"])
+    reference, named = content["reference"], [(first, second) for first, second in content["comparisons"]]
+    against = [(name, reference) for name in arms if name != reference]
+    total = len(against) + len(named)
+    apart = dict(zip([name for name, _ in against], differences(arms, against, total), strict=True))
     parts = {title: _values(content, "last", key) for title, key in _shown_parts(content).items()}
     header = [
         "arm",
         "test top-1, last epoch",
-        f"{DELTA} to {content['reference']}",
+        f"{DELTA} to {reference}",
         "95 % interval",
         "test top-1, best validation epoch",
         *parts,
@@ -104,14 +108,18 @@ def markdown(content: Document, figure: str) -> str:
         cells = [
             name,
             _spread(values),
-            NOT_MEASURED if difference is None else points(difference.value, 2) + "*" * difference.stands_out,
-            NOT_MEASURED if difference is None else _interval(difference.value, difference.half_width),
+            *([NOT_MEASURED] * 2 if difference is None else _difference(difference)),
             _spread(selected[name]),
             *(_spread(part[name]) for part in parts.values()),
             f"{np.median([row['seconds_per_epoch'] for row in content['rows'] if row['arm'] == name]):.1f}",
         ]
         lines.append(_line(cells))
-    lines += ["", _legend(len(arms) - 1), "", f"![Test top-1 of every seed and arm]({figure})", ""]
+    if named:
+        lines += ["", _line(["comparison", f"{DELTA} test top-1, last epoch", "95 % interval"])]
+        lines += [_line(["---", "---:", "---:"])]
+        for (first, second), difference in zip(named, differences(arms, named, total), strict=True):
+            lines.append(_line([f"{first} {MINUS} {second}", *_difference(difference)]))
+    lines += ["", _legend(total), "", f"![Test top-1 of every seed and arm]({figure})", ""]
     return "\n".join(lines)
 
 
@@ -177,7 +185,7 @@ def _legend(comparisons: int) -> str:
         f"Top-1 in %, mean {PLUS_MINUS} standard deviation over the seeds; {DELTA} in points, seed by seed. The "
         "interval takes its noise from all arms together (residual of arm and seed, which assumes that all arms are "
         f"equally noisy) and is not widened for the number of comparisons: of {comparisons} intervals, one in twenty "
-        f"leaves out zero by chance. * still clear of zero when widened for {comparisons} comparisons (Bonferroni). "
+        rf"leaves out zero by chance. \* still clear of zero when widened for {comparisons} comparisons (Bonferroni). "
         "Last epoch: no selection. Best validation epoch: chosen on held-out training images, never on the test split. "
         "Seconds per epoch: median, without validation, beside whatever else the machine did."
     )
@@ -186,6 +194,12 @@ def _legend(comparisons: int) -> str:
 def _spread(values: Sequence[float]) -> str:
     mean, deviation = mean_and_deviation(values)
     return percent(mean, 2) if deviation is None else f"{percent(mean, 2)} {PLUS_MINUS} {100 * deviation:.2f}"
+
+
+def _difference(difference: Difference) -> list[str]:
+    """Value, starred if it stands out, and interval."""
+    value = points(difference.value, 2) + r"\*" * difference.stands_out
+    return [value, _interval(difference.value, difference.half_width)]
 
 
 def _interval(value: float, half_width: float | None) -> str:

@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm minus the reference.
+    """One arm minus another.
 
     Attributes:
         value: mean over the seeds.
@@ -32,8 +32,10 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def differences(arms: Mapping[str, Sequence[float]], reference: str) -> dict[str, Difference]:
-    """Each other arm against the reference, seed by seed.
+def differences(
+    arms: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]], comparisons: int
+) -> list[Difference]:
+    """The first arm of each pair minus the second, seed by seed.
 
     An arm has few seeds, so its own spread says little. As in a randomised block design, the noise is estimated from
     all arms together: the residual of arm + seed effects, with (arms - 1) * (seeds - 1) degrees of freedom. It assumes
@@ -41,25 +43,23 @@ def differences(arms: Mapping[str, Sequence[float]], reference: str) -> dict[str
 
     Args:
         arms: name -> one value per seed, seeds in the same order.
-        reference: the name of one of them.
+        pairs: of names.
+        comparisons: how many the study makes in all.
     """
     table = np.array([list(values) for values in arms.values()])
     count, seeds = table.shape
-    means = table.mean(axis=1)
+    means = dict(zip(arms, table.mean(axis=1), strict=True))
     freedom = (count - 1) * (seeds - 1)
     error = 0.0
     if freedom:
-        residual = table - means[:, None] - table.mean(axis=0) + table.mean()
+        residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
         error = float(np.sqrt(2 * np.square(residual).sum() / freedom / seeds))
-    base = means[list(arms).index(reference)]
-    result = {}
-    for name, mean in zip(arms, means, strict=True):
-        if name == reference:
-            continue
-        value = float(mean - base)
+    result = []
+    for first, second in pairs:
+        value = float(means[first] - means[second])
         half = error * _quantile(freedom, 1) if freedom else None
-        stands_out = bool(freedom) and abs(value) > error * _quantile(freedom, count - 1)
-        result[name] = Difference(value, half, stands_out)
+        stands_out = bool(freedom) and abs(value) > error * _quantile(freedom, comparisons)
+        result.append(Difference(value, half, stands_out))
     return result
 
 

@@ -29,6 +29,7 @@ class StudyFile(BaseModel):
     title: Annotated[str, Field(min_length=1)]
     note: str
     reference: str
+    comparisons: list[tuple[str, str]] = []
     seeds: Annotated[list[Seed], Field(min_length=1)]
     params: dict[str, Any]
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -37,6 +38,9 @@ class StudyFile(BaseModel):
     def _names_fit(self) -> Self:
         if self.reference not in self.arms:
             raise ValueError(f"reference {self.reference!r} is not one of the arms; name one of {', '.join(self.arms)}")
+        unknown = [name for pair in self.comparisons for name in pair if name not in self.arms]
+        if unknown:
+            raise ValueError(f"comparisons name {unknown[0]!r}, which is not one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("name each seed once")
         return self
@@ -59,6 +63,7 @@ class Study:
     title: str
     note: str
     reference: str
+    comparisons: tuple[tuple[str, str], ...]
     seeds: tuple[int, ...]
     arms: dict[str, Params]
 
@@ -80,7 +85,7 @@ def load_study(path: Path, params_path: Path) -> Study:
         name: validated(Params, _merged(_merged(base, file.params), changes), f"{path}: arm {name!r}")
         for name, changes in file.arms.items()
     }
-    return Study(path.stem, file.title, file.note, file.reference, tuple(file.seeds), arms)
+    return Study(path.stem, file.title, file.note, file.reference, tuple(file.comparisons), tuple(file.seeds), arms)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

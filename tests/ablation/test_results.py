@@ -49,7 +49,7 @@ def test_the_table_has_mean_deviation_and_difference_of_every_arm(content):
     header, _, reference, other = rows(markdown(content, "figure.svg"))
     assert header[:3] == ["arm", "test top-1, last epoch", "Δ to KD"]
     assert reference[:5] == ["KD", "71.00 ± 1.41", NOT_MEASURED, NOT_MEASURED, "71.10 ± 1.41"]
-    assert other[:3] == ["random subset", "75.05 ± 1.48", "+4.05*"]
+    assert other[:3] == ["random subset", "75.05 ± 1.48", r"+4.05\*"]
     assert other[-1] == "1.5"
 
 
@@ -58,6 +58,14 @@ def test_the_table_names_teacher_students_seeds_code_and_figure(content):
     for part in ("resnet8, 2 epochs, test top-1 87.65 %", "2 epochs, 2 seeds", "cpu with 1 thread", "code abc"):
         assert part in text
     assert "(figure.svg)" in text
+
+
+def test_named_comparisons_have_a_table_of_their_own(content):
+    assert "| comparison" not in markdown(content, "f.svg")
+    content["comparisons"] = [["KD", "random subset"]]
+    header, _, line = rows(markdown(content, "f.svg"))[-3:]
+    assert header[0] == "comparison"
+    assert line[:2] == ["KD \N{MINUS SIGN} random subset", "\N{MINUS SIGN}4.05\\*"]
 
 
 def test_shots_are_shown_for_a_long_tail_only(content):

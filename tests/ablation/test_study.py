@@ -33,6 +33,10 @@ def test_runs_go_seed_by_seed(make_study):
         ),
         ({"arms": {"KD": {"heda": {"fraction": 3}}}}, r"arm 'KD': heda\.fraction is 3"),
         ({"reference": "other"}, "reference 'other' is not one of the arms; name one of KD, random subset"),
+        (
+            {"comparisons": [["KD", "other"]]},
+            "comparisons name 'other', which is not one of the arms KD",
+        ),
         ({"seeds": [1, 1]}, "name each seed once"),
         ({"seeds": []}, "seeds is "),
         ({"sedes": [1]}, "sedes is not a known key; did you mean seeds"),
