@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.artifacts import atomic_file, atomic_folder, read_json, sha256_file, write_json
 from pipeline.config import DataParams
 from pipeline.data.sources import SPLITS, Source, SourceSplit
 from pipeline.errors import DataError
@@ -41,19 +41,25 @@ def write_store(
     members: dict[str, tuple[str, NDArray[np.int64]]],
     params: DataParams,
     on_images: Callable[[int], None] = lambda count: None,
+    bad_list: Path | None = None,
 ) -> dict[str, Any]:
     """Decode, resize and pack all splits into ``folder`` (replaced as a whole), and return the card.
 
+    Args:
+        bad_list: where to list the images that cannot be used, one sentence a line, if there are several.
+
     Raises:
-        DataError: an image cannot be decoded, or the disk cannot hold the store.
+        DataError: images cannot be decoded, or the disk cannot hold the store.
     """
     size = params.image_size
     total = sum(len(indices) for _, indices in members.values())
     _check_disk(folder, total * size * size * 3)
     with atomic_folder(folder) as temporary:
+        problems: list[str] = []
         for name in SPLITS:
             origin, indices = members[name]
-            _pack(temporary, name, source.splits[origin], indices, size, on_images)
+            problems += _pack(temporary, name, source.splits[origin], indices, size, on_images)
+        _check_all_usable(problems, total, bad_list)
         train = read_split(temporary, "train").images
         mean, std = _channel_statistics(train)
         if params.std is None and min(std) < 1e-4:
@@ -87,7 +93,7 @@ def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
         "schema": 1,
         "image_size": card["image_size"],
         "steps": [
-            "turn upright by EXIF orientation, convert to RGB",
+            "turn upright by EXIF orientation, scale 16-bit grey to 8 bits, convert to RGB",
             "resize to image_size x image_size, Pillow bilinear with antialiasing, aspect ratio not kept",
             "divide by 255",
             "subtract mean and divide by std, per channel",
@@ -120,9 +126,16 @@ def _pack(
     indices: NDArray[np.int64],
     size: int,
     on_images: Callable[[int], None],
-) -> None:
+) -> list[str]:
+    """Pack one split; returns a sentence for each image that cannot be used, and leaves its pixels black."""
+    problems: list[str] = []
+
     def read(index: int) -> NDArray[np.uint8]:
-        return np.asarray(resize(split.read(index), size))
+        try:
+            return np.asarray(resize(split.read(index), size))
+        except DataError as error:
+            problems.append(str(error))
+            return np.zeros((size, size, 3), dtype=np.uint8)
 
     packed = np.lib.format.open_memmap(
         folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
@@ -135,6 +148,20 @@ def _pack(
             on_images(len(chunk))
     packed.flush()
     np.save(folder / f"{name}_labels.npy", split.labels[indices])
+    return problems
+
+
+def _check_all_usable(problems: list[str], total: int, bad_list: Path | None) -> None:
+    if not problems:
+        return
+    problems.sort()
+    if len(problems) == 1 or bad_list is None:
+        raise DataError(problems[0])
+    with atomic_file(bad_list) as temporary:
+        temporary.write_text("\n".join(problems) + "\n", encoding="utf-8")
+    raise DataError(
+        f"{len(problems)} of {total} images cannot be used, all listed in {bad_list}, the first: {problems[0]}"
+    )
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
