@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DataError
@@ -68,6 +69,16 @@ def decode(path: Path) -> Image.Image:
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is empty" if path.exists() and path.stat().st_size == 0 else " ".join(str(error).split())
         raise DataError(f"{path} cannot be decoded ({reason}); replace or remove the file") from None
+
+
+def decode_at(path: str | Path, size: int) -> NDArray[np.uint8]:
+    """One image file as uint8 [size, size, 3]; the rest as for :func:`decode` and :func:`resize`."""
+    return np.array(resize(decode(Path(path)), size))
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """The image at ``size`` x ``size`` pixels, bilinear with antialiasing; the aspect ratio is not kept."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _scaled_to_8_bits(image: Image.Image, path: Path) -> Image.Image:

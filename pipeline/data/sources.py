@@ -19,10 +19,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Labels int64 [N], and a function that decodes image i, safe to call from several threads."""
+    """One split as published.
+
+    Attributes:
+        labels: int64 [N].
+        read: decodes image i; safe to call from several threads.
+        paths: of the N files, where each image is one.
+    """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
+    paths: Sequence[Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,4 +190,4 @@ def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequ
         )
     paths = [path for found in files for path in found]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
-    return SourceSplit(labels, lambda i: decode(paths[i]))
+    return SourceSplit(labels, lambda i: decode(paths[i]), paths)
