@@ -48,8 +48,9 @@ class _Block(BaseModel):
 
 
 class DataParams(_Block):
-    name: Literal["digits", "cifar10", "cifar100", "imagefolder"]
+    name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder"]
     root: Annotated[str, Field(min_length=1)]
+    storage: Literal["auto", "packed", "files"]
     image_size: Annotated[int, Field(ge=8, le=1024)]
     validation_fraction: HeldOutFraction
     test_fraction: HeldOutFraction

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Params
-from pipeline.data.loader import DeviceImages, cycled_indices, shuffled_batches, steps_per_epoch
+from pipeline.data.loader import Images, cycled_indices, shuffled_indices, steps_per_epoch, view_batches
 from pipeline.energy import EnergyGroups
 from pipeline.feature_loss import feature_loss
 from pipeline.heda import MIXES, companion_size
@@ -31,7 +32,7 @@ class ScoredImages:
         subset: int64 [M], the images that HE-DA draws companion batches from, on the same device.
     """
 
-    images: DeviceImages
+    images: Images
     groups: EnergyGroups
     energy_temperature: float
     subset: Tensor
@@ -41,7 +42,7 @@ def distill(
     student: nn.Module,
     teacher: nn.Module,
     scored: ScoredImages,
-    validation: DeviceImages,
+    validation: Images,
     params: Params,
     *,
     checkpoint: Checkpoint | None = None,
@@ -71,12 +72,15 @@ def distill(
     steps = steps_per_epoch(len(images), training.batch_size)
 
     def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
-        generator = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch))
-        clean = shuffled_batches(images, training.batch_size, generator)
-        strong_generator = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=3))
-        for batch, companion in zip(clean, _companions(scored, params, epoch, steps), strict=True):
-            strong = images.strong_views(batch.index, strong_generator) if _wants_strong_views(params) else None
-            yield DistillationStep(batch, companion, strong)
+        generator, strong_generator = (
+            torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream)) for stream in (0, 3)
+        )
+        indices = shuffled_indices(len(images), training.batch_size, generator)
+        clean = view_batches(images, indices, generator)
+        strong = images.strong_views(indices, strong_generator) if _wants_strong_views(params) else repeat(None, steps)
+        companions = _companions(scored, params, epoch, steps)
+        for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
+            yield DistillationStep(batch, companion, strong_views)
 
     with features.tapped() if features is not None else nullcontext():
         return train(
@@ -109,5 +113,5 @@ def _companions(scored: ScoredImages, params: Params, epoch: int, steps: int) ->
     on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=1))
     on_host = torch.Generator().manual_seed(epoch_seed(params.seed, epoch, stream=2))
     mix = MIXES[params.heda.mix]
-    for index in cycled_indices(scored.subset, size, steps, on_device):
-        yield Companion(mix(images.views(index, on_device), on_host), images.labels[index])
+    for batch in view_batches(images, cycled_indices(scored.subset, size, steps, on_device), on_device):
+        yield Companion(mix(batch.images, on_host), batch.labels)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtimes
 from pipeline.candidates import Candidate
-from pipeline.data.loader import DeviceImages
+from pipeline.data.loader import Images
 from pipeline.energy import HIGH
 from pipeline.evaluation import (
     balanced_accuracy,
@@ -33,7 +33,7 @@ class EvaluationSplit:
         shots: many-, medium- and few-shot classes, name -> bool [K]; None unless the training split is long-tailed.
     """
 
-    images: DeviceImages
+    images: Images
     groups: NDArray[np.int8]
     student_correct: NDArray[np.bool_]
     shots: dict[str, NDArray[np.bool_]] | None

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.loader import Batch, DeviceImages
+from pipeline.data.loader import Batch, Images
 
 _PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
 
-def logits_in_batches(network: nn.Module, images: DeviceImages) -> Iterator[tuple[Batch, Tensor]]:
+def logits_in_batches(network: nn.Module, images: Images) -> Iterator[tuple[Batch, Tensor]]:
     """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
 
     Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
@@ -23,12 +23,12 @@ def logits_in_batches(network: nn.Module, images: DeviceImages) -> Iterator[tupl
             yield batch, network(batch.images).float()
 
 
-def all_logits(network: nn.Module, images: DeviceImages) -> Tensor:
+def all_logits(network: nn.Module, images: Images) -> Tensor:
     """Logits of a whole split, in order: float32 [N, K] on the CPU."""
     return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
 
 
-def top1(network: nn.Module, images: DeviceImages) -> float:
+def top1(network: nn.Module, images: Images) -> float:
     """Share of images whose largest logit is the label."""
     hits = [(logits.argmax(dim=1) == batch.labels).sum() for batch, logits in logits_in_batches(network, images)]
     return int(torch.stack(hits).sum()) / len(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+BAD_IMAGES = Path("bad_images.txt")
 CHECKPOINTS = Path(".checkpoints")
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")

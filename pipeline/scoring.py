@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.loader import DeviceImages
+from pipeline.data.loader import Images
 from pipeline.energy import energy_score
 from pipeline.errors import DataError
 from pipeline.inference import logits_in_batches
@@ -28,7 +28,7 @@ class Scores:
 
 def score_images(
     teacher: nn.Module,
-    images: DeviceImages,
+    images: Images,
     temperature: float,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Scores:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import Checkpoint
 from pipeline.compute import autocast
 from pipeline.config import TrainingParams
-from pipeline.data.loader import Batch, DeviceImages, shuffled_batches, steps_per_epoch
+from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.errors import TrainingError
 from pipeline.inference import top1
 
@@ -58,8 +58,8 @@ def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
 
 def train_classifier(
     network: nn.Module,
-    images: DeviceImages,
-    validation: DeviceImages,
+    images: Images,
+    validation: Images,
     params: TrainingParams,
     seed: int,
     *,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts import atomic_folder, check_lineage, read_table, sha256_file, write_json
 from pipeline.config import Params
-from pipeline.data.loader import DeviceImages, open_images
+from pipeline.data.loader import Images, open_images
 from pipeline.data.store import preprocessing, read_card
 from pipeline.export import export_all, plan, select, write_record
 from pipeline.layout import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
@@ -71,7 +71,7 @@ def export(params: Params) -> None:
         )
 
 
-def _images(images: DeviceImages, index: torch.Tensor) -> Any:
+def _images(images: Images, index: torch.Tensor) -> Any:
     return images.centre(index).contiguous().numpy()
 
 

@@ -6,7 +6,7 @@ from pipeline.config import Params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import write_store
-from pipeline.layout import DATA
+from pipeline.layout import BAD_IMAGES, DATA
 from stages.common import progress, run
 
 
@@ -14,7 +14,7 @@ def prepare(params: Params) -> None:
     source = open_source(params.data)
     members = split(source, params.data)
     with progress("prepare", sum(len(indices) for _, indices in members.values()), "image") as advance:
-        card = write_store(DATA, source, members, params.data, advance)
+        card = write_store(DATA, source, members, params.data, advance, BAD_IMAGES)
     counts = ", ".join(f"{name} {count:,}" for name, count in card["counts"].items())
     print(f"{card['name']}: {len(card['class_names'])} classes; {counts} images of {card['image_size']} pixels")
 

@@ -9,8 +9,8 @@ import torch
 import models
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Params
-from pipeline.data.loader import DeviceImages
-from pipeline.data.store import PackedSplit
+from pipeline.data.loader import Images
+from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation import ScoredImages, distill
 from pipeline.energy import EnergyGroups
 from pipeline.errors import ParamsError
@@ -22,12 +22,12 @@ CPU = torch.device("cpu")
 LOSSES = ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
 
 
-def images(count: int) -> DeviceImages:
+def images(count: int) -> Images:
     generator = np.random.default_rng(0)
     labels = np.arange(count) % 4
     pixels = generator.integers(0, 100, (count, 16, 16, 3)) + 40 * labels[:, None, None, None]
-    split = PackedSplit(pixels.astype(np.uint8), labels)
-    return DeviceImages(split, [0.5] * 3, [0.25] * 3, CPU, crop_padding=1, horizontal_flip=True)
+    resident = ResidentPixels(pixels.astype(np.uint8), CPU, padding=1)
+    return Images(resident, torch.from_numpy(labels), [0.5] * 3, [0.25] * 3, horizontal_flip=True)
 
 
 def settings(params: Params, **changes) -> Params:

@@ -5,18 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.loader import DeviceImages
-from pipeline.data.store import PackedSplit
+from pipeline.data.loader import Images
+from pipeline.data.pixels import ResidentPixels
 from pipeline.errors import DataError
 from pipeline.inference import all_logits, top1
 from pipeline.scoring import score_images
 
 
 @pytest.fixture
-def images() -> DeviceImages:
+def images() -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), dtype=np.uint8)
-    split = PackedSplit(pixels, np.arange(300) % 5)
-    return DeviceImages(split, [0.5] * 3, [0.25] * 3, torch.device("cpu"), crop_padding=2)
+    resident = ResidentPixels(pixels, torch.device("cpu"), padding=2)
+    return Images(resident, torch.arange(300) % 5, [0.5] * 3, [0.25] * 3)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""Batches of views of images that live on the compute device as one uint8 tensor.
+"""Batches of views of images. Crop, flip and normalisation are one gather for the whole batch, on the device.
 
-Random crop, flip and normalisation are a single gather for the whole batch, so there are no workers and nothing is
-decoded in the training loop. All randomness comes from a generator that the caller seeds.
+All randomness comes from a generator that the caller seeds, so the numbers do not depend on where pixels come from.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataParams
+from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 
 _STRONG_GROUP = 8  # images that share the operations of a strong view
 
 
 class Views(TypedDict):
-    """What random views of training images are made of: see :class:`DeviceImages`."""
+    """What random views of training images are made of: see :class:`Images`."""
 
     crop_padding: int
     horizontal_flip: bool
@@ -42,36 +42,31 @@ class Batch:
     index: Tensor
 
 
-class DeviceImages:
-    """One split on the device.
+class Images:
+    """One split, with views of its images on the device.
 
     Args:
-        split: the packed images and labels.
+        pixels: of the N images, with the border that random crops reach into.
+        labels: int64 [N], on the device.
         mean, std: per channel, on the scale [0, 1].
-        crop_padding: pixels of black border for random crops.
         horizontal_flip: whether views are mirrored half of the time.
     """
 
     def __init__(
         self,
-        split: PackedSplit,
+        pixels: Pixels,
+        labels: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
-        device: torch.device,
         *,
-        crop_padding: int = 0,
         horizontal_flip: bool = False,
     ) -> None:
-        # ascontiguousarray would keep a read-only map; torch wants memory of its own
-        images = torch.tensor(split.images, device=device)
-        self.labels = torch.tensor(split.labels, device=device)
-        self.size = images.shape[1]
-        self.padding = crop_padding
-        self.flip = horizontal_flip
-        border = (0, 0, crop_padding, crop_padding, crop_padding, crop_padding)
-        self._padded = torch.nn.functional.pad(images, border)
-        self._scale = 1 / (255 * torch.tensor(std, device=device))
-        self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
+        self.labels = labels
+        self.size = pixels.size
+        self._pixels = pixels
+        self._flip = horizontal_flip
+        self._scale = 1 / (255 * torch.tensor(std, device=labels.device))
+        self._shift = -torch.tensor(mean, device=labels.device) / torch.tensor(std, device=labels.device)
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -82,18 +77,23 @@ class DeviceImages:
 
     def centre(self, index: Tensor) -> Tensor:
         """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
-        inner = slice(self.padding, self.padding + self.size)
-        return self._normalised(self._padded[index][:, inner, inner])
+        return next(self.centres([index]))
 
-    def views(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Random crops and flips of the images of ``index`` [B]: float32 [B, 3, S, S].
+    def centres(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The un-augmented images of each index [B]: float32 [B, 3, S, S]."""
+        inner = slice(self._pixels.padding, self._pixels.padding + self.size)
+        for stored, places in self._pixels.fetch(indices):
+            yield self._normalised(stored[places][:, inner, inner])
+
+    def views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        """Random crops and flips of the images of each index [B]: float32 [B, 3, S, S].
 
         Args:
             generator: on the device of the images.
         """
-        return self._normalised(self._crops(index, generator))
+        return map(self._normalised, self._crops(indices, generator))
 
-    def strong_views(self, index: Tensor, generator: torch.Generator) -> Tensor:
+    def strong_views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
         """Random crops and flips under RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [B, 3, S, S].
 
         Operations are drawn once for every few images, not for each, so that they run on whole tensors. They are drawn
@@ -102,26 +102,30 @@ class DeviceImages:
         Args:
             generator: of the crops and flips; on the device of the images.
         """
-        crops = self._crops(index, generator).permute(0, 3, 1, 2)
-        augmented = [_rand_augment()(part) for part in torch.split(crops, _STRONG_GROUP)]
-        return self._normalised(torch.cat(augmented).permute(0, 2, 3, 1).contiguous())
-
-    def _crops(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [B, S, S, 3]."""
-        batch, device = index.numel(), self.device
-        offsets = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
-        pixels = torch.arange(self.size, device=device)
-        rows, columns = offsets[0] + pixels, pixels.expand(batch, -1)
-        if self.flip:
-            mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
-            columns = torch.where(mirrored, self.size - 1 - columns, columns)
-        columns = offsets[1] + columns
-        return self._padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        for crops in self._crops(indices, generator):
+            groups = torch.split(crops.permute(0, 3, 1, 2), _STRONG_GROUP)
+            augmented = torch.cat([_rand_augment()(group) for group in groups])
+            yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All images once, un-augmented and in order; the last batch may be smaller."""
-        for index in torch.split(torch.arange(len(self), device=self.device), batch_size):
-            yield Batch(self.centre(index), self.labels[index], index)
+        indices = torch.split(torch.arange(len(self), device=self.device), batch_size)
+        for index, images in zip(indices, self.centres(indices), strict=True):
+            yield Batch(images, self.labels[index], index)
+
+    def _crops(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        """uint8 [B, S, S, 3] of each index."""
+        device, padding = self.device, self._pixels.padding
+        pixels = torch.arange(self.size, device=device)
+        for stored, places in self._pixels.fetch(indices):
+            batch = places.numel()
+            offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)
+            rows, columns = offsets[0] + pixels, pixels.expand(batch, -1)
+            if self._flip:
+                mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
+                columns = torch.where(mirrored, self.size - 1 - columns, columns)
+            columns = offsets[1] + columns
+            yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _normalised(self, images: Tensor) -> Tensor:
         # NHWC in memory seen as NCHW is channels_last, the layout that convolutions are fastest in
@@ -138,33 +142,45 @@ def _rand_augment() -> Callable[[Tensor], Tensor]:
 
 def open_images(
     folder: Path, name: str, device: torch.device, *, crop_padding: int = 0, horizontal_flip: bool = False
-) -> DeviceImages:
-    """One split of the packed store in ``folder`` on the device, normalised as the store's card says."""
-    card = read_card(folder)
-    return DeviceImages(
-        read_split(folder, name),
-        card["mean"],
-        card["std"],
-        device,
-        crop_padding=crop_padding,
-        horizontal_flip=horizontal_flip,
-    )
+) -> Images:
+    """One split of the store in ``folder``, normalised as the store's card says; packed images go to the device."""
+    card, split = read_card(folder), read_split(folder, name)
+    pixels: Pixels
+    if isinstance(split, PackedSplit):
+        pixels = ResidentPixels(split.images, device, crop_padding)
+    else:
+        pixels = StreamedPixels(split.paths, card["image_size"], device, crop_padding)
+    labels = torch.tensor(split.labels, device=device)
+    return Images(pixels, labels, card["mean"], card["std"], horizontal_flip=horizontal_flip)
 
 
-def shuffled_batches(images: DeviceImages, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """One epoch of random views. The last partial batch is left out, unless it is the only one."""
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    for index in torch.split(order, batch_size)[: steps_per_epoch(len(images), batch_size)]:
-        yield Batch(images.views(index, generator), images.labels[index], index)
+def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """The batches of one epoch over ``count`` images: int64 [B] each, on the generator's device.
+
+    The last partial batch is left out, unless it is the only one.
+    """
+    order = torch.randperm(count, generator=generator, device=generator.device)
+    return list(torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)])
 
 
-def cycled_indices(members: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(images: Images, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """One epoch of random views, in the batches of :func:`shuffled_indices`."""
+    return view_batches(images, shuffled_indices(len(images), batch_size, generator), generator)
+
+
+def view_batches(images: Images, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+    """Random views of the images of each index, with their labels."""
+    for index, views in zip(indices, images.views(indices, generator), strict=True):
+        yield Batch(views, images.labels[index], index)
+
+
+def cycled_indices(members: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
     """``steps`` batches of exactly ``batch_size`` indices out of ``members`` [M], each member once before any twice."""
     rounds = -(-batch_size * steps // members.numel())
     order = torch.cat(
         [members[torch.randperm(members.numel(), generator=generator, device=members.device)] for _ in range(rounds)]
     )
-    yield from torch.split(order[: batch_size * steps], batch_size)
+    return list(torch.split(order[: batch_size * steps], batch_size))
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

@@ -8,21 +8,28 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.config import DataParams
+from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, subfolders
 from pipeline.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Labels int64 [N], and a function that decodes image i, safe to call from several threads."""
+    """One split as published.
+
+    Attributes:
+        labels: int64 [N].
+        read: decodes image i; safe to call from several threads.
+        paths: of the N files, where each image is one.
+    """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
+    paths: Sequence[Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ def open_source(params: DataParams) -> Source:
             return _digits()
         case "cifar10" | "cifar100":
             return _cifar(params.name, Path(params.root))
+        case "tiny-imagenet":
+            return _tiny_imagenet(Path(params.root))
+        case "imagenet":
+            return _imagenet(Path(params.root))
         case "imagefolder":
             return _image_folder(Path(params.root))
 
@@ -87,43 +98,96 @@ def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Source
     return SourceSplit(labels.astype(np.int64), lambda i: Image.fromarray(images[i]).convert("RGB"))
 
 
+def _tiny_imagenet(root: Path) -> Source:
+    """The official layout. Its val split, the only labelled one beside train, is the test split here."""
+    wnids = sorted(_lines(root, "wnids.txt"))
+    words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    train = [list_images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
+    answers = [line.split("\t")[:2] for line in _lines(root, "val/val_annotations.txt")]
+    unknown = [name for name, *wnid in answers if not wnid or wnid[0] not in label_of]
+    if unknown:
+        raise DataError(
+            f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class of wnids.txt; unpack the data set anew"
+        )
+    test = [[root / "val/images" / name for name, wnid in answers if wnid == own] for own in wnids]
+    # some classes share their first word
+    names = [f"{words.get(wnid, wnid).split(',')[0]} ({wnid})" for wnid in wnids]
+    return Source(
+        tuple(names),
+        {"train": _from_files(root / "train", train, names), "test": _from_files(root / "val", test, names)},
+        origin=f"Tiny ImageNet in folder {root.name}; its validation split is the test split",
+        licence="ImageNet terms of access: non-commercial research and education",
+    )
+
+
+def _imagenet(root: Path) -> Source:
+    """train/<wnid>/ and val/<wnid>/; the official val split, whose labels are public, is the test split here."""
+    names = _class_names(_folder(root, "train"))
+    if not subfolders(_folder(root, "val")):
+        raise DataError(f"{root / 'val'} has no class folders; sort its images into {root / 'val'}/<wnid>/ first")
+    splits = {"train": _folder_split(root / "train", names), "test": _folder_split(root / "val", names)}
+    return Source(
+        names,
+        splits,
+        origin=f"ImageNet in folder {root.name}; its validation split is the test split",
+        licence="ImageNet terms of access: non-commercial research and education",
+    )
+
+
 def _image_folder(root: Path) -> Source:
+    names = _class_names(_folder(root, "train"))
+    splits = {name: _folder_split(root / name, names) for name in SPLITS if (root / name).is_dir()}
+    return Source(names, splits, origin=f"folder {root.name}", licence="that of the images in data.root")
+
+
+def _folder(root: Path, name: str) -> Path:
     if not root.is_dir():
         raise DataError(f"data.root {root} is not a folder; set it to the folder that holds train/<class>/<image>")
-    train = root / "train"
-    if not train.is_dir():
-        raise DataError(f"{root} has no folder train/; put the images into {train}/<class>/<image>")
-    class_names = tuple(sorted(folder.name for folder in train.iterdir() if folder.is_dir()))
-    if len(class_names) < 2:
-        raise DataError(f"{train} has {len(class_names)} class folder(s); a classifier needs at least 2")
-    for name in class_names:
+    if not (root / name).is_dir():
+        raise DataError(f"{root} has no folder {name}/; put the images there or correct data.root and data.name")
+    return root / name
+
+
+def _lines(root: Path, name: str) -> list[str]:
+    try:
+        return (root / name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"{root / name} cannot be read ({reason}); set data.root to the unpacked data set") from None
+
+
+def _class_names(train: Path) -> tuple[str, ...]:
+    names = tuple(subfolders(train))
+    if len(names) < 2:
+        raise DataError(f"{train} has {len(names)} class folder(s); a classifier needs at least 2")
+    by_case: dict[str, str] = {}
+    for name in names:
         if not name.isprintable():
             raise DataError(f"{train / ascii(name)} is a class name with characters that cannot be shown; rename it")
-    splits = {name: _folder_split(root / name, class_names) for name in SPLITS if (root / name).is_dir()}
-    return Source(class_names, splits, origin=f"folder {root.name}", licence="that of the images in data.root")
+        other = by_case.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(f"the classes {other!r} and {name!r} in {train} differ in case only; rename or merge them")
+    return names
 
 
 def _folder_split(folder: Path, class_names: Sequence[str]) -> SourceSplit:
-    unknown = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(class_names))
+    unknown = sorted(set(subfolders(folder)) - set(class_names))
     if unknown:
         raise DataError(f"{folder / unknown[0]} is a class that train/ does not have; remove it or add it to train/")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove the folder")
-    return SourceSplit(np.asarray(labels, dtype=np.int64), lambda i: _decode(paths[i]))
+    files = [list_images(folder / name) if (folder / name).is_dir() else [] for name in class_names]
+    return _from_files(folder, files, class_names)
 
 
-def _decode(path: Path) -> Image.Image:
-    """One image file as RGB, turned upright by its EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded ({error}); replace or remove the file") from None
+def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequence[str]) -> SourceSplit:
+    """A split of image files, given class by class."""
+    empty = [name for name, found in zip(class_names, files, strict=True) if not found]
+    if empty:
+        more = f" and {len(empty) - 1} other classes" if len(empty) > 1 else ""
+        raise DataError(
+            f"{folder} holds no image of class {empty[0]!r}{more} ({', '.join(sorted(IMAGE_SUFFIXES))}); add some, or "
+            "remove the class everywhere"
+        )
+    paths = [path for found in files for path in found]
+    labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
+    return SourceSplit(labels, lambda i: decode(paths[i]), paths)

@@ -1,25 +1,30 @@
-"""The packed store: every image as uint8 RGB at one size, with labels and a card.
+"""The store of a data set: its splits and a card, in one of two forms.
 
-One ``<split>_images.npy`` [N, S, S, 3] and one ``<split>_labels.npy`` int64 [N] per split, memory-mapped when read, so
-that neither packing nor reading needs the data set in memory; ``data.json`` is the card.
+Packed: every image as uint8 RGB at one size, ``<split>_images.npy`` [N, S, S, 3], memory-mapped when read. Files: a
+manifest, ``<split>_files.parquet`` with path and content hash of each image, which stays where it is and is decoded
+when it is needed. Both have ``<split>_labels.npy`` int64 [N]; ``data.json`` is the card. Neither form needs the data
+set in memory to be written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.artifacts import atomic_file, atomic_folder, read_json, sha256_file, write_json
 from pipeline.config import DataParams
+from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit
 from pipeline.errors import DataError
 
@@ -35,32 +40,50 @@ class PackedSplit:
     labels: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class FileSplit:
+    """Paths of N image files and int64 labels [N]."""
+
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+
+
 def write_store(
     folder: Path,
     source: Source,
     members: dict[str, tuple[str, NDArray[np.int64]]],
     params: DataParams,
     on_images: Callable[[int], None] = lambda count: None,
+    bad_list: Path | None = None,
 ) -> dict[str, Any]:
     """Decode, resize and pack all splits into ``folder`` (replaced as a whole), and return the card.
 
+    Args:
+        bad_list: where to list the images that cannot be used, one sentence a line, if there are several.
+
     Raises:
-        DataError: an image cannot be decoded, or the disk cannot hold the store.
+        DataError: images cannot be decoded, or the disk cannot hold the store.
     """
     size = params.image_size
     total = sum(len(indices) for _, indices in members.values())
-    _check_disk(folder, total * size * size * 3)
+    packed = _is_packed(source, params.storage, total * size * size * 3)
+    if packed:
+        _check_disk(folder, total * size * size * 3)
     with atomic_folder(folder) as temporary:
+        problems: list[str] = []
+        sums = {}
         for name in SPLITS:
             origin, indices = members[name]
-            _pack(temporary, name, source.splits[origin], indices, size, on_images)
-        train = read_split(temporary, "train").images
-        mean, std = _channel_statistics(train)
+            write = _pack if packed else _list_files
+            sums[name] = write(temporary, name, source.splits[origin], indices, size, problems, on_images)
+        _check_all_usable(problems, total, bad_list)
+        mean, std = sums["train"].mean(), sums["train"].std()
         if params.std is None and min(std) < 1e-4:
             raise DataError("all training images have the same value in one channel; check the images, or set data.std")
         card = {
             "schema": 1,
             "name": params.name,
+            "storage": "packed" if packed else "files",
             "class_names": list(source.class_names),
             "image_size": size,
             "mean": list(params.mean or mean),
@@ -87,7 +110,7 @@ def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
         "schema": 1,
         "image_size": card["image_size"],
         "steps": [
-            "turn upright by EXIF orientation, convert to RGB",
+            "turn upright by EXIF orientation, scale 16-bit grey to 8 bits, convert to RGB",
             "resize to image_size x image_size, Pillow bilinear with antialiasing, aspect ratio not kept",
             "divide by 255",
             "subtract mean and divide by std, per channel",
@@ -98,19 +121,55 @@ def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_split(folder: Path, name: str) -> PackedSplit:
+def read_split(folder: Path, name: str) -> PackedSplit | FileSplit:
     """One split of a store.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    images_path, labels_path = folder / f"{name}_images.npy", folder / f"{name}_labels.npy"
     try:
-        images = np.load(images_path, mmap_mode="r", allow_pickle=False)
-        labels = np.load(labels_path, allow_pickle=False)
+        labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False)
+        if (folder / f"{name}_images.npy").exists():
+            return PackedSplit(np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False), labels)
+        table = pq.read_table(folder / f"{name}_files.parquet", columns=["path"], memory_map=True)
+        return FileSplit(table["path"].combine_chunks(), labels)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{folder} has no usable {name} split ({error}); run `dvc repro prepare`") from None
-    return PackedSplit(images, labels)
+
+
+def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:
+    has_files = all(split.paths is not None for split in source.splits.values())
+    if storage == "files" and not has_files:
+        raise DataError("data.storage files is for data sets of image files, which this one is not; set it to auto")
+    if storage != "auto" or not has_files:
+        return storage != "files"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return packed_bytes <= memory / 4
+
+
+@dataclass
+class _Sums:
+    """Exact sums of the values and squares of each channel; integers, so the order of the images does not matter."""
+
+    pixels: int = 0
+    values: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    squares: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        flat = image.reshape(-1, 3).astype(np.int64)
+        self.pixels += len(flat)
+        self.values += flat.sum(axis=0)
+        self.squares += np.square(flat).sum(axis=0)
+
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, on the scale [0, 1]."""
+        return tuple(float(value) for value in (self.values / max(self.pixels, 1) / 255).round(6))
+
+    def std(self) -> tuple[float, ...]:
+        """Per channel, on the scale [0, 1]."""
+        count = max(self.pixels, 1)
+        variance = np.maximum(self.squares / count - np.square(self.values / count), 0)
+        return tuple(float(value) for value in (np.sqrt(variance) / 255).round(6))
 
 
 def _pack(
@@ -119,41 +178,82 @@ def _pack(
     split: SourceSplit,
     indices: NDArray[np.int64],
     size: int,
+    problems: list[str],
     on_images: Callable[[int], None],
-) -> None:
-    def read(index: int) -> NDArray[np.uint8]:
-        return np.asarray(resize(split.read(index), size))
-
+) -> _Sums:
+    """Pack one split. An image that cannot be used is added to ``problems`` and left black."""
     packed = np.lib.format.open_memmap(
         folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
     )
-    with ThreadPoolExecutor() as pool:
-        count = _images_per_chunk(size)
-        for start in range(0, len(indices), count):
-            chunk = indices[start : start + count]
-            packed[start : start + len(chunk)] = list(pool.map(read, chunk.tolist()))
-            on_images(len(chunk))
+    sums = _Sums()
+    for place, image in enumerate(_decoded(split, indices, size, problems, on_images)):
+        packed[place] = image
+        sums.add(image)
     packed.flush()
     np.save(folder / f"{name}_labels.npy", split.labels[indices])
+    return sums
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
-    """The image at ``size`` x ``size`` pixels, bilinear with antialiasing; the aspect ratio is not kept."""
-    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+def _list_files(
+    folder: Path,
+    name: str,
+    split: SourceSplit,
+    indices: NDArray[np.int64],
+    size: int,
+    problems: list[str],
+    on_images: Callable[[int], None],
+) -> _Sums:
+    """Write the manifest of one split. Every file is decoded once, so that no bad one is left for training."""
+    sums = _Sums()
+    for image in _decoded(split, indices, size, problems, on_images):
+        sums.add(image)
+    assert split.paths is not None  # noqa: S101  the form of the store was chosen by it
+    paths = [split.paths[index] for index in indices.tolist()]
+    if not problems:
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(sha256_file, paths))
+        pq.write_table(
+            pa.table({"path": [str(path) for path in paths], "sha256": hashes}), folder / f"{name}_files.parquet"
+        )
+    np.save(folder / f"{name}_labels.npy", split.labels[indices])
+    return sums
 
 
-def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, on the scale [0, 1]."""
-    total, squares = np.zeros(3), np.zeros(3)
-    count = _images_per_chunk(images.shape[1])
-    for start in range(0, len(images), count):
-        chunk = images[start : start + count].reshape(-1, 3) / 255.0
-        total += chunk.sum(axis=0)
-        squares += np.square(chunk).sum(axis=0)
-    pixels = images.size / 3
-    mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-    return tuple(float(value) for value in mean.round(6)), tuple(float(value) for value in std.round(6))
+def _decoded(
+    split: SourceSplit,
+    indices: NDArray[np.int64],
+    size: int,
+    problems: list[str],
+    on_images: Callable[[int], None],
+) -> Iterator[NDArray[np.uint8]]:
+    """The images in order as uint8 [S, S, 3], decoded by threads a chunk at a time."""
+
+    def read(index: int) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(resize(split.read(index), size))
+        except DataError as error:
+            problems.append(str(error))
+            return np.zeros((size, size, 3), dtype=np.uint8)
+
+    count = _images_per_chunk(size)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(indices), count):
+            chunk = indices[start : start + count].tolist()
+            yield from pool.map(read, chunk)
+            on_images(len(chunk))
+
+
+def _check_all_usable(problems: list[str], total: int, bad_list: Path | None) -> None:
+    if not problems:
+        return
+    problems.sort()
+    if len(problems) == 1 or bad_list is None:
+        raise DataError(problems[0])
+    with atomic_file(bad_list) as temporary:
+        temporary.write_text("\n".join(problems) + "\n", encoding="utf-8")
+    raise DataError(
+        f"{len(problems)} of {total} images cannot be used, all listed in {bad_list}, the first: {problems[0]}"
+    )
 
 
 def _class_counts(source: Source, members: dict[str, tuple[str, NDArray[np.int64]]]) -> list[int]:
@@ -167,10 +267,13 @@ def _images_per_chunk(size: int) -> int:
 
 
 def _fingerprint(folder: Path, card: dict[str, Any]) -> str:
-    """Hash of all that training sees: pixels, labels, class names and normalisation."""
+    """Hash of all that training sees: pixels or files, labels, class names and normalisation."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.npy")):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    for path in sorted(folder.glob("*.parquet")):
+        # what is in the files, not where they lie
+        digest.update(f"{path.name} {' '.join(pq.read_table(path)['sha256'].to_pylist())}\n".encode())
     digest.update(repr([card[key] for key in ("class_names", "image_size", "mean", "std")]).encode())
     return digest.hexdigest()
 

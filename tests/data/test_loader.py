@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.loader import DeviceImages, cycled_indices, shuffled_batches, steps_per_epoch
-from pipeline.data.store import PackedSplit
+from pipeline.data.loader import Images, cycled_indices, shuffled_batches, steps_per_epoch
+from pipeline.data.pixels import ResidentPixels
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
 
 
-def make(count=10, size=8, **options) -> DeviceImages:
+def make(count=10, size=8, crop_padding=0, **options) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return DeviceImages(PackedSplit(pixels, np.arange(count) % 3), MEAN, STD, CPU, **options)
+    return Images(ResidentPixels(pixels, CPU, crop_padding), torch.arange(count) % 3, MEAN, STD, **options)
 
 
-def plain(images: DeviceImages) -> torch.Tensor:
+def plain(images: Images) -> torch.Tensor:
     return torch.cat([batch.images for batch in images.batches(4)])
 
 
@@ -46,7 +46,7 @@ def test_views_are_crops_of_the_black_bordered_image_mirrored_or_not():
     crops = [bordered[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
     possible = [view for crop in crops for view in (crop, crop.flip(2))]
     stream, seen = generator(), set()
-    for view in images.views(torch.zeros(400, dtype=torch.int64), stream):
+    for view in next(images.views([torch.zeros(400, dtype=torch.int64)], stream)):
         matches = [i for i, candidate in enumerate(possible) if torch.allclose(view, candidate, atol=1e-6)]
         assert len(matches) == 1
         seen.add(matches[0])
@@ -58,7 +58,7 @@ def test_strong_views_are_normalised_images_that_both_seeds_decide():
 
     def strong(global_seed, seed):
         torch.manual_seed(global_seed)
-        return images.strong_views(index, generator(seed))
+        return next(images.strong_views([index], generator(seed)))
 
     first = strong(0, 0)
     assert first.shape == (20, 3, 16, 16)
@@ -71,13 +71,13 @@ def test_strong_views_are_normalised_images_that_both_seeds_decide():
     assert not torch.equal(first, strong(1, 0))
     assert not torch.equal(first, strong(0, 1))
     torch.manual_seed(0)
-    assert not torch.equal(first, images.views(index, generator(0)))
+    assert not torch.equal(first, next(images.views([index], generator(0))))
 
 
 def test_without_augmentation_a_view_is_the_image():
     images = make()
     index = torch.tensor([3, 3, 7])
-    assert torch.equal(images.views(index, generator()), images.centre(index))
+    assert torch.equal(next(images.views([index], generator())), images.centre(index))
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_the_seed_decides():

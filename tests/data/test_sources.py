@@ -34,12 +34,38 @@ def test_an_image_folder_gives_sorted_classes_and_rgb_images(params, image_folde
     assert {train.read(i).mode for i in range(48)} == {"RGB"}
 
 
+def add_split(root, name, classes=("ant", "bee", "cat")):
+    for label in classes:
+        (root / name / label).mkdir(parents=True)
+        Image.new("RGB", (5, 5)).save(root / name / label / "x.png")
+
+
 def test_given_val_and_test_folders_are_used(params, image_folder):
-    for name in ("val", "test"):
-        (image_folder / name / "bee").mkdir(parents=True)
-        Image.new("RGB", (5, 5)).save(image_folder / name / "bee" / "x.png")
+    add_split(image_folder, "val")
+    add_split(image_folder, "test")
     source = source_of(params, name="imagefolder", root=str(image_folder))
-    assert source.splits["test"].labels.tolist() == [1]
+    assert source.splits["test"].labels.tolist() == [0, 1, 2]
+
+
+def test_a_class_that_a_split_lacks_is_named(params, image_folder):
+    add_split(image_folder, "val", ["bee"])
+    with pytest.raises(DataError, match=r"val holds no image of class 'ant' and 1 other classes .*add some, or remove"):
+        source_of(params, name="imagefolder", root=str(image_folder))
+
+
+def test_classes_that_differ_in_case_only_are_named(params, image_folder):
+    (image_folder / "train" / "Bee").mkdir()
+    with pytest.raises(DataError, match=r"the classes 'Bee' and 'bee' in .* differ in case only; rename or merge"):
+        source_of(params, name="imagefolder", root=str(image_folder))
+
+
+def test_files_that_are_no_images_are_left_out_with_one_warning(params, image_folder, caplog):
+    for name in ("notes.txt", "archive.zip", ".DS_Store"):
+        (image_folder / "train" / "ant" / name).write_text("x")
+    train = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"]
+    assert len(train.labels) == 48
+    assert len(caplog.messages) == 1
+    assert "2 files with other endings were left out, such as" in caplog.messages[0]
 
 
 def test_images_are_turned_upright_by_their_exif_orientation(params, image_folder):
@@ -67,6 +93,12 @@ def test_a_class_that_only_the_test_folder_has_is_one_sentence(params, image_fol
         source_of(params, name="imagefolder", root=str(image_folder))
 
 
+def decoded(params, root, path):
+    train = source_of(params, name="imagefolder", root=str(root)).splits["train"]
+    paths = sorted((root / "train" / "ant").rglob("*.*"))
+    return train.read(paths.index(path))
+
+
 def test_a_truncated_image_is_named(params, image_folder):
     path = image_folder / "train" / "bee" / "nested" / "1.jpg"
     path.write_bytes(path.read_bytes()[:-200])
@@ -75,12 +107,121 @@ def test_a_truncated_image_is_named(params, image_folder):
         [train.read(i) for i in range(48)]
 
 
-def test_a_16_bit_image_is_named_rather_than_turned_white(params, image_folder):
-    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 256
-    Image.fromarray(ramp).save(image_folder / "train" / "ant" / "deep.png")
-    train = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"]
-    with pytest.raises(DataError, match=r"deep\.png has more than 8 bits per channel"):
-        [train.read(i) for i in range(49)]
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "it is empty"), (b"not an image at all", "cannot identify image file")]
+)
+def test_a_file_without_an_image_in_it_is_named(params, image_folder, content, reason):
+    path = image_folder / "train" / "ant" / "odd.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"odd\.png cannot be decoded \(.*{reason}"):
+        decoded(params, image_folder, path)
+
+
+def test_the_content_decides_and_not_the_ending(params, image_folder):
+    path = image_folder / "train" / "ant" / "odd.jpg"
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(path, format="PNG")
+    assert decoded(params, image_folder, path).getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_a_format_beyond_the_listed_ones_is_not_opened(params, image_folder):
+    path = image_folder / "train" / "ant" / "odd.png"
+    Image.new("RGB", (4, 4)).save(path, format="GIF")
+    with pytest.raises(DataError, match=r"odd\.png cannot be decoded"):
+        decoded(params, image_folder, path)
+
+
+def test_an_image_of_100_megapixels_is_named_before_it_is_decoded(params, image_folder):
+    path = image_folder / "train" / "ant" / "huge.png"
+    Image.new("1", (10_000, 10_000)).save(path)
+    with pytest.raises(DataError, match=r"huge\.png has 10000 x 10000 pixels, more than 64 megapixels; scale it down"):
+        decoded(params, image_folder, path)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_are_scaled_to_8(params, image_folder, ending):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    path = image_folder / "train" / "ant" / f"deep.{ending}"
+    Image.fromarray(ramp).save(path)
+    image = np.asarray(decoded(params, image_folder, path))
+    np.testing.assert_array_equal(image[..., 0], np.arange(256).reshape(16, 16))
+    assert image.shape == (16, 16, 3)
+
+
+def test_an_image_of_floats_is_named(params, image_folder):
+    path = image_folder / "train" / "ant" / "floats.tif"
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
+    with pytest.raises(DataError, match=r"floats\.tif holds floats"):
+        decoded(params, image_folder, path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "ending"),
+    [("CMYK", (0, 255, 255, 0), "jpg"), ("P", 0, "png"), ("L", 76, "webp"), ("1", 1, "png")],
+)
+def test_every_colour_mode_becomes_rgb(params, image_folder, mode, colour, ending):
+    path = image_folder / "train" / "ant" / f"odd.{ending}"
+    Image.new(mode, (6, 6), colour).save(path)
+    assert decoded(params, image_folder, path).mode == "RGB"
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """The official layout: three classes out of order, train images in a folder of their own, one grey-scale."""
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = ["n03", "n01", "n02"]
+    for wnid in wnids:
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        for i in range(4):
+            Image.new("L" if i == 0 else "RGB", (64, 64)).save(folder / f"{wnid}_{i}.JPEG")
+    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tcrane\nn03\tcrane\nn99\tother\n")
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for i, wnid in enumerate(["n02", "n03", "n01", "n02"]):
+        Image.new("RGB", (64, 64), (i, i, i)).save(root / "val" / "images" / f"val_{i}.JPEG")
+        lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t63\t63")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_tiny_imagenet_in_its_official_layout(params, tiny_imagenet):
+    source = source_of(params, name="tiny-imagenet", root=str(tiny_imagenet))
+    assert source.class_names == ("goldfish (n01)", "crane (n02)", "crane (n03)")
+    assert set(source.splits) == {"train", "test"}
+    assert np.bincount(source.splits["train"].labels).tolist() == [4, 4, 4]
+    test = source.splits["test"]
+    assert test.labels.tolist() == [0, 1, 1, 2]
+    assert [test.read(i).getpixel((0, 0))[0] for i in range(4)] == pytest.approx([2, 0, 3, 1], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "wnids.txt").unlink(), r"wnids\.txt cannot be read .*unpacked data set"),
+        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class of"),
+        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "has no folder train/n01/images/"),
+    ],
+)
+def test_a_damaged_tiny_imagenet_is_one_sentence(params, tiny_imagenet, change, message):
+    change(tiny_imagenet)
+    with pytest.raises(DataError, match=message):
+        source_of(params, name="tiny-imagenet", root=str(tiny_imagenet))
+
+
+def test_the_val_split_of_imagenet_is_the_test_split(params, image_folder):
+    add_split(image_folder, "val")
+    source = source_of(params, name="imagenet", root=str(image_folder))
+    assert set(source.splits) == {"train", "test"}
+    assert source.splits["test"].labels.tolist() == [0, 1, 2]
+
+
+def test_an_unsorted_val_split_of_imagenet_is_one_sentence(params, image_folder):
+    (image_folder / "val").mkdir()
+    Image.new("RGB", (5, 5)).save(image_folder / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(DataError, match="has no class folders; sort its images"):
+        source_of(params, name="imagenet", root=str(image_folder))
 
 
 def test_a_class_name_that_cannot_be_shown_is_refused(params, image_folder):

@@ -62,6 +62,20 @@ def test_a_bad_image_leaves_the_earlier_store_untouched(params, image_folder, tm
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_several_bad_images_are_all_listed(params, image_folder, tmp_path):
+    bad = [image_folder / "train" / "cat" / "nested" / name for name in ("3.jpg", "5.jpg")]
+    for path in bad:
+        path.write_bytes(b"")
+    source = open_source(folder_params(params, image_folder))
+    members, listed = split(source, params.data), tmp_path / "bad.txt"
+    with pytest.raises(
+        DataError, match=r"2 of 48 images cannot be used, all listed in .*bad\.txt, the first: .*3\.jpg"
+    ):
+        write_store(tmp_path / "store", source, members, params.data, bad_list=listed)
+    assert [line.split(" ")[0] for line in listed.read_text().splitlines()] == [str(path) for path in bad]
+    assert not (tmp_path / "store").exists()
+
+
 def test_images_of_one_colour_are_refused(params, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "in" / "train" / name).mkdir(parents=True)

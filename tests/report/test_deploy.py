@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.store import resize
+from pipeline.data.image_files import resize
 from pipeline.errors import DataError, LineageError
 from pipeline.report import Inputs, Recommendation, write_deploy
 

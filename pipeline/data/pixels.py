@@ -1,0 +1,126 @@
+"""Where the pixels of a split come from: one uint8 tensor on the device, or image files decoded by worker processes.
+
+Both hand out the same thing, so that crops, flips and normalisation are the same code and the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.image_files import decode_at
+from pipeline.errors import DataError
+
+_MOST_WORKERS = 16
+_AHEAD = 4  # batches that each worker has ready
+
+
+class Pixels(Protocol):
+    """Pixels of N images, with a black border for crops.
+
+    Attributes:
+        size: side of the images without the border.
+        padding: width of the border, pixels.
+    """
+
+    size: int
+    padding: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def fetch(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each index int64 [B], in order: uint8 [M, P, P, 3] with border, and where in it the B images are."""
+        ...
+
+
+class ResidentPixels:
+    """All images on the device: nothing is moved or decoded in the training loop.
+
+    Args:
+        images: uint8 [N, S, S, 3].
+    """
+
+    def __init__(self, images: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device, padding: int) -> None:
+        self.size, self.padding = images.shape[1], padding
+        # ascontiguousarray would keep a read-only map; torch wants memory of its own
+        self._padded = _bordered(torch.tensor(images, device=device), padding)
+
+    @property
+    def device(self) -> torch.device:
+        return self._padded.device
+
+    def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`Pixels`; the whole split and the index itself."""
+        for index in indices:
+            yield self._padded, index
+
+
+class StreamedPixels:
+    """Image files, decoded ahead of time in worker processes and moved to the device as uint8.
+
+    Args:
+        paths: of N files; a sequence that holds millions without a Python object each.
+        size: side that images are resized to.
+    """
+
+    def __init__(self, paths: Sequence[str], size: int, device: torch.device, padding: int) -> None:
+        self.size, self.padding = size, padding
+        self._device = device
+        self._files = _Files(paths, size)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`Pixels`.
+
+        Raises:
+            DataError: a file was removed or damaged since it was prepared.
+        """
+        batches = [index.tolist() for index in indices]
+        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), len(batches))
+        loader: DataLoader[Any] = DataLoader(
+            self._files,
+            batch_sampler=batches,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            collate_fn=_together,
+            pin_memory=self._device.type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(f"{batch}; it was whole when the data were prepared, so run `dvc repro -f prepare`")
+            moved = batch.to(self._device, non_blocking=True)
+            yield _bordered(moved, self.padding), torch.arange(len(moved), device=self._device)
+
+
+class _Files(Dataset[Any]):
+    def __init__(self, paths: Sequence[str], size: int) -> None:
+        self._paths = paths
+        self._size = size
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return torch.from_numpy(decode_at(str(self._paths[index]), self._size))
+        except DataError as error:  # an exception would cross the process border as a traceback
+            return str(error)
+
+
+def _together(items: list[Tensor | str]) -> Tensor | str:
+    """The images as one tensor, or the first problem among them."""
+    images = [item for item in items if isinstance(item, Tensor)]
+    problems = [item for item in items if isinstance(item, str)]
+    return problems[0] if problems else torch.stack(images)
+
+
+def _bordered(images: Tensor, padding: int) -> Tensor:
+    return F.pad(images, (0, 0, padding, padding, padding, padding))

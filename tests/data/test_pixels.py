@@ -1,0 +1,110 @@
+"""Images decoded while they are needed give the numbers of the packed ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.loader import Images, open_images, shuffled_batches
+from pipeline.data.sources import open_source
+from pipeline.data.splits import split
+from pipeline.data.store import FileSplit, PackedSplit, read_card, read_split, write_store
+from pipeline.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def stores(params, image_folder, tmp_path):
+    """The same images in both forms."""
+    folders = {}
+    for storage in ("packed", "files"):
+        changes = {"name": "imagefolder", "root": str(image_folder), "image_size": 16, "storage": storage}
+        settings = params.data.model_copy(update=changes)
+        source = open_source(settings)
+        folders[storage] = tmp_path / storage
+        write_store(folders[storage], source, split(source, settings), settings)
+    return folders
+
+
+def opened(folder, name="train", **views) -> Images:
+    return open_images(folder, name, CPU, **views)
+
+
+def test_the_two_forms_hold_what_they_say(stores):
+    assert isinstance(read_split(stores["packed"], "val"), PackedSplit)
+    listed = read_split(stores["files"], "val")
+    assert isinstance(listed, FileSplit)
+    assert all(str(path).endswith((".jpg", ".png")) for path in listed.paths)
+    cards = {storage: read_card(folder) for storage, folder in stores.items()}
+    assert {storage: card["storage"] for storage, card in cards.items()} == {"packed": "packed", "files": "files"}
+    for key in ("mean", "std", "counts", "class_names", "train_class_counts"):
+        assert cards["packed"][key] == cards["files"][key]
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_plain_images_are_equal(stores, name):
+    packed, streamed = (list(opened(folder, name).batches(7)) for folder in stores.values())
+    assert len(packed) == len(streamed) > 0
+    for one, other in zip(packed, streamed, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.index, other.index)
+
+
+def test_an_epoch_of_random_views_is_equal(stores):
+    epochs = []
+    for folder in stores.values():
+        images = opened(folder, crop_padding=2, horizontal_flip=True)
+        epochs.append(list(shuffled_batches(images, 8, torch.Generator().manual_seed(3))))
+    for one, other in zip(*epochs, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.index, other.index)
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(params, image_folder, tmp_path):
+    def fingerprint(root) -> str:
+        changes = {"name": "imagefolder", "root": str(root), "image_size": 16, "storage": "files"}
+        settings = params.data.model_copy(update=changes)
+        source = open_source(settings)
+        return write_store(tmp_path / "store", source, split(source, settings), settings)["fingerprint"]
+
+    first = fingerprint(image_folder)
+    moved = image_folder.rename(tmp_path / "moved")
+    assert fingerprint(moved) == first
+    (moved / "train" / "ant" / "nested" / "0.png").write_bytes((moved / "train/ant/nested/2.png").read_bytes())
+    assert fingerprint(moved) != first
+
+
+def test_a_file_that_is_gone_after_prepare_is_named(stores, image_folder):
+    (image_folder / "train" / "bee" / "nested" / "3.jpg").unlink()
+    with pytest.raises(DataError, match=r"bee/nested/3\.jpg cannot be decoded .*run `dvc repro -f prepare`") as caught:
+        for name in ("train", "val", "test"):
+            list(opened(stores["files"], name).batches(8))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_asked_for_where_there_are_none(params, tmp_path):
+    settings = params.data.model_copy(update={"storage": "files"})
+    source = open_source(settings)
+    with pytest.raises(DataError, match=r"data\.storage files is for data sets of image files"):
+        write_store(tmp_path / "store", source, split(source, settings), settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_into_a_quarter_of_the_memory_stays_files(params, image_folder, tmp_path, monkeypatch):
+    settings = params.data.model_copy(update={"name": "imagefolder", "root": str(image_folder), "image_size": 16})
+    source = open_source(settings)
+    members = split(source, settings)
+    bytes_needed = 48 * 16 * 16 * 3
+    for memory, storage in ((4 * bytes_needed, "packed"), (4 * bytes_needed - 4, "files")):
+        monkeypatch.setattr(
+            "os.sysconf", lambda key, memory=memory: {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": memory // 4}[key]
+        )
+        assert write_store(tmp_path / storage, source, members, settings)["storage"] == storage
+
+
+def test_a_manifest_does_not_hold_its_paths_as_objects(stores):
+    paths = read_split(stores["files"], "train").paths
+    assert not isinstance(paths, (list, tuple, np.ndarray))
