@@ -48,14 +48,12 @@ def make_teacher(
     classes = len(card["class_names"])
     network = build_network(params.teacher.network, classes, "teacher.network")
     check_runs(network, "teacher.network", classes, card["image_size"])
-    if params.teacher.checkpoint is None:
-        made = _train(network, data, params, device, checkpoints, on_step, on_epoch)
-    else:
-        made = _load(network, data, params, device)
-    return write_network(folder, network, made)
+    if params.teacher.checkpoint is not None:
+        return _load(folder, network, data, params, device)
+    return _train(folder, network, data, params, device, checkpoints, on_step, on_epoch)
 
 
-def _load(network: nn.Module, data: Path, params: Params, device: torch.device) -> dict[str, Any]:
+def _load(folder: Path, network: nn.Module, data: Path, params: Params, device: torch.device) -> dict[str, Any]:
     path = Path(str(params.teacher.checkpoint))
     load_foreign(network, path)
     accuracy = top1(network.to(device), open_images(data, "val", device))
@@ -66,10 +64,11 @@ def _load(network: nn.Module, data: Path, params: Params, device: torch.device) 
             "data.mean and data.std, or lower the limit"
         )
     card = network_card("teacher", params.teacher.network, read_card(data), {"checkpoint": sha256_file(path)})
-    return card | checkpoint_card(accuracy)
+    return write_network(folder, network, card | checkpoint_card(accuracy))
 
 
 def _train(
+    folder: Path,
     network: nn.Module,
     data: Path,
     params: Params,
@@ -104,4 +103,6 @@ def _train(
                 f"the trained teacher reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
                 f"{params.teacher.minimum_top1}; change teacher.training in params.yaml or lower the limit"
             )
-    return network_card("teacher", params.teacher.network, card, {}) | training_card(records, params.seed)
+        made = network_card("teacher", params.teacher.network, card, {}) | training_card(records, params.seed)
+        # inside the block: the crash checkpoint goes only once the teacher is there
+        return write_network(folder, network, made)
