@@ -95,6 +95,7 @@ class StreamedPixels:
             prefetch_factor=_AHEAD,
             collate_fn=_together,
             pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # it seeds workers, from the global generator unless told
         )
         for batch in loader:
             if isinstance(batch, str):

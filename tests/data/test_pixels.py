@@ -63,6 +63,17 @@ def test_an_epoch_of_random_views_is_equal(stores):
         assert torch.equal(one.index, other.index)
 
 
+def test_strong_views_are_equal_and_the_global_generator_is_left_alone(stores):
+    found = []
+    for folder in stores.values():
+        images = opened(folder, crop_padding=2)
+        torch.manual_seed(5)
+        strong = list(images.strong_views([torch.arange(6), torch.arange(6, 12)], torch.Generator().manual_seed(3)))
+        found.append([*strong, torch.rand(2)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_fingerprint_follows_the_content_and_not_the_place(params, image_folder, tmp_path):
     def fingerprint(root) -> str:
         changes = {"name": "imagefolder", "root": str(root), "image_size": 16, "storage": "files"}
