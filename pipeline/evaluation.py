@@ -32,6 +32,11 @@ def balanced_accuracy(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> 
     return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
 
 
+def is_long_tailed(train_counts: NDArray[np.int64]) -> bool:
+    """Whether the largest class has at least twice the training images of the smallest, [K] counts."""
+    return bool(train_counts.max() >= 2 * train_counts.min())
+
+
 def shot_groups(train_counts: NDArray[np.int64], many_above: int, few_below: int) -> dict[str, NDArray[np.bool_]]:
     """Which classes are many-, medium- and few-shot (Liu et al., arXiv 1904.05160, section 5): name -> bool [K].
 

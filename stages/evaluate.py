@@ -10,7 +10,7 @@ from pipeline.candidates import candidates
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
-from pipeline.evaluation import GROUP_NAMES, shot_groups, top1_correct
+from pipeline.evaluation import GROUP_NAMES, is_long_tailed, shot_groups, top1_correct
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
 from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT_MANIFEST, STUDENT
@@ -31,8 +31,7 @@ def evaluate(params: Params) -> None:
     correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
     counts = np.asarray(data["train_class_counts"])
     shots = shot_groups(counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below)
-    # classes that are all alike have no tail
-    long_tail = sum(bool(classes.any()) for classes in shots.values()) > 1
+    long_tail = is_long_tailed(counts)
     test = EvaluationSplit(images, scores["group"], correct, shots if long_tail else None)
     rows = []
     with progress("evaluate", len(chosen), "file") as advance:

@@ -9,6 +9,7 @@ from pipeline.evaluation import (
     balanced_accuracy,
     expected_calibration_error,
     group_accuracy,
+    is_long_tailed,
     paired_difference,
     shot_accuracy,
     shot_groups,
@@ -87,3 +88,11 @@ def test_within_a_group_of_classes_each_class_counts_alike():
         "top1_medium_shot": None,
         "top1_few_shot": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([4500, 2000, 450], True), ([99, 100, 102], False), ([200, 100], True), ([101, 99], False)],
+)
+def test_a_tail_is_one_of_sizes_and_not_of_limits(counts, expected):
+    assert is_long_tailed(np.array(counts)) is expected

@@ -151,7 +151,7 @@ def _values(content: Document, moment: str, key: str) -> dict[str, list[float]]:
 
 
 def _shown_parts(content: Document) -> dict[str, str]:
-    long_tail = any(row["last"]["top1_few_shot"] is not None for row in content["rows"])
+    long_tail = any(row["long_tail"] for row in content["rows"])
     keys = dict(_PARTS)
     if not long_tail:
         keys = {title: key for title, key in keys.items() if not title.endswith("-shot")}

@@ -17,15 +17,25 @@ from pipeline.ablation.upstream import CHECKPOINTS, fit_groups, key_of, locate, 
 from pipeline.artifacts import atomic_file, write_json
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
+from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages, distill
 from pipeline.energy import EnergyGroups
-from pipeline.evaluation import balanced_accuracy, group_accuracy, shot_accuracy, shot_groups, top1_correct
+from pipeline.errors import DataError, ParamsError
+from pipeline.evaluation import (
+    balanced_accuracy,
+    group_accuracy,
+    is_long_tailed,
+    shot_accuracy,
+    shot_groups,
+    top1_correct,
+)
+from pipeline.feature_loss import feature_loss
 from pipeline.heda import select_subset
 from pipeline.inference import all_logits
 from pipeline.training import EpochRecord
-from pipeline.weights import build_network, read_network
+from pipeline.weights import build_network, check_runs, read_network
 
 BEST = "best.safetensors"
 
@@ -43,6 +53,24 @@ def result_path(run: Run, root: Path) -> Path:
 def finished(run: Run, root: Path) -> bool:
     """Whether the run was done before."""
     return result_path(run, root).exists()
+
+
+def check_arm(name: str, params: Params, root: Path) -> None:
+    """Build the networks of an arm, so that a mistake shows before a teacher is trained; the data must be packed.
+
+    Raises:
+        ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
+    """
+    data = read_card(locate(params, root).data)
+    classes, size = len(data["class_names"]), data["image_size"]
+    try:
+        student = build_network(params.distill.network, classes, "distill.network")
+        teacher = build_network(params.teacher.network, classes, "teacher.network")
+        check_runs(student, "distill.network", classes, size)
+        check_runs(teacher, "teacher.network", classes, size)
+        feature_loss(params.distill, student, teacher, size)
+    except ParamsError as error:
+        raise ParamsError(f"arm {name!r}: {error}") from None
 
 
 def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
@@ -64,7 +92,10 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
     groups = fit_groups(params, energy)
     test_energy = read_scores(run.params, root, "test")["energy"]
     test_groups = groups.assign(torch.from_numpy(test_energy.copy())).numpy()
-    subset = select_subset(torch.from_numpy(energy.copy()), params.heda.fraction, params.heda.subset, params.seed)
+    try:
+        subset = select_subset(torch.from_numpy(energy.copy()), params.heda.fraction, params.heda.subset, params.seed)
+    except ValueError as error:
+        raise DataError(f"heda.fraction: {error}; raise the fraction or add images") from None
     views = training_views(params.data)
     scored = ScoredImages(
         open_images(upstream.data, "train", device, **views),
@@ -119,6 +150,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
             "device": str(device),
             "threads": torch.get_num_threads(),
             "code": code_hash()[:12],
+            "long_tail": is_long_tailed(np.asarray(data["train_class_counts"])),
             "lineage": {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]},
         }
         write_json(path, result)

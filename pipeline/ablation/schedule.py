@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.ablation.run import execute, finished, result_path
+from pipeline.ablation.run import check_arm, execute, finished, result_path
 from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import locate, pack, teach
 from pipeline.artifacts import read_json
@@ -50,6 +50,9 @@ def run_study(
     for params in distinct_upstreams(study, root):
         on_start("data")
         pack(params, root)
+    for name, params in study.arms.items():
+        check_arm(name, params, root)
+    for params in distinct_upstreams(study, root):
         on_start("teacher")
         teach(params, root, partial(_tell_epoch, on_start, params.teacher.training.epochs))
     on_start("students")
@@ -90,8 +93,9 @@ def _in_processes(runs: Sequence[Run], root: Path, jobs: int, on_epochs: Callabl
     for run in runs:
         tasks.put(run)
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    # not daemonic: a run whose images stay files has processes of its own
     workers = [
-        context.Process(target=_serve, args=(tasks, reports, root, threads, os.getpid()), daemon=True)
+        context.Process(target=_serve, args=(tasks, reports, root, threads, os.getpid()))
         for _ in range(min(jobs, len(runs)))
     ]
     for worker in workers:
@@ -112,6 +116,8 @@ def _in_processes(runs: Sequence[Run], root: Path, jobs: int, on_epochs: Callabl
         tasks.cancel_join_thread()  # runs that nobody takes any more must not keep this process
         for worker in workers:
             worker.terminate()
+        for worker in workers:
+            worker.join()  # until then it holds the locks of its checkpoints
     return [failure for failure in outcomes if failure is not None]
 
 
@@ -140,6 +146,8 @@ def _outcome(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None]) -> s
         execute(run, root, on_epoch)
     except EnergyKDError as error:
         return f"arm {run.arm!r} seed {run.seed}: {error}"
+    except torch.OutOfMemoryError:
+        return f"arm {run.arm!r} seed {run.seed}: the device has not enough memory; use fewer jobs"
     return None
 
 

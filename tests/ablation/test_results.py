@@ -36,6 +36,7 @@ def content(make_study):
             "device": "cpu",
             "threads": 1,
             "code": "abc",
+            "long_tail": False,
         }
         results.append((run, result))
     return document(study, [TEACHER], results)
@@ -72,6 +73,7 @@ def test_shots_are_shown_for_a_long_tail_only(content):
     assert "few-shot" not in markdown(content, "f.svg")
     tailed = copy.deepcopy(content)
     for row in tailed["rows"]:
+        row["long_tail"] = True
         row["last"] |= {"top1_medium_shot": 0.4, "top1_few_shot": 0.1}
     header = rows(markdown(tailed, "f.svg"))[0]
     assert header[-4:-1] == ["many-shot", "medium-shot", "few-shot"]

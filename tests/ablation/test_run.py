@@ -9,17 +9,21 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from PIL import Image
 from torch import nn
 
+from pipeline.ablation import schedule
 from pipeline.ablation.results import document, energy_picture, write_results
 from pipeline.ablation.run import BestWeights, finished, result_path
 from pipeline.ablation.schedule import run_study
 from pipeline.ablation.upstream import teacher_report
-from pipeline.errors import TrainingError
+from pipeline.errors import ParamsError, TrainingError
 from pipeline.training import EpochRecord
-from tests.ablation.conftest import QUICK
+from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT
 
 TIMED = {"seconds_per_epoch"}
@@ -91,6 +95,43 @@ def test_two_names_of_one_run_share_its_result(make_study, tmp_path):
     results = run_study(make_study(seeds=[0], arms={"KD": {}, "again": {}}), tmp_path, 1, on_epochs=epochs.append)
     assert sum(epochs) == 4
     assert results[0][1] == results[1][1]
+
+
+def test_an_arm_that_cannot_run_is_named_before_a_teacher_is_trained(make_study, tmp_path):
+    study = make_study(arms={"KD": {}, "misspelt": {"distill": {"network": "resnet9x"}}})
+    with pytest.raises(ParamsError, match=r"arm 'misspelt': .*distill\.network: There is no network resnet9x"):
+        run_study(study, tmp_path, 1)
+    assert not list(tmp_path.glob("teacher-*"))
+
+
+def test_one_run_out_of_memory_does_not_stop_the_others(make_study, tmp_path, monkeypatch):
+    real = schedule.execute
+
+    def execute(run, root, on_epoch):
+        if run.arm == "KD":
+            raise torch.OutOfMemoryError
+        real(run, root, on_epoch)
+
+    monkeypatch.setattr(schedule, "execute", execute)
+    study = make_study(seeds=[0])
+    with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*arm 'KD' seed 0: the device has not enough memory"):
+        run_study(study, tmp_path, 1)
+    assert [finished(run, tmp_path) for run in study.runs()] == [False, True]
+
+
+@pytest.mark.e2e
+def test_images_that_stay_files_are_decoded_beside_several_jobs(make_study, tmp_path):
+    generator = np.random.default_rng(0)
+    for label in ("ant", "bee"):
+        folder = tmp_path / "photos/train" / label
+        folder.mkdir(parents=True)
+        for number in range(40):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    params = tiny_study()["params"]
+    params["data"] |= {"name": "imagefolder", "root": str(tmp_path / "photos"), "storage": "files"}
+    results = run_study(make_study(seeds=[0], params=params), tmp_path / "root", 2)
+    assert len(results) == 2
 
 
 @pytest.mark.e2e
