@@ -13,6 +13,7 @@ from openvino._offline_transformations import apply_moc_transformations
 from pipeline.errors import ExportError
 from pipeline.export.base import Source
 from pipeline.export.capture import first_line
+from pipeline.runtimes.openvino_core import openvino_core
 
 SECTION = "energykd"  # of the rt_info, where the metadata are
 
@@ -32,7 +33,7 @@ class OpenVinoIr:
         """
         original = path.with_suffix(".onnx")
         try:
-            model = openvino.Core().read_model(original)
+            model = openvino_core().read_model(original)
             apply_moc_transformations(model, cf=False, smart_reshape=True)
             _name_layers(model, onnx.load(original))
             for key, value in sorted(metadata.items()):

@@ -15,10 +15,9 @@ from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
 from pipeline.report.formatting import runtime
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
-from pipeline.runtimes.openvino_runtime import HINT_OF_PRECISION
+from pipeline.runtimes.openvino_runtime import precision_hint
 
 INPUT, OUTPUT = "input", "logits"
-# As the benchmark and the evaluation set it; without it, capable CPUs run fp32 files in bf16.
 
 
 def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:
@@ -72,7 +71,7 @@ def _program(row: Mapping[str, Any], package: str) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    hint = HINT_OF_PRECISION[row["precision"]]
+    hint = precision_hint(row["precision"], has_fp16=row["precision_executed"] == "fp16")
     template = environment.get_template("predict.py.txt")
     entries = SESSION_ENTRIES.get(row["precision"], {})
     return template.render(

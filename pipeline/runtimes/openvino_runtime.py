@@ -21,11 +21,20 @@ from pipeline.runtimes.base import (
     unreadable,
 )
 from pipeline.runtimes.errors import RuntimeUnavailableError
+from pipeline.runtimes.openvino_core import openvino_core
 
 _COMPUTE = re.compile(r"^(Group|Binary)?(Convol|Deconvol)ution|FullyConnected|MatMul|Gemm|Attention", re.IGNORECASE)
 _LAYER_KEYS = ("layerType", "primitiveType", "runtimePrecision")
-# What the layers that are not quantised run in. Without the hint, capable CPUs run fp32 files in bf16.
-HINT_OF_PRECISION = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
+
+
+def precision_hint(precision: str, *, has_fp16: bool) -> str:
+    """What the layers that are not quantised are to run in: never with fewer digits than the file has.
+
+    Without a hint, CPUs with bf16 run fp32 files in it. Asked for f16 without having it, they run fp16 files in bf16.
+    """
+    if precision == "fp16":
+        return "f16" if has_fp16 else "f32"
+    return "bf16" if precision == "bf16" else "f32"
 
 
 class OpenVinoRuntime:
@@ -46,12 +55,13 @@ class OpenVinoRuntime:
         import openvino
 
         self._version = openvino.__version__
-        self._hint = HINT_OF_PRECISION[precision]
-        core = openvino.Core()
+        core = openvino_core()
         target = device.upper()
         if target not in {name.split(".")[0] for name in core.available_devices}:
             found = ", ".join(core.available_devices)
             raise RuntimeUnavailableError(f"openvino has no device {target} here, only {found}; use one of them.")
+        has_fp16 = "FP16" in core.get_property(target, "OPTIMIZATION_CAPABILITIES")
+        self._hint = precision_hint(precision, has_fp16=has_fp16)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self._hint}
         if threads and target == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads

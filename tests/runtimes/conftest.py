@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.runtimes.openvino_core import openvino_core
+
 SIZE = 16
 CLASSES = 5
 
@@ -78,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyNetwork:
     _write_int8(onnx["fp32"], onnx["int8"], images.numpy())
     intermediate = {precision: path.with_suffix(".xml") for precision, path in onnx.items()}
     for precision, path in intermediate.items():
-        openvino.save_model(openvino.Core().read_model(onnx[precision]), path, compress_to_fp16=False)
+        openvino.save_model(openvino_core().read_model(onnx[precision]), path, compress_to_fp16=False)
     with torch.inference_mode():
         logits = network(images).numpy()
     return TinyNetwork(folder / "tiny_fp32.pt2", onnx, intermediate, images.numpy(), logits)

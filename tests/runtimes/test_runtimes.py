@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from pipeline import runtimes
 from pipeline.runtimes import ModelFileError, PrecisionError, RuntimeUnavailableError, check_executed
 from pipeline.runtimes.base import Executed, precision_of, summarise
+from pipeline.runtimes.openvino_core import openvino_core
+from tests.conftest import ROOT
 from tests.runtimes.conftest import CLASSES, TinyNetwork
 
 HERE = ("torch", "onnxruntime", "openvino")
@@ -81,9 +84,7 @@ def test_fp16_in_onnxruntime_on_x86_is_reported_as_fp32(tiny: TinyNetwork) -> No
 
 
 def test_fp16_in_openvino_is_reported_as_the_cpu_can(tiny: TinyNetwork) -> None:
-    import openvino
-
-    capable = "FP16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "FP16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     executed = runtimes.load("openvino", tiny.file("openvino", "fp16"), precision="fp16", threads=1).executed()
     assert executed.precision == ("fp16" if capable else "fp32")
     assert executed.detail["precision_hint_resolved"] == executed.precision
@@ -173,3 +174,17 @@ def test_precision_is_one_name_or_counts() -> None:
 def test_precision_that_a_runtime_does_not_report_is_no_match() -> None:
     executed = Executed("unknown", "tensorrt:GPU", "11", 0, {})
     assert check_executed("fp16", executed) == "fp16 was asked for and tensorrt:GPU does not report what it executed."
+
+
+def test_a_signal_is_survived_after_several_openvino_models_came_and_went(tiny: TinyNetwork) -> None:
+    program = (
+        "import gc, signal, sys; from pathlib import Path; from pipeline import runtimes\n"
+        "signal.signal(signal.SIGUSR1, lambda *arguments: print('handled'))\n"
+        "load = lambda: runtimes.load('openvino', Path(sys.argv[1]), precision='fp32')\n"
+        "first, second = load(), load()\n"
+        "del first; gc.collect(); del second; gc.collect()\n"
+        "signal.raise_signal(signal.SIGUSR1)"
+    )
+    command = [sys.executable, "-c", program, str(tiny.file("openvino"))]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
