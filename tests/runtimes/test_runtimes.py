@@ -13,6 +13,7 @@ from pipeline import runtimes
 from pipeline.runtimes import ModelFileError, PrecisionError, RuntimeUnavailableError, check_executed
 from pipeline.runtimes.base import Executed, precision_of, summarise
 from pipeline.runtimes.openvino_core import openvino_core
+from pipeline.runtimes.openvino_runtime import precision_hint
 from tests.conftest import ROOT
 from tests.runtimes.conftest import CLASSES, TinyNetwork
 
@@ -89,6 +90,11 @@ def test_fp16_in_openvino_is_reported_as_the_cpu_can(tiny: TinyNetwork) -> None:
     assert executed.precision == ("fp16" if capable else "fp32")
     assert executed.detail["precision_hint_resolved"] == executed.precision
     assert (check_executed("fp16", executed) is None) == capable
+
+
+@pytest.mark.parametrize(("has_fp16", "hint"), [(True, "f16"), (False, "f32")])
+def test_fp16_files_are_never_run_with_fewer_digits_in_openvino(has_fp16: bool, hint: str) -> None:
+    assert precision_hint("fp16", has_fp16=has_fp16) == hint
 
 
 def test_an_fp32_graph_claimed_as_int8_is_found_out(tiny: TinyNetwork) -> None:
