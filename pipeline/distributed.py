@@ -1,0 +1,98 @@
+"""The processes that compute together: who this one is, which part of the work it has, and how results come together.
+
+One process is the ordinary case and needs no process group; everything here is then free. Several are started by
+torchrun (:mod:`stages.launcher`), which sets the environment that :func:`join` reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one computation.
+
+    Attributes:
+        rank: of this process, 0 <= rank < size.
+        size: how many there are.
+        local_rank: of this process on its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of ``count`` things in a row: parts differ by one thing at most, and none overlap."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor that has the same shape in each."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The parts of all processes one after the other; they may differ in their first dimension."""
+        if self.size == 1:
+            return part
+        counts = torch.zeros(self.size, dtype=torch.int64, device=part.device)
+        counts[self.rank] = len(part)
+        sizes = self.total(counts).tolist()
+        padded = part.new_zeros((max(sizes), *part.shape[1:]))
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([found[:size] for found, size in zip(parts, sizes, strict=True)])
+
+
+ALONE = World()
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[World]:
+    """This process's place among those that torchrun started with it; :data:`ALONE` where it did not.
+
+    Args:
+        device: where tensors are exchanged; a GPU is the one of this process's local rank from here on.
+
+    Raises:
+        TrainingError: the machine has fewer GPUs than processes.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise TrainingError(
+                f"launcher.processes asks for more processes than this machine's {torch.cuda.device_count()} GPU(s); "
+                "lower it"
+            )
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
