@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.artifacts import atomic_file
+from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
 
 _FILE = "epoch.safetensors"
@@ -75,8 +76,10 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterator[Checkpoint]:
+def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any], world: World = ALONE) -> Iterator[Checkpoint]:
     """The checkpoint of the run that ``decides`` describes, locked; removed when the block ends well.
+
+    Of several processes the first holds the lock and removes; all must see the same folder.
 
     Args:
         root: folder of all checkpoints.
@@ -88,6 +91,9 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any]) -> Iterat
     """
     key = hashlib.sha256(json.dumps([decides, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
+    if not world.first:
+        yield Checkpoint(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = root / f"{role}-{key}.lock"
     with lock.open("w") as handle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,13 +26,22 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision for the forward pass; weights and losses stay in float32.
 
-    ``auto`` is bf16 on a GPU that computes in it and fp32 elsewhere: most CPUs are slower in bf16.
+    ``auto`` is bf16 on hardware that computes in it and fp32 elsewhere, where it would be emulated and slower.
 
     Raises:
         ParamsError: bf16 is asked for on a GPU that does not compute in it.
     """
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not native:
+    native = _has_bf16(device)
+    if precision == "bf16" and device.type == "cuda" and not native:
         raise ParamsError("params.yaml: precision is bf16, but this GPU does not compute in it; set precision to fp32")
-    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda" and native)
+    enabled = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 numbers in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # x86 and ARM; torch 2.11 lacks the question, and fp32 is right everywhere
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -47,6 +47,18 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LauncherParams(_Block):
+    processes: Literal["auto"] | Count
+    machines: Count
+    rendezvous: Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")] | None
+
+    @model_validator(mode="after")
+    def _machines_can_meet(self) -> Self:
+        if self.machines > 1 and self.rendezvous is None:
+            raise ValueError("several machines need rendezvous, host:port of one of them")
+        return self
+
+
 class DataParams(_Block):
     name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder"]
     root: Annotated[str, Field(min_length=1)]
@@ -234,6 +246,7 @@ class Params(_Block):
 
     seed: Seed
     device: Literal["auto", "cpu", "cuda"]
+    launcher: LauncherParams
     data: DataParams
     teacher: TeacherParams
     energy: EnergyParams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Params
-from pipeline.data.loader import Images, cycled_indices, shuffled_indices, steps_per_epoch, view_batches
+from pipeline.data.loader import Images, Part, cycled_indices, shares, shuffled_indices, steps_per_epoch, view_batches
+from pipeline.distributed import ALONE, World
 from pipeline.energy import EnergyGroups
 from pipeline.feature_loss import feature_loss
-from pipeline.heda import MIXES, companion_size
+from pipeline.heda import MIXES, Mixed, companion_size
 from pipeline.inference import top1
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.training import EpochRecord, epoch_seed, train
@@ -45,6 +46,7 @@ def distill(
     validation: Images,
     params: Params,
     *,
+    world: World = ALONE,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
@@ -52,7 +54,7 @@ def distill(
     """Train ``student`` in place under ``params.distill`` and ``params.heda``; ``params.seed`` decides every draw.
 
     Args:
-        checkpoint, on_step, on_epoch: as for :func:`pipeline.training.train`.
+        world, checkpoint, on_step, on_epoch: as for :func:`pipeline.training.train`.
 
     Returns:
         One record per epoch.
@@ -76,34 +78,52 @@ def distill(
             torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream)) for stream in (0, 3)
         )
         indices = shuffled_indices(len(images), training.batch_size, generator)
-        clean = view_batches(images, indices, generator)
-        strong = images.strong_views(indices, strong_generator) if _wants_strong_views(params) else repeat(None, steps)
-        companions = _companions(scored, params, epoch, steps)
+        clean = view_batches(images, indices, generator, world)
+        strong: Iterable[Tensor | None] = repeat(None, steps)
+        if _wants_strong_views(params):
+            strong = images.strong_views(indices, strong_generator, shares(indices, world))
+        companions = _companions(scored, params, epoch, steps, world)
         for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
             yield DistillationStep(batch, companion, strong_views)
 
     with features.tapped() if features is not None else nullcontext():
         return train(
-            student if features is None else nn.ModuleDict({"student": student, "features": features}),
+            student if features is None else _StudentWithConnectors(student, features),
             epoch_steps,
             steps,
-            lambda trained, step, epoch: objective(student, step, epoch),
+            objective,
             training,
             seed=params.seed,
             device=images.device,
-            validate=lambda trained: top1(student, validation),
+            validate=lambda trained: top1(student, validation, world),
+            world=world,
             checkpoint=checkpoint,
             on_step=on_step,
             on_epoch=on_epoch,
         )
 
 
+class _StudentWithConnectors(nn.Module):
+    """The student, and beside it the connectors of a feature loss, which are trained with it and then thrown away."""
+
+    def __init__(self, student: nn.Module, features: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.student(images)
+        return logits
+
+
 def _wants_strong_views(params: Params) -> bool:
     return params.distill.loss == "mlkd" and params.distill.mlkd.strong_view
 
 
-def _companions(scored: ScoredImages, params: Params, epoch: int, steps: int) -> Iterator[Companion | None]:
-    """One HE-DA companion batch per step, or None per step if there is no mixing."""
+def _companions(
+    scored: ScoredImages, params: Params, epoch: int, steps: int, world: World
+) -> Iterator[Companion | None]:
+    """This process's part of one HE-DA companion batch per step, or None per step if there is no mixing."""
     if params.heda.mix == "none":
         yield from [None] * steps
         return
@@ -112,6 +132,19 @@ def _companions(scored: ScoredImages, params: Params, epoch: int, steps: int) ->
     # streams of their own, so that the clean batches are the same with and without HE-DA
     on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=1))
     on_host = torch.Generator().manual_seed(epoch_seed(params.seed, epoch, stream=2))
-    mix = MIXES[params.heda.mix]
-    for batch in view_batches(images, cycled_indices(scored.subset, size, steps, on_device), on_device):
-        yield Companion(mix(batch.images, on_host), batch.labels)
+    draw = MIXES[params.heda.mix]
+    mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
+    indices = cycled_indices(scored.subset, size, steps, on_device)
+    share = shares(indices[:1], world)[0]
+    own = torch.arange(size)[share]
+    weight = world.weight(len(own), size)
+    parts: list[Part] = [slice(None)] * steps
+    if world.size > 1:  # partners may be in another process's part, so they are made here as well
+        parts = [torch.cat([own, mixing.partner[share]]).to(images.device) for mixing in mixings]
+    for whole, part, mixing, views in zip(
+        indices, parts, mixings, images.views(indices, on_device, parts), strict=True
+    ):
+        partner = mixing.partner if world.size == 1 else torch.arange(len(own), 2 * len(own))
+        partner = partner.to(images.device, non_blocking=True)
+        mixed = mixing.apply(views[: len(own)], views, partner)
+        yield Companion(Mixed(mixed, partner, mixing.share), images.labels[whole[part]], weight)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import TrainingError
 
@@ -40,6 +41,16 @@ class World:
     def share(self, count: int) -> slice:
         """This process's part of ``count`` things in a row: parts differ by one thing at most, and none overlap."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def weight(self, part: int, whole: int) -> float:
+        """What the mean over this process's part is multiplied by, so that the mean over the processes is that over the
+        whole, also where the parts are uneven."""
+        return self.size * part / whole
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network as one whose gradients are the mean over all processes after each backward pass."""
+        # buffers need no exchange: batch statistics are synchronised where they are taken
+        return network if self.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -70,6 +81,11 @@ class World:
 ALONE = World()
 
 
+def started_by_torchrun() -> bool:
+    """Whether this process has a place among others."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
     """This process's place among those that torchrun started with it; :data:`ALONE` where it did not.
@@ -80,7 +96,7 @@ def join(device: torch.device) -> Iterator[World]:
     Raises:
         TrainingError: the machine has fewer GPUs than processes.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not started_by_torchrun():
         yield ALONE
         return
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))

@@ -72,43 +72,88 @@ class Mixed(NamedTuple):
     share: float
 
 
-def cutmix(images: Tensor, generator: torch.Generator) -> Mixed:
-    """Replace one box, the same for the whole batch, by the partner's (Yun et al., arXiv 1905.04899).
+class Mixing(NamedTuple):
+    """How a batch of images will be mixed within itself, drawn before any of them is there.
+
+    Attributes:
+        partner: int64 [B] on the CPU, index of each image's partner in the batch.
+        share: lambda, what is kept of each image; for CutMix the exact share of pixels.
+        box: rows and columns that CutMix takes from the partner; None for MixUp.
+    """
+
+    partner: Tensor
+    share: float
+    box: tuple[slice, slice] | None
+
+    def apply(self, images: Tensor, pool: Tensor, partner: Tensor) -> Tensor:
+        """Mix each of ``images`` [M, C, H, W] with the image of ``pool`` that ``partner`` int64 [M] points to."""
+        if self.box is None:
+            return torch.lerp(pool[partner], images, self.share)
+        rows, columns = self.box
+        mixed = images.clone(memory_format=torch.preserve_format)
+        mixed[:, :, rows, columns] = pool[partner, :, rows, columns]
+        return mixed
+
+
+def draw_cutmix(batch: int, height: int, width: int, generator: torch.Generator) -> Mixing:
+    """One box, the same for the whole batch, to be taken from the partner (Yun et al., arXiv 1905.04899).
 
     lambda ~ Beta(1, 1), the uniform distribution; the box has the area 1 - lambda, is centred uniformly and clipped at
     the border.
 
     Args:
-        images: [B, C, H, W].
         generator: a CPU generator; on another device the draw would make the host wait.
     """
-    batch, _, height, width = images.shape
     partner = torch.randperm(batch, generator=generator)
     share, centre_y, centre_x = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     half_side = (1 - share) ** 0.5 / 2
     top, bottom = _clipped(centre_y, half_side, height)
     left, right = _clipped(centre_x, half_side, width)
-    partner = partner.to(images.device, non_blocking=True)
-    mixed = images.clone(memory_format=torch.preserve_format)
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return Mixed(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return Mixing(partner, kept, (slice(top, bottom), slice(left, right)))
+
+
+def draw_mixup(batch: int, height: int, width: int, generator: torch.Generator) -> Mixing:
+    """lambda ~ Beta(0.2, 0.2) for the whole batch (Zhang et al., arXiv 1710.09412); the size does not matter.
+
+    Args:
+        generator: a CPU generator; on another device the draw would make the host wait.
+    """
+    partner = torch.randperm(batch, generator=generator)
+    # torch's Beta distribution takes no generator; numpy's does, seeded from ours
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return Mixing(partner, float(np.random.default_rng(seed).beta(0.2, 0.2)), None)
+
+
+def cutmix(images: Tensor, generator: torch.Generator) -> Mixed:
+    """Replace one box of each image by its partner's; see :func:`draw_cutmix`.
+
+    Args:
+        images: [B, C, H, W].
+        generator: a CPU generator.
+    """
+    batch, _, height, width = images.shape
+    return _mixed_within(images, draw_cutmix(batch, height, width, generator))
 
 
 def mixup(images: Tensor, generator: torch.Generator) -> Mixed:
-    """lambda * image + (1 - lambda) * partner, with lambda ~ Beta(0.2, 0.2) (Zhang et al., arXiv 1710.09412).
+    """lambda * image + (1 - lambda) * partner; see :func:`draw_mixup`.
 
     Args:
         images: [B, C, H, W], floating.
-        generator: a CPU generator; on another device the draw would make the host wait.
+        generator: a CPU generator.
     """
-    partner = torch.randperm(images.shape[0], generator=generator).to(images.device, non_blocking=True)
-    # torch's Beta distribution takes no generator; numpy's does, seeded from ours
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    share = float(np.random.default_rng(seed).beta(0.2, 0.2))
-    return Mixed(torch.lerp(images[partner], images, share), partner, share)
+    batch, _, height, width = images.shape
+    return _mixed_within(images, draw_mixup(batch, height, width, generator))
 
 
-MIXES: dict[str, Callable[[Tensor, torch.Generator], Mixed]] = {"cutmix": cutmix, "mixup": mixup}
+# batch size, height, width, CPU generator -> how to mix
+MIXES: dict[str, Callable[[int, int, int, torch.Generator], Mixing]] = {"cutmix": draw_cutmix, "mixup": draw_mixup}
+
+
+def _mixed_within(images: Tensor, mixing: Mixing) -> Mixed:
+    partner = mixing.partner.to(images.device, non_blocking=True)
+    return Mixed(mixing.apply(images, images, partner), partner, mixing.share)
 
 
 def _clipped(centre: float, half_side: float, length: int) -> tuple[int, int]:

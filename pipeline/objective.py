@@ -20,10 +20,17 @@ from pipeline.losses import dist, dkd, kd, low_confidence, mlkd, standardize
 
 @dataclass(frozen=True)
 class Companion:
-    """The companion batch of HE-DA: mixed high-energy images, and the labels int64 [M] before mixing."""
+    """The companion batch of HE-DA.
+
+    Attributes:
+        mixed: M mixed images of the subset.
+        labels: int64, before mixing: those of the M images first; partners point into them.
+        weight: as of :class:`~pipeline.data.loader.Batch`.
+    """
 
     mixed: Mixed
     labels: Tensor
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Distillation:
     ce_weight * mean_i CE_i + kd_weight * warm-up * mean_i logit_loss_i(tau_i)
     + feature_weight * warm-up * mean_i feature_loss_i
     + heda.kd_weight * mean_j kd_j + heda.mixed_label_weight * mean_j CE_j, j over the mixed images.
-    With strong views, the first line is added once more for them.
+    With strong views, the first line is added once more for them. Where several processes share a batch, i and j run
+    over this process's part and its terms are weighted, so that the mean over the processes is the sum above.
     The teacher is frozen here and stays outside the student: not in its parameters, modes or checkpoints.
 
     Args:
@@ -109,11 +117,13 @@ class Distillation:
             loss = loss + self.weights.ce_weight * F.cross_entropy(strong_logits, batch.labels)
             if strong_teacher is not None:
                 loss = loss + self._logit_term(self.strong_loss, strong_logits, strong_teacher, batch, epoch)
+        loss = batch.weight * loss
         if companion is not None and mixed_teacher is not None:
             mixed_logits = student(companion.mixed.images).float()
             tau = self._mixed_temperatures(mixed_teacher)
             mixed_loss = kd(self.prepared(mixed_logits), self.prepared(mixed_teacher), tau).mean()
-            loss = loss + self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
+            mixed_loss = self.heda.kd_weight * mixed_loss + self._mixed_label_loss(mixed_logits, companion)
+            loss = loss + companion.weight * mixed_loss
         return loss
 
     def _teacher_logits(self, step: DistillationStep) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -163,7 +173,7 @@ class Distillation:
     def _mixed_label_loss(self, logits: Tensor, companion: Companion) -> Tensor:
         if self.heda.mixed_label_weight == 0:
             return logits.new_zeros(())
-        own = F.cross_entropy(logits, companion.labels)
+        own = F.cross_entropy(logits, companion.labels[: len(logits)])
         partner = F.cross_entropy(logits, companion.labels[companion.mixed.partner])
         share = companion.mixed.share
         return self.heda.mixed_label_weight * (share * own + (1 - share) * partner)

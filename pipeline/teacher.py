@@ -15,6 +15,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
+from pipeline.distributed import ALONE, World
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.inference import top1
 from pipeline.training import EpochRecord, train_classifier
@@ -28,6 +29,7 @@ def make_teacher(
     device: torch.device,
     checkpoints: Path,
     *,
+    world: World = ALONE,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def make_teacher(
     Args:
         data: the packed store.
         checkpoints: root of the crash checkpoints.
+        world: the processes that train together; the first writes.
         on_step, on_epoch: as for :func:`pipeline.training.train`; not called for a given checkpoint.
 
     Raises:
@@ -49,14 +52,15 @@ def make_teacher(
     network = build_network(params.teacher.network, classes, "teacher.network")
     check_runs(network, "teacher.network", classes, card["image_size"])
     if params.teacher.checkpoint is not None:
-        return _load(folder, network, data, params, device)
-    return _train(folder, network, data, params, device, checkpoints, on_step, on_epoch)
+        made = _load(network, data, params, device, world)
+        return write_network(folder, network, made) if world.first else made
+    return _train(folder, network, data, params, device, checkpoints, world, on_step, on_epoch)
 
 
-def _load(folder: Path, network: nn.Module, data: Path, params: Params, device: torch.device) -> dict[str, Any]:
+def _load(network: nn.Module, data: Path, params: Params, device: torch.device, world: World) -> dict[str, Any]:
     path = Path(str(params.teacher.checkpoint))
     load_foreign(network, path)
-    accuracy = top1(network.to(device), open_images(data, "val", device))
+    accuracy = top1(network.to(device), open_images(data, "val", device), world)
     if accuracy < params.teacher.minimum_top1:
         raise CheckpointError(
             f"checkpoint {path} reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
@@ -64,7 +68,7 @@ def _load(folder: Path, network: nn.Module, data: Path, params: Params, device: 
             "data.mean and data.std, or lower the limit"
         )
     card = network_card("teacher", params.teacher.network, read_card(data), {"checkpoint": sha256_file(path)})
-    return write_network(folder, network, card | checkpoint_card(accuracy))
+    return card | checkpoint_card(accuracy)
 
 
 def _train(
@@ -74,6 +78,7 @@ def _train(
     params: Params,
     device: torch.device,
     checkpoints: Path,
+    world: World,
     on_step: Callable[[], None],
     on_epoch: Callable[[EpochRecord], None],
 ) -> dict[str, Any]:
@@ -86,13 +91,14 @@ def _train(
         "seed": params.seed,
         "data": card["fingerprint"],
     }
-    with open_checkpoint(checkpoints, "teacher", decides) as checkpoint:
+    with open_checkpoint(checkpoints, "teacher", decides, world) as checkpoint:
         records = train_classifier(
             network,
             open_images(data, "train", device, **views),
             open_images(data, "val", device),
             params.teacher.training,
             params.seed,
+            world=world,
             checkpoint=checkpoint,
             on_step=on_step,
             on_epoch=on_epoch,
@@ -105,4 +111,4 @@ def _train(
             )
         made = network_card("teacher", params.teacher.network, card, {}) | training_card(records, params.seed)
         # inside the block: the crash checkpoint goes only once the teacher is there
-        return write_network(folder, network, made)
+        return write_network(folder, network, made) if world.first else made

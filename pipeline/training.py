@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
 from pipeline.compute import autocast
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
+from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
 from pipeline.inference import top1
 
@@ -30,6 +32,8 @@ class Step(Protocol):
 
 
 S = TypeVar("S", bound=Step)
+# independent streams of random numbers that an epoch may have in each process; stream 0 is torch's global generator
+_STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class EpochRecord:
 
 def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
     """Mean cross-entropy: the objective of a teacher."""
-    return F.cross_entropy(network(batch.images).float(), batch.labels)
+    return batch.weight * F.cross_entropy(network(batch.images).float(), batch.labels)
 
 
 def train_classifier(
@@ -63,6 +67,7 @@ def train_classifier(
     params: TrainingParams,
     seed: int,
     *,
+    world: World = ALONE,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
@@ -71,7 +76,7 @@ def train_classifier(
 
     def epoch_steps(epoch: int) -> Iterator[Batch]:
         generator = torch.Generator(images.device).manual_seed(epoch_seed(seed, epoch))
-        return shuffled_batches(images, params.batch_size, generator)
+        return shuffled_batches(images, params.batch_size, generator, world)
 
     return train(
         network,
@@ -81,7 +86,8 @@ def train_classifier(
         params,
         seed=seed,
         device=images.device,
-        validate=lambda trained: top1(trained, validation),
+        validate=lambda trained: top1(trained, validation, world),
+        world=world,
         checkpoint=checkpoint,
         on_step=on_step,
         on_epoch=on_epoch,
@@ -98,6 +104,7 @@ def train(
     seed: int,
     device: torch.device,
     validate: Callable[[nn.Module], float],
+    world: World = ALONE,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
@@ -108,10 +115,13 @@ def train(
     from its checkpoint ends in the same weights as one that was not.
 
     Args:
-        epoch_steps: the steps of an epoch; a pure function of the epoch's number, counted from 0.
+        epoch_steps: the steps of an epoch, this process's part of each; a pure function of the epoch's number, counted
+            from 0.
         steps: how many steps an epoch has.
         objective: the scalar to minimise, from network, step and epoch.
         validate: validation top-1 of the network.
+        world: the processes that train together; all return the same records and end in the same weights. The first
+            writes the checkpoint, all read it.
         checkpoint: where finished epochs are kept; None to keep none.
         on_step: called after each step, also once per step of epochs that the checkpoint had finished.
 
@@ -137,32 +147,36 @@ def train(
         for _ in range(steps):
             on_step()
 
-    for epoch in range(len(records), params.epochs):
-        torch.manual_seed(epoch_seed(seed, epoch))
-        network.train()
-        losses = torch.zeros(steps, device=device)
-        indices: list[Tensor] = []
-        started = time.perf_counter()
-        for number, step in enumerate(epoch_steps(epoch)):
-            rate = learning_rate(params, epoch + number / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with autocast(params.precision, device):
-                loss = objective(network, step, epoch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses[number] = loss.detach()
-            indices.append(step.index)
-            on_step()
-        # looked at once per epoch: a look in each step would make a GPU wait for the host
-        _check_finite(losses, indices, params, epoch)
-        seconds = time.perf_counter() - started
-        record = EpochRecord(epoch, float(losses.mean()), validate(network), rate, seconds)
-        records.append(record)
-        if checkpoint is not None:
-            checkpoint.save(network, optimizer, [vars(record) for record in records])
-        on_epoch(record)
+    with synchronised_batch_norm(network, world):
+        forward = world.parallel(network)
+        for epoch in range(len(records), params.epochs):
+            # the first process draws as one alone would, the others differently: dropout must not be alike in all parts
+            torch.manual_seed(epoch_seed(seed, epoch, _STREAMS * world.rank))
+            network.train()
+            losses = torch.zeros(steps, device=device)
+            indices: list[Tensor] = []
+            started = time.perf_counter()
+            for number, step in enumerate(epoch_steps(epoch)):
+                rate = learning_rate(params, epoch + number / steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with autocast(params.precision, device):
+                    loss = objective(forward, step, epoch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                losses[number] = loss.detach()
+                indices.append(step.index)
+                on_step()
+            # looked at once per epoch: a look in each step would make a GPU wait for the host
+            losses = world.total(losses) / world.size
+            _check_finite(losses, indices, params, epoch, world)
+            seconds = time.perf_counter() - started
+            record = EpochRecord(epoch, float(losses.mean()), validate(network), rate, seconds)
+            records.append(record)
+            if checkpoint is not None and world.first:
+                checkpoint.save(network, optimizer, [vars(record) for record in records])
+            on_epoch(record)
     return records
 
 
@@ -181,13 +195,13 @@ def epoch_seed(seed: int, epoch: int, stream: int = 0) -> int:
     return ((stream << 53) + seed * 1_000_003 + epoch) % 2**63
 
 
-def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int) -> None:
+def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int, world: World) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten()
     if bad.numel() == 0:
         return
     step = int(bad[0])
     rate = learning_rate(params, epoch + step / len(losses))
-    samples = ", ".join(str(i) for i in indices[step][:8].tolist())
+    samples = ", ".join(str(i) for i in world.gather(indices[step])[:8].tolist())
     raise TrainingError(
         f"the loss was not finite at epoch {epoch} step {step} (learning rate {rate:.3g}, training samples {samples}, "
         "...); lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"

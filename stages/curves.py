@@ -10,6 +10,7 @@ from pathlib import Path
 from dvclive import Live
 from tqdm import tqdm
 
+from pipeline.distributed import ALONE, World
 from pipeline.training import EpochRecord
 
 
@@ -40,13 +41,28 @@ class Curves:
         self._bar.set_postfix(epoch=record.epoch + 1, loss=f"{record.train_loss:.3f}", val=f"{record.val_top1:.2%}")
 
 
+class NoCurves:
+    """What the training loop of the other processes calls."""
+
+    def step(self) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Write nothing."""
+
+
 @contextmanager
-def learning_curves(folder: Path, role: str, epochs: int, steps: int) -> Iterator[Curves]:
-    """Curves in ``folder``, and a bar over ``epochs * steps`` training steps.
+def learning_curves(
+    folder: Path, role: str, epochs: int, steps: int, world: World = ALONE
+) -> Iterator[Curves | NoCurves]:
+    """Curves in ``folder``, and a bar over ``epochs * steps`` training steps, from the first process.
 
     The folder is emptied when the first epoch ends, or when the block ends well without one: what is refused before
     leaves it as it was.
     """
+    if not world.first:
+        yield NoCurves()
+        return
     with (
         ExitStack() as stack,
         tqdm(total=epochs * steps, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pipeline import distillation
@@ -13,16 +15,24 @@ from pipeline.config import Params
 from pipeline.data.loader import open_images, steps_per_epoch, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages
+from pipeline.distributed import World, join
 from pipeline.energy import EnergyGroups
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
 from pipeline.weights import build_network, check_runs, read_network, write_network
-from stages.common import run
 from stages.curves import learning_curves
+from stages.launcher import run_together
 
 
 def distill(params: Params) -> None:
     torch.manual_seed(params.seed)
     device = choose_device(params.device)
+    with join(device) as world:
+        card = _distill(params, device, world)
+        if world.first:
+            print(f"student {card['network']}: validation top-1 {card['val_top1']:.2%}")
+
+
+def _distill(params: Params, device: torch.device, world: World) -> dict[str, Any]:
     training = params.distill.training
     data = read_card(DATA)
     teacher, teacher_card = read_network(TEACHER)
@@ -54,8 +64,8 @@ def distill(params: Params) -> None:
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": params.heda.model_dump(mode="json")}
     decides = {**choices, **lineage, "views": views, "seed": params.seed, "data": data["fingerprint"]}
     with (
-        open_checkpoint(CHECKPOINTS, "student", decides) as checkpoint,
-        learning_curves(STUDENT_CURVES, "distill", training.epochs, steps) as curves,
+        open_checkpoint(CHECKPOINTS, "student", decides, world) as checkpoint,
+        learning_curves(STUDENT_CURVES, "distill", training.epochs, steps, world) as curves,
     ):
         records = distillation.distill(
             student,
@@ -63,14 +73,17 @@ def distill(params: Params) -> None:
             scored,
             validation,
             params,
+            world=world,
             checkpoint=checkpoint,
             on_step=curves.step,
             on_epoch=curves.epoch,
         )
         card = network_card("student", params.distill.network, data, lineage)
-        card = write_network(STUDENT, student, card | training_card(records, params.seed) | choices)
-    print(f"student {card['network']}: validation top-1 {card['val_top1']:.2%}")
+        card |= training_card(records, params.seed) | choices
+        if world.first:
+            write_network(STUDENT, student, card)
+    return card
 
 
 if __name__ == "__main__":
-    run(distill)
+    run_together(distill, "stages.distill")

@@ -6,10 +6,11 @@ from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import steps_per_epoch
 from pipeline.data.store import read_card
+from pipeline.distributed import join
 from pipeline.layout import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
 from pipeline.teacher import make_teacher
-from stages.common import run
 from stages.curves import learning_curves
+from stages.launcher import run_together
 
 
 def train_teacher(params: Params) -> None:
@@ -17,10 +18,13 @@ def train_teacher(params: Params) -> None:
     training = params.teacher.training
     epochs = training.epochs if params.teacher.checkpoint is None else 0
     steps = steps_per_epoch(read_card(DATA)["counts"]["train"], training.batch_size)
-    with learning_curves(TEACHER_CURVES, "teacher", epochs, steps) as curves:
-        card = make_teacher(TEACHER, DATA, params, device, CHECKPOINTS, on_step=curves.step, on_epoch=curves.epoch)
-    print(f"teacher {card['network']} ({card['source']}): validation top-1 {card['val_top1']:.2%}")
+    with join(device) as world, learning_curves(TEACHER_CURVES, "teacher", epochs, steps, world) as curves:
+        card = make_teacher(
+            TEACHER, DATA, params, device, CHECKPOINTS, world=world, on_step=curves.step, on_epoch=curves.epoch
+        )
+    if world.first:
+        print(f"teacher {card['network']} ({card['source']}): validation top-1 {card['val_top1']:.2%}")
 
 
 if __name__ == "__main__":
-    run(train_teacher)
+    run_together(train_teacher, "stages.train_teacher")

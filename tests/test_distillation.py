@@ -42,10 +42,12 @@ def build(name: str, seed: int):
 
 
 def train(params: Params, student, teacher, **options):
-    split = images(48)
+    return distill(student, teacher, scored_images(), images(16), params, **options)
+
+
+def scored_images() -> ScoredImages:
     groups = EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25)
-    scored = ScoredImages(split, groups, 4.0, torch.arange(20))
-    return distill(student, teacher, scored, images(16), params, **options)
+    return ScoredImages(images(48), groups, 4.0, torch.arange(20))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

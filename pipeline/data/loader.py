@@ -17,6 +17,8 @@ from torch import Tensor
 from pipeline.config import DataParams
 from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
+from pipeline.distributed import ALONE, World
+from pipeline.errors import TrainingError
 
 _STRONG_GROUP = 8  # images that share the operations of a strong view
 
@@ -33,13 +35,25 @@ def training_views(params: DataParams) -> Views:
     return {"crop_padding": params.crop_padding, "horizontal_flip": params.horizontal_flip}
 
 
+# which places of a batch are wanted
+Part = slice | Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images float32 [B, 3, S, S] (channels_last), labels int64 [B], and index int64 [B] in the split."""
+    """Images of one step.
+
+    Attributes:
+        images: normalised, float32 [B, 3, S, S], channels_last.
+        labels: int64 [B].
+        index: int64 [B], in the split.
+        weight: of their mean in the objective; 1 unless they are one process's part of a larger batch.
+    """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    weight: float = 1.0
 
 
 class Images:
@@ -85,15 +99,20 @@ class Images:
         for stored, places in self._pixels.fetch(indices):
             yield self._normalised(stored[places][:, inner, inner])
 
-    def views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    def views(
+        self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
+    ) -> Iterator[Tensor]:
         """Random crops and flips of the images of each index [B]: float32 [B, 3, S, S].
 
         Args:
             generator: on the device of the images.
+            parts: the places of each index that are wanted, M of them: [M, 3, S, S], the same views as without.
         """
-        return map(self._normalised, self._crops(indices, generator))
+        return map(self._normalised, self._crops(indices, generator, parts))
 
-    def strong_views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    def strong_views(
+        self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
+    ) -> Iterator[Tensor]:
         """Random crops and flips under RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [B, 3, S, S].
 
         Operations are drawn once for every few images, not for each, so that they run on whole tensors. They are drawn
@@ -101,28 +120,34 @@ class Images:
 
         Args:
             generator: of the crops and flips; on the device of the images.
+            parts: as for :meth:`views`; the operations are drawn for each process's part by itself.
         """
-        for crops in self._crops(indices, generator):
+        for crops in self._crops(indices, generator, parts):
             groups = torch.split(crops.permute(0, 3, 1, 2), _STRONG_GROUP)
             augmented = torch.cat([_rand_augment()(group) for group in groups])
             yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, un-augmented and in order; the last batch may be smaller."""
-        indices = torch.split(torch.arange(len(self), device=self.device), batch_size)
+    def batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
+        """The images of ``rows`` once, un-augmented and in order; the last batch may be smaller."""
+        indices = torch.split(torch.arange(*rows.indices(len(self)), device=self.device), batch_size)
         for index, images in zip(indices, self.centres(indices), strict=True):
             yield Batch(images, self.labels[index], index)
 
-    def _crops(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
-        """uint8 [B, S, S, 3] of each index."""
+    def _crops(
+        self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None
+    ) -> Iterator[Tensor]:
+        """uint8 [M, S, S, 3] of each index."""
         device, padding = self.device, self._pixels.padding
         pixels = torch.arange(self.size, device=device)
-        for stored, places in self._pixels.fetch(indices):
-            batch = places.numel()
-            offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)
-            rows, columns = offsets[0] + pixels, pixels.expand(batch, -1)
+        chosen = [slice(None)] * len(indices) if parts is None else parts
+        wanted = [index[part] for index, part in zip(indices, chosen, strict=True)]
+        for (stored, places), index, part in zip(self._pixels.fetch(wanted), indices, chosen, strict=True):
+            # drawn for the whole batch, so that a process's part of it is the same however many processes there are
+            batch = index.numel()
+            offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)[:, part]
+            rows, columns = offsets[0] + pixels, pixels
             if self._flip:
-                mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
+                mirrored = torch.rand((batch, 1), generator=generator, device=device)[part] < 0.5
                 columns = torch.where(mirrored, self.size - 1 - columns, columns)
             columns = offsets[1] + columns
             yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]]
@@ -163,15 +188,37 @@ def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) ->
     return list(torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)])
 
 
-def shuffled_batches(images: Images, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """One epoch of random views, in the batches of :func:`shuffled_indices`."""
-    return view_batches(images, shuffled_indices(len(images), batch_size, generator), generator)
+def shuffled_batches(
+    images: Images, batch_size: int, generator: torch.Generator, world: World = ALONE
+) -> Iterator[Batch]:
+    """One epoch of random views: this process's part of each batch of :func:`shuffled_indices`."""
+    indices = shuffled_indices(len(images), batch_size, generator)
+    return view_batches(images, indices, generator, world)
 
 
-def view_batches(images: Images, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
-    """Random views of the images of each index, with their labels."""
-    for index, views in zip(indices, images.views(indices, generator), strict=True):
-        yield Batch(views, images.labels[index], index)
+def view_batches(
+    images: Images, indices: Sequence[Tensor], generator: torch.Generator, world: World
+) -> Iterator[Batch]:
+    """Random views of this process's part of each batch, with labels and weight."""
+    parts = shares(indices, world)
+    for whole, part, views in zip(indices, parts, images.views(indices, generator, parts), strict=True):
+        index = whole[part]
+        yield Batch(views, images.labels[index], index, world.weight(len(index), len(whole)))
+
+
+def shares(indices: Sequence[Tensor], world: World) -> list[slice]:
+    """This process's part of each batch.
+
+    Raises:
+        TrainingError: a batch has fewer images than there are processes.
+    """
+    smallest = min(len(index) for index in indices)
+    if smallest < world.size:
+        raise TrainingError(
+            f"a batch of {smallest} images cannot be divided among {world.size} processes; raise batch_size (or "
+            "heda.fraction), or lower launcher.processes"
+        )
+    return [world.share(len(index)) for index in indices]
 
 
 def cycled_indices(members: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> list[Tensor]:

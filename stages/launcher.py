@@ -1,0 +1,92 @@
+"""Starts the processes that compute a stage together, as ``launcher`` in params.yaml asks for, with torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipeline.compute import choose_device
+from pipeline.config import LauncherParams, Params, load_params
+from pipeline.distributed import started_by_torchrun
+from stages.common import INTERRUPTED, run_program
+
+_STDERR = "stderr.log"  # torchrun's name for it
+
+
+def run_together(stage: Callable[[Params], None], module: str) -> None:
+    """Run a stage on params.yaml, in one process or in several; the rest as for :func:`stages.common.run`.
+
+    Args:
+        module: name of the stage's program; each process runs it anew and finds its place in the environment.
+    """
+
+    def program() -> None:
+        params = load_params()
+        device = choose_device(params.device)
+        processes = _processes(params.launcher, device)
+        if started_by_torchrun() or processes * params.launcher.machines == 1:
+            stage(params)
+        else:
+            _start(module, processes, params.launcher, device)
+
+    run_program(program)
+
+
+def _processes(launcher: LauncherParams, device: torch.device) -> int:
+    if launcher.processes == "auto":
+        return torch.cuda.device_count() if device.type == "cuda" else 1
+    return launcher.processes
+
+
+def _start(module: str, processes: int, launcher: LauncherParams, device: torch.device) -> None:
+    """Run ``module`` in all processes of this machine and end with the exit code of the first that failed."""
+    if device.type == "cpu":
+        # as many threads as cores in all; torch would start that many in every process
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the stage says what is wrong
+    with tempfile.TemporaryDirectory(prefix="energykd-") as logs:
+        alone = launcher.machines == 1
+        config = LaunchConfig(
+            min_nodes=launcher.machines,
+            max_nodes=launcher.machines,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex if alone else module,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0" if alone else str(launcher.rendezvous),
+            max_restarts=0,
+            monitor_interval=0.1,
+            # one process speaks; what another had to say is told if it failed
+            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module)
+        except ChildFailedError as error:
+            failures = error.failures.values()
+            first = min(failures, key=lambda failure: (failure.exitcode < 0, failure.timestamp))
+            spoke = any(failure.local_rank == 0 and failure.exitcode > 0 for failure in failures)
+            if not spoke:
+                _repeat(Path(logs), first.local_rank)
+            sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+        except SignalException as error:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            sys.exit(INTERRUPTED if error.sigval is signal.SIGINT else 128 + error.sigval)
+
+
+def _repeat(logs: Path, local_rank: int) -> None:
+    """Show what a process said before it failed, or that it said nothing."""
+    said = [path.read_text(errors="replace") for path in logs.glob(f"*/attempt_*/{local_rank}/{_STDERR}")]
+    text = (
+        "".join(said).strip() or "error: a process ended without a word, perhaps for lack of memory; lower batch_size"
+    )
+    print(text, file=sys.stderr)
