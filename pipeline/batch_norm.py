@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.distributed import World
@@ -76,7 +77,22 @@ class _SynchronisedOnCpu(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased_variance, rate)
 
 
+class _Total(torch.autograd.Function):
+    """The sum over all processes. Each value enters the result of every process, so gradients are summed alike."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _total(values: Tensor) -> Tensor:
-    """The sum over all processes, through which gradients pass."""
-    total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Total.apply(values)
     return total
