@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,26 @@ from pipeline.data.loader import Batch, Images
 _PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
 
-def logits_in_batches(network: nn.Module, images: Images) -> Iterator[tuple[Batch, Tensor]]:
+def inference_batch(images: Images) -> int:
+    """How many images go through a network at once when nothing is trained."""
+    return max(1, min(256, _PIXELS_AT_ONCE // images.size**2))
+
+
+def logits_in_batches(
+    network: nn.Module, images: Images, rows: Sequence[range] | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
     """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
 
     Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
+
+    Args:
+        rows: as for :meth:`pipeline.data.loader.Images.batches`.
     """
     network.eval()
-    with torch.inference_mode():
-        for batch in images.batches(max(1, min(256, _PIXELS_AT_ONCE // images.size**2))):
-            yield batch, network(batch.images).float()
+    for batch in images.batches(inference_batch(images), rows):
+        with torch.inference_mode():  # not around the yield: it would hold in the caller's code as well
+            logits = network(batch.images).float()
+        yield batch, logits
 
 
 def all_logits(network: nn.Module, images: Images) -> Tensor:

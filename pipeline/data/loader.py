@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataParams
-from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
+from pipeline.data.pixels import Indices, Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 
 _STRONG_GROUP = 8  # images that share the operations of a strong view
@@ -40,6 +40,22 @@ class Batch:
     images: Tensor
     labels: Tensor
     index: Tensor
+
+
+@dataclass(frozen=True)
+class _Consecutive:
+    """The batches of ranges of images, each index made on the host when it is asked for."""
+
+    rows: Sequence[range]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return sum(-(-len(rows) // self.batch_size) for rows in self.rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for rows in self.rows:
+            for start in range(rows.start, rows.stop, self.batch_size):
+                yield torch.arange(start, min(start + self.batch_size, rows.stop))
 
 
 class Images:
@@ -79,13 +95,13 @@ class Images:
         """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
         return next(self.centres([index]))
 
-    def centres(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+    def centres(self, indices: Indices) -> Iterator[Tensor]:
         """The un-augmented images of each index [B]: float32 [B, 3, S, S]."""
         inner = slice(self._pixels.padding, self._pixels.padding + self.size)
         for stored, places in self._pixels.fetch(indices):
             yield self._normalised(stored[places][:, inner, inner])
 
-    def views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    def views(self, indices: Indices, generator: torch.Generator) -> Iterator[Tensor]:
         """Random crops and flips of the images of each index [B]: float32 [B, 3, S, S].
 
         Args:
@@ -93,7 +109,7 @@ class Images:
         """
         return map(self._normalised, self._crops(indices, generator))
 
-    def strong_views(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    def strong_views(self, indices: Indices, generator: torch.Generator) -> Iterator[Tensor]:
         """Random crops and flips under RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [B, 3, S, S].
 
         Operations are drawn once for every few images, not for each, so that they run on whole tensors. They are drawn
@@ -107,13 +123,18 @@ class Images:
             augmented = torch.cat([_rand_augment()(group) for group in groups])
             yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, un-augmented and in order; the last batch may be smaller."""
-        indices = torch.split(torch.arange(len(self), device=self.device), batch_size)
-        for index, images in zip(indices, self.centres(indices), strict=True):
-            yield Batch(images, self.labels[index], index)
+    def batches(self, batch_size: int, rows: Sequence[range] | None = None) -> Iterator[Batch]:
+        """The images of each range of ``rows``, un-augmented and in order; the last batch of a range may be smaller.
 
-    def _crops(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        Args:
+            rows: ranges of step 1, one after the other; all images unless given.
+        """
+        indices = _Consecutive([range(len(self))] if rows is None else rows, batch_size)
+        for index, images in zip(indices, self.centres(indices), strict=True):
+            there = index.to(self.device, non_blocking=True)
+            yield Batch(images, self.labels[there], there)
+
+    def _crops(self, indices: Indices, generator: torch.Generator) -> Iterator[Tensor]:
         """uint8 [B, S, S, 3] of each index."""
         device, padding = self.device, self._pixels.padding
         pixels = torch.arange(self.size, device=device)
