@@ -49,8 +49,8 @@ class World:
 
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network as one whose gradients are the mean over all processes after each backward pass."""
-        # buffers need no exchange: batch statistics are synchronised where they are taken. From torch 2.14 on this argument
-        # is called forward_sync_buffers; the older name is understood by all that we support
+        # Buffers need no exchange: batch statistics are synchronised where they are taken. Torch 2.14 has another name
+        # for this argument, but 2.11 knows this one only.
         return network if self.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
     def barrier(self) -> None:

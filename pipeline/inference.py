@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,26 @@ from pipeline.distributed import ALONE, World
 _PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
 
-def logits_in_batches(network: nn.Module, images: Images, rows: slice = slice(None)) -> Iterator[tuple[Batch, Tensor]]:
-    """Each un-augmented batch of ``rows`` in order with its float32 logits [B, K]; the network is put into eval mode.
+def inference_batch(images: Images) -> int:
+    """How many images go through a network at once when nothing is trained."""
+    return max(1, min(256, _PIXELS_AT_ONCE // images.size**2))
+
+
+def logits_in_batches(
+    network: nn.Module, images: Images, rows: Sequence[range] | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
 
     Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
+
+    Args:
+        rows: as for :meth:`pipeline.data.loader.Images.batches`.
     """
     network.eval()
-    with torch.inference_mode():
-        for batch in images.batches(max(1, min(256, _PIXELS_AT_ONCE // images.size**2)), rows):
-            yield batch, network(batch.images).float()
+    for batch in images.batches(inference_batch(images), rows):
+        with torch.inference_mode():  # not around the yield: it would hold in the caller's code as well
+            logits = network(batch.images).float()
+        yield batch, logits
 
 
 def all_logits(network: nn.Module, images: Images) -> Tensor:
@@ -32,6 +43,6 @@ def all_logits(network: nn.Module, images: Images) -> Tensor:
 def top1(network: nn.Module, images: Images, world: World = ALONE) -> float:
     """Share of images whose largest logit is the label; each process looks at its part of them."""
     hits = torch.zeros((), dtype=torch.int64, device=images.device)
-    for batch, logits in logits_in_batches(network, images, world.share(len(images))):
+    for batch, logits in logits_in_batches(network, images, [range(len(images))[world.share(len(images))]]):
         hits += (logits.argmax(dim=1) == batch.labels).sum()
     return int(world.total(hits)) / len(images)

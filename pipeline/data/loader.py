@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataParams
-from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
+from pipeline.data.pixels import Indices, Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
@@ -56,6 +56,22 @@ class Batch:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class _Consecutive:
+    """The batches of ranges of images, each index made on the host when it is asked for."""
+
+    rows: Sequence[range]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return sum(-(-len(rows) // self.batch_size) for rows in self.rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for rows in self.rows:
+            for start in range(rows.start, rows.stop, self.batch_size):
+                yield torch.arange(start, min(start + self.batch_size, rows.stop))
+
+
 class Images:
     """One split, with views of its images on the device.
 
@@ -93,7 +109,7 @@ class Images:
         """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
         return next(self.centres([index]))
 
-    def centres(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+    def centres(self, indices: Indices) -> Iterator[Tensor]:
         """The un-augmented images of each index [B]: float32 [B, 3, S, S]."""
         inner = slice(self._pixels.padding, self._pixels.padding + self.size)
         for stored, places in self._pixels.fetch(indices):
@@ -127,11 +143,16 @@ class Images:
             augmented = torch.cat([_rand_augment()(group) for group in groups])
             yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
 
-    def batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
-        """The images of ``rows`` once, un-augmented and in order; the last batch may be smaller."""
-        indices = torch.split(torch.arange(*rows.indices(len(self)), device=self.device), batch_size)
+    def batches(self, batch_size: int, rows: Sequence[range] | None = None) -> Iterator[Batch]:
+        """The images of each range of ``rows``, un-augmented and in order; the last batch of a range may be smaller.
+
+        Args:
+            rows: ranges of step 1, one after the other; all images unless given.
+        """
+        indices = _Consecutive([range(len(self))] if rows is None else rows, batch_size)
         for index, images in zip(indices, self.centres(indices), strict=True):
-            yield Batch(images, self.labels[index], index)
+            there = index.to(self.device, non_blocking=True)
+            yield Batch(images, self.labels[there], there)
 
     def _crops(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None

@@ -6,7 +6,7 @@ Both hand out the same thing, so that crops, flips and normalisation are the sam
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,14 @@ from pipeline.errors import DataError
 
 _MOST_WORKERS = 16
 _AHEAD = 4  # batches that each worker has ready
+
+
+class Indices(Protocol):
+    """The index int64 [B] of each batch: a list of them, or what makes each when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
 
 
 class Pixels(Protocol):
@@ -36,7 +44,7 @@ class Pixels(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def fetch(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def fetch(self, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
         """For each index int64 [B], in order: uint8 [M, P, P, 3] with border, and where in it the B images are."""
         ...
 
@@ -57,10 +65,10 @@ class ResidentPixels:
     def device(self) -> torch.device:
         return self._padded.device
 
-    def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def fetch(self, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Pixels`; the whole split and the index itself."""
         for index in indices:
-            yield self._padded, index
+            yield self._padded, index.to(self.device, non_blocking=True)
 
 
 class StreamedPixels:
@@ -80,17 +88,19 @@ class StreamedPixels:
     def device(self) -> torch.device:
         return self._device
 
-    def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def fetch(self, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Pixels`.
 
         Raises:
             DataError: a file was removed or damaged since it was prepared.
         """
-        batches = [index.tolist() for index in indices]
-        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), len(batches))
+        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), len(indices))
+        if isinstance(indices, Sequence):  # of an epoch, on the device: the loop below must not wait for it
+            indices = [index.cpu() for index in indices]
         loader: DataLoader[Any] = DataLoader(
             self._files,
-            batch_sampler=batches,
+            # made when a worker needs it: as Python objects the indices of millions of images are a gigabyte
+            batch_sampler=(index.tolist() for index in indices),
             num_workers=workers,
             prefetch_factor=_AHEAD,
             collate_fn=_together,

@@ -33,6 +33,14 @@ def test_plain_batches_are_the_normalised_images_in_order():
     assert torch.cat([batch.index for batch in images.batches(4)]).tolist() == list(range(10))
 
 
+def test_batches_of_ranges_of_rows_stay_within_a_range():
+    images = make()
+    batches = list(images.batches(2, [range(7, 10), range(0, 3)]))
+    assert [batch.index.tolist() for batch in batches] == [[7, 8], [9], [0, 1], [2]]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), plain(images)[[7, 8, 9, 0, 1, 2]])
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [1, 2, 0, 0, 1, 2]
+
+
 def test_batches_are_channels_last():
     batch = next(make().batches(4))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)

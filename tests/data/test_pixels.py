@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.data.loader import Images, open_images, shuffled_batches
+from pipeline.data.pixels import StreamedPixels
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import FileSplit, PackedSplit, read_card, read_split, write_store
@@ -51,6 +52,24 @@ def test_plain_images_are_equal(stores, name):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.index, other.index)
+
+
+def test_indices_are_made_while_images_are_decoded_and_not_all_before(stores):
+    made = []
+
+    class Counted:
+        def __len__(self):
+            return 1000
+
+        def __iter__(self):
+            for number in range(1000):
+                made.append(number)
+                yield torch.tensor([number % 8])
+
+    fetched = StreamedPixels(read_split(stores["files"], "train").paths, 16, CPU, 0).fetch(Counted())
+    next(fetched)
+    fetched.close()
+    assert 1 <= len(made) < 200
 
 
 def test_an_epoch_of_random_views_is_equal(stores):
