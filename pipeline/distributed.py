@@ -6,6 +6,7 @@ torchrun (:mod:`stages.launcher`), which sets the environment that :func:`join` 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,4 +113,5 @@ def join(device: torch.device) -> Iterator[World]:
     try:
         yield world
     finally:
+        gc.collect()  # what is left of DDP in cycles holds the group, whose threads must end before the process does
         dist.destroy_process_group()

@@ -1,0 +1,121 @@
+"""Stages in several processes, as `launcher` in params.yaml asks for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.artifacts import read_json
+from pipeline.weights import CARD
+from tests.conftest import ROOT
+from tests.e2e.test_repro import set_params
+
+pytestmark = pytest.mark.e2e
+# a low learning rate: rounding errors, which differ with the number of processes, must not grow within the test
+TRAINING = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "precision": "fp32"}
+SMALL = {
+    "device": "cpu",
+    "data.image_size": 8,
+    "data.crop_padding": 1,
+    "teacher.network": "resnet8",
+    "teacher.minimum_top1": 0.0,
+    **{f"teacher.training.{key}": value for key, value in TRAINING.items()},
+    **{f"distill.training.{key}": value for key, value in TRAINING.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """The digits, packed, with parameters small enough for a test."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL)
+    run(folder, "prepare")
+    return folder
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "workspace")
+
+
+def start(folder: Path, stage: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def run(folder: Path, stage: str, expected: int = 0) -> str:
+    """What the stage wrote to stderr."""
+    process = start(folder, stage)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == expected, out + error
+    return error
+
+
+def losses(folder: Path, role: str) -> list[float]:
+    lines = (folder / f"reports/curves/{role}/plots/metrics/train_loss.tsv").read_text().splitlines()
+    return [float(line.split("\t")[1]) for line in lines[1:]]
+
+
+def test_two_processes_train_and_score_as_one(workspace, tmp_path):
+    other = shutil.copytree(workspace, tmp_path / "other")
+    set_params(other, {"launcher.processes": 2})
+    cards = {}
+    for folder in (workspace, other):
+        for stage in ("train_teacher", "score_energy", "build_subset", "distill"):
+            run(folder, stage)
+        cards[folder] = [read_json(folder / "artifacts" / role / CARD) for role in ("teacher", "student")]
+    for role in ("teacher", "student"):
+        assert losses(other, role) == pytest.approx(losses(workspace, role), abs=1e-3)
+    for one, two in zip(*cards.values(), strict=True):
+        assert one.keys() == two.keys()
+        assert two["val_top1"] == pytest.approx(one["val_top1"], abs=0.02)
+    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (workspace, other)]
+    assert files[0] == files[1], "the same files, no logs of single processes"
+
+
+def test_what_is_wrong_in_all_processes_is_said_once_with_exit_code_2(workspace):
+    set_params(workspace, {"launcher.processes": 3, "teacher.training.batch_size": 2})
+    error = run(workspace, "train_teacher", expected=2)
+    assert error.count("error: ") == 1
+    assert error.splitlines()[-1].startswith("error: a batch of 2 images cannot be divided among 3 processes")
+    assert "Traceback" not in error
+    assert not (workspace / "artifacts/teacher").exists()
+
+
+@pytest.mark.parametrize(("victim", "code"), [("worker", 128 + signal.SIGKILL), ("launcher", 128 + signal.SIGTERM)])
+def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace, victim, code):
+    set_params(workspace, {"launcher.processes": 2, "teacher.training.epochs": 60})
+    process = start(workspace, "train_teacher")
+    deadline = time.monotonic() + 120
+    while not list(workspace.glob(".checkpoints/teacher-*/epoch.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    training = [worker for worker in workers if "stages.train_teacher" in worker.cmdline()]
+    assert len(training) == 2
+    os.kill(process.pid if victim == "launcher" else training[1].pid, code - 128)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    set_params(workspace, {"launcher.processes": 1})
+    assert "goes on" in run(workspace, "train_teacher") or read_json(workspace / "artifacts/teacher" / CARD)
