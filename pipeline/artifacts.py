@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,25 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, columns: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
     """Write columns of equal length as Parquet, with ``lineage`` as JSON in the file's metadata."""
-    table = pa.table(dict(columns))
-    table = table.replace_schema_metadata({LINEAGE_KEY: json.dumps(lineage, allow_nan=False).encode()})
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+    write_table_parts(path, [columns], lineage)
+
+
+def write_table_parts(path: Path, parts: Iterable[Mapping[str, Any]], lineage: Mapping[str, Any]) -> None:
+    """The same for a table that comes in parts, which are its row groups: one is held at a time.
+
+    Raises:
+        ValueError: there is no part.
+    """
+    metadata = {LINEAGE_KEY: json.dumps(lineage, allow_nan=False).encode()}
+    with atomic_file(path) as temporary, ExitStack() as opened:
+        writer: Any = None
+        for columns in parts:
+            table = pa.table(dict(columns)).replace_schema_metadata(metadata)
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+        if writer is None:
+            raise ValueError(f"{path} would have neither rows nor columns")
 
 
 def read_table(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Crash checkpoints of a training run.
+"""What a killed run has finished: crash checkpoints of training, and the folder that any long pass keeps its parts in.
 
 They lie in a git-ignored folder that DVC does not know, under a key made of all that decides the result. A changed
 parameter, data set or line of code is another key, so old weights never go on as new; the same key goes on where it
@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,6 @@ class Checkpoint:
 def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any], world: World = ALONE) -> Iterator[Checkpoint]:
     """The checkpoint of the run that ``decides`` describes, locked; removed when the block ends well.
 
-    Of several processes the first holds the lock and removes; all must see the same folder.
-
     Args:
         root: folder of all checkpoints.
         role: teacher or student.
@@ -89,22 +87,46 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any], world: Wo
     Raises:
         TrainingError: another process is training the same run.
     """
+    with crash_folder(root, role, decides, f"training this {role}", world) as folder:
+        yield Checkpoint(folder)
+
+
+@contextmanager
+def crash_folder(root: Path, role: str, decides: Mapping[str, Any], work: str, world: World = ALONE) -> Iterator[Path]:
+    """The folder for what the run that ``decides`` describes has finished, locked; removed when the block ends well.
+
+    Args:
+        root, decides: as for :func:`open_checkpoint`.
+        role: what the folder's name begins with.
+        work: what the run does, for the sentence that refuses a second one.
+        world: the processes that share the folder; the first one holds the lock and removes the folder, so all must
+            have met after the last use by another.
+
+    Raises:
+        TrainingError: another run does the same.
+    """
     key = hashlib.sha256(json.dumps([decides, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
-    if not world.first:
-        yield Checkpoint(folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = root / f"{role}-{key}.lock"
+    with ExitStack() as held:
+        with world.together():
+            if world.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_locked(root / f"{role}-{key}.lock", work))
+        yield folder
+        if world.first:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(lock: Path, work: str) -> Iterator[None]:
     with lock.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(
-                f"another process is already training this {role} (it holds {lock}); wait for it or stop it"
+                f"another process is already {work} (it holds {lock}); wait for it or stop it"
             ) from None
-        yield Checkpoint(folder)
-        shutil.rmtree(folder)
+        yield
 
 
 def code_hash() -> str:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import TrainingError
+from pipeline.errors import EnergyKDError, StoppedError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,30 @@ class World:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block at whose end all processes meet; an error of input in one of them ends all of them.
+
+        Without it a process that fails leaves the others waiting for it in vain.
+
+        Raises:
+            EnergyKDError: the one of the lowest rank, in the first process, so that it is shown once.
+            StoppedError: in the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        error: EnergyKDError | None = None
+        try:
+            yield
+        except EnergyKDError as caught:
+            error = caught
+        errors: list[EnergyKDError | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        for rank, found in enumerate(errors):
+            if found is not None:
+                raise found if self.first else StoppedError(f"process {rank} stopped: {found}")
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes of a tensor that has the same shape in each."""

@@ -66,9 +66,8 @@ class EnergyGroups:
         codes = torch.full((count,), MIDDLE, dtype=torch.int8, device=energy.device)
         codes[order[:low_count]] = LOW
         codes[order[count - high_count :]] = HIGH
-        ascending = energy[order]
-        low_threshold = float(ascending[low_count]) if low_count < count else float("inf")
-        high_threshold = float(ascending[count - high_count - 1]) if high_count < count else float("-inf")
+        low_threshold = float(energy[order[low_count]]) if low_count < count else float("inf")
+        high_threshold = float(energy[order[count - high_count - 1]]) if high_count < count else float("-inf")
         return cls(codes, low_threshold, high_threshold)
 
     def shuffled(self, seed: int) -> EnergyGroups:

@@ -27,6 +27,10 @@ class TrainingError(EnergyKDError):
     """Training cannot go on, for example because the loss is no longer finite."""
 
 
+class StoppedError(EnergyKDError):
+    """Another of the processes that compute together met an error, which the first one shows."""
+
+
 class ExportError(EnergyKDError):
     """An exported file is not what it claims to be."""
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts import atomic_file
 from pipeline.config import Params, load_params
-from pipeline.errors import EnergyKDError
+from pipeline.errors import EnergyKDError, StoppedError
 from stages import restore_environment
 
 BAD_INPUT = 2
@@ -38,6 +38,8 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         program()
+    except StoppedError:
+        sys.exit(BAD_INPUT)
     except (EnergyKDError, *bad_input) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -47,9 +49,9 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int, unit: str, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields the function that advances it."""
-    with tqdm(total=total, desc=label, unit=unit, mininterval=0.5, dynamic_ncols=True) as bar:
+    with tqdm(total=total, desc=label, unit=unit, mininterval=0.5, dynamic_ncols=True, disable=not shown) as bar:
         yield bar.update
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, read_json, read_table, write_table
+from pipeline.artifacts import check_lineage, read_json, read_table, write_table_parts
+from pipeline.checkpoint import crash_folder
 from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
@@ -71,11 +72,13 @@ def teach(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = 
         path = upstream.energy / f"{name}.parquet"
         if not path.exists():
             teacher, card = read_network(upstream.teacher)
-            scores = score_images(
-                teacher.to(device), open_images(upstream.data, name, device), params.energy.temperature
-            )
+            teacher.to(device).to(memory_format=torch.channels_last)
+            images, temperature = open_images(upstream.data, name, device), params.energy.temperature
             lineage = {"data": read_card(upstream.data)["fingerprint"], "teacher": card["weights_sha256"]}
-            write_table(path, vars(scores), lineage)
+            decides = {**lineage, "temperature": temperature, "split": name, "device": device.type}
+            with crash_folder(root / CHECKPOINTS, "energy", decides, "scoring these images") as folder:
+                parts = score_images(teacher, images, temperature, folder)
+                write_table_parts(path, (vars(scores) for _, scores in parts), lineage)
 
 
 def teacher_report(params: Params, root: Path) -> dict[str, Any]:
