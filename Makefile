@@ -1,4 +1,5 @@
-# `make repro` runs the pipeline, `make test` the tests, `make ablation` a study. All set everything up first.
+# `make repro` runs the pipeline, `make test` the tests, `make ablation` a study, `make bench` measures our own speed.
+# All set everything up first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,8 +10,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # a study of `make ablation`, and how many of its runs share the device
 STUDY ?= ablations/digits.yaml
 JOBS ?= 2
+# arguments of `make bench`, for example --images FOLDER --out docs/results/bench; --help lists them
+BENCH ?=
 
-.PHONY: repro test ablation lint clean setup
+.PHONY: repro test ablation bench lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -28,6 +31,9 @@ repro: setup
 
 ablation: setup
 	python -m stages.ablation $(STUDY) --jobs $(JOBS)
+
+bench: setup
+	python -m bench $(BENCH)
 
 test: setup lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
