@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 from torch import nn
 
@@ -62,4 +65,5 @@ class Scoring:
 
 def score(teacher: nn.Module, images: Images) -> None:
     """One scoring pass of the pipeline: the one place that knows how it is called."""
-    score_images(teacher, images, ENERGY_TEMPERATURE)
+    with TemporaryDirectory() as folder:
+        score_images(teacher, images, ENERGY_TEMPERATURE, Path(folder))

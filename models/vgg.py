@@ -31,7 +31,7 @@ class VGG(nn.Module):
         ValueError: no such depth.
     """
 
-    stage_names = ("block0", "block1", "block2", "block3", "block4")
+    stage_names = ("block1", "block2", "block3", "block4")
 
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()

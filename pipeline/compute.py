@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from pipeline.errors import ParamsError
 
@@ -36,6 +38,18 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
         raise ParamsError("params.yaml: precision is bf16, but this GPU does not compute in it; set precision to fp32")
     enabled = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
+    """The network with its passes compiled by torch.compile, all parameters shared; unchanged where that is not wanted.
+
+    Batches of one size are one graph each, so a training step has two or three. Hooks are not seen by the graph.
+    """
+    # inductor compiles its launchers with the system's compiler
+    possible = device.type == "cuda" and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    if choice == "off" or (choice == "auto" and not possible):
+        return network
+    return cast(nn.Module, torch.compile(network, dynamic=False))
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -85,6 +85,7 @@ class TrainingParams(_Block):
     milestones: list[Count]
     warmup_epochs: NonNegative
     precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "on", "off"]
 
     @model_validator(mode="after")
     def _schedule_is_consistent(self) -> Self:

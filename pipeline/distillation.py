@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Params
+from pipeline.compute import compiled
+from pipeline.config import Params, TrainingParams
 from pipeline.data.loader import Images, Part, cycled_indices, shares, shuffled_indices, steps_per_epoch, view_batches
 from pipeline.distributed import ALONE, World
 from pipeline.energy import EnergyGroups
-from pipeline.feature_loss import feature_loss
+from pipeline.errors import ParamsError
+from pipeline.feature_loss import FEATURE_LOSSES, feature_loss
 from pipeline.heda import MIXES, Mixed, companion_size
 from pipeline.inference import top1
 from pipeline.objective import Companion, Distillation, DistillationStep
-from pipeline.training import EpochRecord, epoch_seed, train
+from pipeline.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
+from pipeline.training import EpochRecord, train
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,27 @@ def distill(
 
     Raises:
         TrainingError: the loss was not finite.
-        ParamsError: the stages of a feature loss do not fit the networks.
+        ParamsError: the stages of a feature loss do not fit the networks, or it is asked for compiled.
     """
-    images, training = scored.images, params.distill.training
+    images, training = scored.images, _training(params)
     groups = scored.groups
     if params.distill.assignment == "random":
         groups = groups.shuffled(params.seed)
     features = feature_loss(params.distill, student, teacher, images.size)
     objective = Distillation(
-        teacher.to(images.device), groups, scored.energy_temperature, params.distill, params.heda, features
+        compiled(teacher.to(images.device), training.compile, images.device),
+        groups,
+        scored.energy_temperature,
+        params.distill,
+        params.heda,
+        features,
     )
     steps = steps_per_epoch(len(images), training.batch_size)
 
     def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
         generator, strong_generator = (
-            torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream)) for stream in (0, 3)
+            torch.Generator(images.device).manual_seed(stream_seed(params.seed, stream, epoch))
+            for stream in (CLEAN, STRONG)
         )
         indices = shuffled_indices(len(images), training.batch_size, generator)
         clean = view_batches(images, indices, generator, world)
@@ -116,6 +125,18 @@ class _StudentWithConnectors(nn.Module):
         return logits
 
 
+def _training(params: Params) -> TrainingParams:
+    training = params.distill.training
+    if params.distill.loss not in FEATURE_LOSSES:
+        return training
+    if training.compile == "on":
+        raise ParamsError(
+            f"params.yaml: distill.training.compile is on, but {params.distill.loss} reads feature maps by hooks, "
+            "which a compiled network does not run; set it to auto"
+        )
+    return training.model_copy(update={"compile": "off"})
+
+
 def _wants_strong_views(params: Params) -> bool:
     return params.distill.loss == "mlkd" and params.distill.mlkd.strong_view
 
@@ -130,8 +151,8 @@ def _companions(
     images = scored.images
     size = companion_size(min(params.distill.training.batch_size, len(images)), params.heda.fraction)
     # streams of their own, so that the clean batches are the same with and without HE-DA
-    on_device = torch.Generator(images.device).manual_seed(epoch_seed(params.seed, epoch, stream=1))
-    on_host = torch.Generator().manual_seed(epoch_seed(params.seed, epoch, stream=2))
+    on_device = torch.Generator(images.device).manual_seed(stream_seed(params.seed, COMPANIONS, epoch))
+    on_host = torch.Generator().manual_seed(stream_seed(params.seed, MIXING, epoch))
     draw = MIXES[params.heda.mix]
     mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
     indices = cycled_indices(scored.subset, size, steps, on_device)

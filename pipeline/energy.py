@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.seeds import GROUPS, stream_seed
+
 LOW, MIDDLE, HIGH = 0, 1, 2
 
 
@@ -72,7 +74,7 @@ class EnergyGroups:
 
     def shuffled(self, seed: int) -> EnergyGroups:
         """The same group sizes, dealt to the images at random: the control of the method."""
-        order = torch.randperm(self.codes.numel(), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(self.codes.numel(), generator=torch.Generator().manual_seed(stream_seed(seed, GROUPS)))
         return EnergyGroups(self.codes[order.to(self.codes.device)], self.low_threshold, self.high_threshold)
 
     def assign(self, energy: Tensor) -> Tensor:

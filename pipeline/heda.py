@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.energy import energy_order
+from pipeline.seeds import SUBSET, stream_seed
 
 PAPER_RANGE = (0.2, 0.5)
 
@@ -46,7 +47,7 @@ def select_subset(energy: Tensor, fraction: float, subset: str = "high_energy", 
         case "low_energy":
             chosen = ascending[:count]
         case "random":
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(stream_seed(seed, SUBSET)))
             chosen = order[:count].to(energy.device)
         case _:
             raise ValueError(f"there is no HE-DA subset {subset!r}")

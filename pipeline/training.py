@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
-from pipeline.compute import autocast
+from pipeline.compute import autocast, compiled
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
 from pipeline.inference import top1
+from pipeline.seeds import CLEAN, PER_PROCESS, stream_seed
 
 
 class Step(Protocol):
@@ -32,8 +33,6 @@ class Step(Protocol):
 
 
 S = TypeVar("S", bound=Step)
-# independent streams of random numbers that an epoch may have in each process; stream 0 is torch's global generator
-_STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def train_classifier(
     """Train ``network`` in place on the labels alone, as teachers are; the rest as for :func:`train`."""
 
     def epoch_steps(epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator(images.device).manual_seed(epoch_seed(seed, epoch))
+        generator = torch.Generator(images.device).manual_seed(stream_seed(seed, CLEAN, epoch))
         return shuffled_batches(images, params.batch_size, generator, world)
 
     return train(
@@ -148,10 +147,10 @@ def train(
             on_step()
 
     with synchronised_batch_norm(network, world):
-        forward = world.parallel(network)
+        forward = world.parallel(compiled(network, params.compile, device))
         for epoch in range(len(records), params.epochs):
             # the first process draws as one alone would, the others differently: dropout must not be alike in all parts
-            torch.manual_seed(epoch_seed(seed, epoch, _STREAMS * world.rank))
+            torch.manual_seed(stream_seed(seed, PER_PROCESS * world.rank, epoch))
             network.train()
             losses = torch.zeros(steps, device=device)
             indices: list[Tensor] = []
@@ -188,11 +187,6 @@ def learning_rate(params: TrainingParams, epoch: float) -> float:
         return float(params.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in params.milestones))
     progress = (epoch - params.warmup_epochs) / max(params.epochs - params.warmup_epochs, 1e-9)
     return params.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-def epoch_seed(seed: int, epoch: int, stream: int = 0) -> int:
-    """A seed for each epoch and each of its independent streams; runs with neighbouring seeds share none of them."""
-    return ((stream << 53) + seed * 1_000_003 + epoch) % 2**63
 
 
 def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int, world: World) -> None:

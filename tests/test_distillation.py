@@ -141,3 +141,22 @@ def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irr
 
     assert trained("sample", 6, 4, 2) != trained("random", 6, 4, 2)
     assert trained("sample", 4, 4, 4) == trained("random", 4, 4, 4)
+
+
+@pytest.mark.e2e
+def test_a_compiled_step_trains_as_a_plain_one(params):
+    weights = []
+    for choice in ("off", "on"):
+        training = params.distill.training.model_copy(
+            update={"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32", "compile": choice}
+        )
+        student = build("resnet8", 1)
+        train(settings(params, training=training), student, build("resnet14", 2))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+def test_feature_losses_refuse_to_be_compiled(params):
+    training = params.distill.training.model_copy(update={"compile": "on"})
+    with pytest.raises(ParamsError, match="compile is on, but at reads feature maps by hooks"):
+        train(settings(params, loss="at", training=training), build("resnet8", 1), build("resnet14", 2))

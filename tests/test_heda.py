@@ -14,6 +14,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @given(st.integers(5, 60), st.floats(0.2, 1))
+@settings(deadline=None)
 def test_subset_is_the_high_energy_share(count, fraction):
     energy = torch.randint(0, 7, (count,), generator=generator(count)).float()
     chosen = select_subset(energy, fraction)

@@ -13,7 +13,8 @@ from pipeline.energy import EnergyGroups
 from pipeline.errors import TrainingError
 from pipeline.heda import cutmix
 from pipeline.objective import Companion, Distillation, DistillationStep
-from pipeline.training import cross_entropy, epoch_seed, learning_rate, train
+from pipeline.seeds import stream_seed
+from pipeline.training import cross_entropy, learning_rate, train
 from pipeline.weights import state_hash
 
 STEPS = 3
@@ -28,7 +29,7 @@ def network(seed: int) -> nn.Module:
 
 
 def batches(epoch: int):
-    generator = torch.Generator().manual_seed(epoch_seed(0, epoch))
+    generator = torch.Generator().manual_seed(stream_seed(0, 0, epoch))
     for step in range(STEPS):
         labels = torch.randint(3, (8,), generator=generator)
         images = torch.randn(8, 3, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1)
@@ -170,6 +171,6 @@ def test_a_damaged_checkpoint_is_named(params, tmp_path):
 
 
 def test_no_two_runs_epochs_or_streams_share_a_seed():
-    seeds = [epoch_seed(seed, epoch, stream) for seed in range(5) for epoch in range(50) for stream in range(3)]
+    seeds = [stream_seed(seed, stream, epoch) for seed in range(5) for epoch in range(50) for stream in range(3)]
     assert len(set(seeds)) == len(seeds)
-    assert epoch_seed(2**32 - 1, 9999, 2) < 2**63
+    assert stream_seed(2**32 - 1, 5, 9999) < 2**63

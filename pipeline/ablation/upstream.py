@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, read_json, read_table, write_table_parts
+from pipeline.artifacts import check_lineage, read_json, read_table, sha256_file, write_table_parts
 from pipeline.checkpoint import crash_folder
 from pipeline.compute import choose_device
 from pipeline.config import Params
@@ -49,7 +50,8 @@ def locate(params: Params, root: Path) -> Upstream:
     """Where under ``root`` the inputs of a run with these parameters lie or will lie."""
     data = root / f"data-{key_of(_packing(params))}"
     views = training_views(params.data)
-    teacher_key = key_of(_packing(params), views, params.teacher.model_dump(mode="json"), params.seed)
+    given = None if params.teacher.checkpoint is None else _content_hash(Path(params.teacher.checkpoint))
+    teacher_key = key_of(_packing(params), views, params.teacher.model_dump(mode="json"), given, params.seed)
     energy_key = key_of(teacher_key, params.energy.temperature)
     return Upstream(data, root / f"teacher-{teacher_key}", root / f"energy-{energy_key}")
 
@@ -111,6 +113,20 @@ def read_scores(params: Params, root: Path, name: str) -> dict[str, NDArray[Any]
 def fit_groups(params: Params, energy: NDArray[np.float32]) -> EnergyGroups:
     """The groups that ``params.energy`` makes of the energies of the training split."""
     return EnergyGroups.fit(torch.from_numpy(energy.copy()), params.energy.low_fraction, params.energy.high_fraction)
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a given checkpoint, "" where there is none: making the teacher says what is wrong with it."""
+    if not path.is_file():
+        return ""
+    status = path.stat()
+    return _hash_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_of_version(path: Path, size: int, changed: int) -> str:
+    """The same, read once for each version of the file: every run asks for it."""
+    return sha256_file(path)
 
 
 def _packing(params: Params) -> dict[str, Any]:

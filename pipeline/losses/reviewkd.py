@@ -12,7 +12,7 @@ from pipeline.losses.feature_pairs import check_channels, match_size, pair, squa
 from pipeline.losses.precision import widen
 
 # The paper's pyramid: the pooled sizes of the hierarchical context loss and their weights relative to the full map's.
-POOLED_SIZES = ((4, 0.5), (2, 0.25), (1, 0.125))
+POOLED_SIZES = (4, 2, 1)
 WIDEST_FUSION = 512
 
 
@@ -100,8 +100,8 @@ class Fusion(nn.Module):
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of the maps and of their average poolings to 4x4, 2x2 and 1x1.
 
-    The weights are 1, 1/2, 1/4 and 1/8, divided by their sum over the levels in use: a level that is not smaller than
-    the map is left out.
+    Each level in use has half the weight of the one before, and the weights are divided by their sum: a level that is
+    not smaller than the map is left out.
 
     Args:
         student, teacher: [B, C, H, W].
@@ -109,10 +109,11 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         [B], >= 0.
     """
-    total, weights = squared_error(student, teacher), 1.0
-    for size, weight in POOLED_SIZES:
+    total, weight, weights = squared_error(student, teacher), 1.0, 1.0
+    for size in POOLED_SIZES:
         if size < min(student.shape[2:]):
             pooled = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+            weight /= 2
             total = total + weight * squared_error(*pooled)
             weights += weight
     return total / weights
