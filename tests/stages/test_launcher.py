@@ -86,8 +86,11 @@ def test_two_processes_train_and_score_as_one(workspace, tmp_path):
     for one, two in zip(*cards.values(), strict=True):
         assert one.keys() == two.keys()
         assert two["val_top1"] == pytest.approx(one["val_top1"], abs=0.02)
-    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (workspace, other)]
-    assert files[0] == files[1], "the same files, no logs of single processes"
+    one, two = (
+        {path.relative_to(folder) for path in folder.rglob("*") if ".checkpoints" not in path.parts}
+        for folder in (workspace, other)
+    )
+    assert one == two, "the same files, no logs of single processes"
 
 
 def test_what_is_wrong_in_all_processes_is_said_once_with_exit_code_2(workspace):
@@ -118,4 +121,5 @@ def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace, victim, code
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     set_params(workspace, {"launcher.processes": 1})
-    assert "goes on" in run(workspace, "train_teacher") or read_json(workspace / "artifacts/teacher" / CARD)
+    run(workspace, "train_teacher")
+    assert len(losses(workspace, "teacher")) == 60
