@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -21,6 +23,19 @@ from stages import restore_environment
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 
+# what the surroundings can refuse; any other error of the system is a defect, and its traceback is wanted
+_REMEDIES = {
+    errno.ENOSPC: "free space there and run the same command again",
+    errno.EDQUOT: "free space there or raise the quota, and run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use another disk",
+    errno.EROFS: "run on a disk that can be written",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files",
+    errno.EIO: "check the disk",
+}
+
 
 def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
     """Run a stage on params.yaml; the rest as for :func:`run_program`."""
@@ -28,7 +43,7 @@ def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
-    """Run a program of ours; bad input ends in one sentence on stderr and exit code 2.
+    """Run a program of ours; bad input, and a full or forbidden disk, end in one sentence on stderr and exit code 2.
 
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
@@ -40,6 +55,12 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
         program()
     except (EnergyKDError, *bad_input) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{os.strerror(error.errno)}; {_REMEDIES[error.errno]}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

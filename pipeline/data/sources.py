@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataParams
-from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, subfolders
+from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, name_problems, subfolders
 from pipeline.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -25,11 +25,13 @@ class SourceSplit:
         labels: int64 [N].
         read: decodes image i; safe to call from several threads.
         paths: of the N files, where each image is one.
+        problems: one sentence for each file that cannot be used, as far as its name tells.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
     paths: Sequence[Path] | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -190,4 +192,5 @@ def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequ
         )
     paths = [path for found in files for path in found]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
-    return SourceSplit(labels, lambda i: decode(paths[i]), paths)
+    problems = [problem for found in files for problem in name_problems(found)]
+    return SourceSplit(labels, lambda i: decode(paths[i]), paths, problems)
