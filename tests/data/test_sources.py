@@ -257,12 +257,20 @@ def test_tiny_imagenet_in_its_official_layout(params, tiny_imagenet):
     assert [test.read(i).getpixel((0, 0))[0] for i in range(4)] == pytest.approx([2, 0, 3, 1], abs=1)
 
 
+def test_tiny_imagenet_has_the_classes_of_its_folders_whatever_its_list_says(params, tiny_imagenet):
+    (tiny_imagenet / "wnids.txt").write_text("n03\nn0")
+    source = source_of(params, name="tiny-imagenet", root=str(tiny_imagenet))
+    assert source.class_names == ("goldfish (n01)", "crane (n02)", "crane (n03)")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: (root / "wnids.txt").unlink(), r"wnids\.txt cannot be read .*unpacked data set"),
-        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class of"),
-        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "has no folder train/n01/images/"),
+        (lambda root: (root / "words.txt").unlink(), r"words\.txt cannot be read .*unpacked data set"),
+        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class that"),
+        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "gives val_2.JPEG no class that train/"),
+        (lambda root: (root / "train" / "n01" / "images").rename(root / "elsewhere"), "no folder train/n01/images/"),
+        (lambda root: (root / "train" / "n04" / "images").mkdir(parents=True), "train holds no image of class 'n04"),
     ],
 )
 def test_a_damaged_tiny_imagenet_is_one_sentence(params, tiny_imagenet, change, message):
