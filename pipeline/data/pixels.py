@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 
 MOST_WORKERS = 16
 _PART = 8  # images that a thread decodes in one go
-_AHEAD = 4  # parts for each thread that are decoded ahead, and at least one batch
+_AHEAD = 4  # batches that are decoded before they are asked for
 _BLOCK = 256  # batches whose indices are fetched at once
 
 
@@ -71,8 +71,9 @@ class ResidentPixels:
 class StreamedPixels:
     """Image files, decoded ahead of time by threads and moved to the device as uint8.
 
-    Threads and not processes: Pillow lets go of the interpreter while it decodes and scales (bench/decoding.py), and
-    threads start at once, in any process, and need no shared memory.
+    Threads and not processes: Pillow lets go of the interpreter while it decodes and scales, nothing is copied between
+    processes, and threads start at once. With two of either (bench/decoding.py) they decode 1.4 times as many 64x64
+    images a second as forked processes and as many of 500x375, without the seconds that spawned ones take to start.
 
     Args:
         paths: of N files; a sequence that holds millions without a Python object each.
@@ -100,7 +101,7 @@ class StreamedPixels:
         try:
             for index in _on_cpu(indices):
                 waiting.append(self._begin(pool, index))
-                while len(waiting) > 1 and sum(len(batch.parts) for batch in waiting) > _AHEAD * workers:
+                if len(waiting) > _AHEAD:
                     yield self._end(waiting.popleft())
             while waiting:
                 yield self._end(waiting.popleft())
@@ -146,4 +147,4 @@ def _on_cpu(indices: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _bordered(images: Tensor, padding: int) -> Tensor:
-    return F.pad(images, (0, 0, padding, padding, padding, padding))
+    return F.pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
