@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,20 @@ from pipeline.errors import DataError, LineageError
 LINEAGE_KEY = b"energykd"
 
 
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing say where: on a full disk the system's own does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_WRITING and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed."""
@@ -28,7 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -40,14 +56,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    earlier = temporary.with_name(f"{temporary.name}.earlier")
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         temporary.chmod(0o755)
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(earlier)  # in one piece: removing it may fail half way
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from pipeline.artifacts import atomic_file
@@ -43,7 +43,8 @@ class Checkpoint:
         # safetensors stores plain row-major memory; channels_last is put back by copying into the network
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with atomic_file(self.folder / _FILE) as temporary:
-            save_file(plain, temporary, metadata={"records": json.dumps(records)})
+            # not save_file: on a full disk its error is not the system's
+            temporary.write_bytes(save(plain, metadata={"records": json.dumps(records)}))
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Load the stored epoch into network and optimizer, and return its records; [] if there is none.

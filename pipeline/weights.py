@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import models
@@ -71,7 +71,8 @@ def write_network(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> 
     size = int(card["image_size"])
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_folder(folder) as temporary:
-        save_file(state, temporary / WEIGHTS)
+        # not save_file: on a full disk its error is not the system's
+        (temporary / WEIGHTS).write_bytes(save(state))
         full = {
             "schema": 1,
             **card,

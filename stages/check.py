@@ -13,8 +13,9 @@ from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
+from pipeline.data.store import check_all_usable, name_problems_of
 from pipeline.feature_loss import feature_loss
-from pipeline.layout import FOREIGN_CHECKPOINTS
+from pipeline.layout import BAD_IMAGES, FOREIGN_CHECKPOINTS
 from pipeline.weights import build_network, check_runs, load_foreign
 from stages.common import run
 
@@ -29,6 +30,8 @@ def check(params: Params) -> None:
     if classes is None:
         source = open_source(params.data)
         split(source, params.data)
+        total = sum(len(part.labels) for part in source.splits.values())
+        check_all_usable(name_problems_of(source), total, BAD_IMAGES)
         classes = len(source.class_names)
     networks = {}
     for key, name in (("teacher.network", params.teacher.network), ("distill.network", params.distill.network)):

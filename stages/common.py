@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -20,6 +22,21 @@ from stages import restore_environment
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
+# the folder in which each of several processes leaves the sentence it ended with, under its rank
+SENTENCES = "ENERGYKD_SENTENCES"
+
+# what the surroundings can refuse; any other error of the system is a defect, and its traceback is wanted
+_REMEDIES = {
+    errno.ENOSPC: "free space there and run the same command again",
+    errno.EDQUOT: "free space there or raise the quota, and run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use another disk",
+    errno.EROFS: "run on a disk that can be written",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files",
+    errno.EIO: "check the disk",
+}
 
 
 def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
@@ -28,7 +45,7 @@ def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
-    """Run a program of ours; bad input ends in one sentence on stderr and exit code 2.
+    """Run a program of ours; bad input, and a full or forbidden disk, end in one sentence on stderr and exit code 2.
 
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
@@ -41,11 +58,26 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
     except StoppedError:
         sys.exit(BAD_INPUT)
     except (EnergyKDError, *bad_input) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
+        sys.exit(BAD_INPUT)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"{where}{os.strerror(error.errno)}; {_REMEDIES[error.errno]}")
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _say(sentence: str) -> None:
+    """Show what is wrong; one of several processes leaves it for the launcher, which shows it once."""
+    if SENTENCES in os.environ:
+        with atomic_file(Path(os.environ[SENTENCES]) / os.environ["RANK"]) as temporary:
+            temporary.write_text(sentence, encoding="utf-8")
+    else:
+        print(f"error: {sentence}", file=sys.stderr)
 
 
 @contextmanager

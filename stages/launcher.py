@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pipeline.compute import choose_device
 from pipeline.config import LauncherParams, Params, load_params
 from pipeline.distributed import started_by_torchrun
-from stages.common import INTERRUPTED, run_program
+from stages.common import SENTENCES, run_program
 
 _STDERR = "stderr.log"  # torchrun's name for it
 
@@ -50,12 +50,15 @@ def _processes(launcher: LauncherParams, device: torch.device) -> int:
 
 
 def _start(module: str, processes: int, launcher: LauncherParams, device: torch.device) -> None:
-    """Run ``module`` in all processes of this machine and end with the exit code of the first that failed."""
+    """Run ``module`` in all processes of this machine; if one fails, say why once and end with its exit code."""
     if device.type == "cpu":
         # as many threads as cores in all; torch would start that many in every process
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the stage says what is wrong
-    with tempfile.TemporaryDirectory(prefix="energykd-") as logs:
+    with tempfile.TemporaryDirectory(prefix="energykd-") as temporary:
+        sentences, logs = Path(temporary, "sentences"), Path(temporary, "logs")
+        sentences.mkdir()
+        os.environ[SENTENCES] = str(sentences)
         alone = launcher.machines == 1
         config = LaunchConfig(
             min_nodes=launcher.machines,
@@ -66,27 +69,30 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             rdzv_endpoint="localhost:0" if alone else str(launcher.rendezvous),
             max_restarts=0,
             monitor_interval=0.1,
-            # one process speaks; what another had to say is told if it failed
-            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+            # the first process shows its progress, the others do not
+            logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
         try:
             elastic_launch(config, sys.executable)("-m", module)
         except ChildFailedError as error:
-            failures = error.failures.values()
-            first = min(failures, key=lambda failure: (failure.exitcode < 0, failure.timestamp))
-            spoke = any(failure.local_rank == 0 and failure.exitcode > 0 for failure in failures)
-            if not spoke:
-                _repeat(Path(logs), first.local_rank)
-            sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+            code = _exit_code(error)
+            print(_last_words(sentences, logs), file=sys.stderr)
+            sys.exit(code)
         except SignalException as error:
             print("interrupted; run the same command again to go on", file=sys.stderr)
-            sys.exit(INTERRUPTED if error.sigval is signal.SIGINT else 128 + error.sigval)
+            sys.exit(128 + error.sigval)
 
 
-def _repeat(logs: Path, local_rank: int) -> None:
-    """Show what a process said before it failed, or that it said nothing."""
-    said = [path.read_text(errors="replace") for path in logs.glob(f"*/attempt_*/{local_rank}/{_STDERR}")]
-    text = (
-        "".join(said).strip() or "error: a process ended without a word, perhaps for lack of memory; lower batch_size"
-    )
-    print(text, file=sys.stderr)
+def _exit_code(error: ChildFailedError) -> int:
+    """That of the process that failed; the others were then stopped by a signal."""
+    codes = [failure.exitcode for failure in error.failures.values()]
+    return max(codes) if max(codes) > 0 else 128 - min(codes, key=lambda code: (code == -signal.SIGTERM, code))
+
+
+def _last_words(sentences: Path, logs: Path) -> str:
+    """The sentence of the first process that left one, else what the silenced ones wrote before they ended."""
+    left = sorted(sentences.iterdir(), key=lambda path: int(path.name))
+    if left:
+        return f"error: {left[0].read_text(encoding='utf-8')}"
+    written = "".join(path.read_text(errors="replace") for path in sorted(logs.rglob(_STDERR))).strip()
+    return f"{written}\nerror: a process was stopped, perhaps for lack of memory; run the same command again to go on"

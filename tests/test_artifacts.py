@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,14 @@ def test_a_folder_is_replaced_only_when_it_was_written_whole(tmp_path):
         raise RuntimeError
     assert [child.name for child in path.iterdir()] == ["a"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_is_named_by_what_was_being_written(tmp_path):
+    for write in (atomic_file, atomic_folder):
+        with pytest.raises(OSError, match="No space left on device") as caught, write(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert caught.value.filename == str(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_refuses_numbers_that_json_does_not_have(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pipeline.ablation.study import Run
@@ -177,7 +177,7 @@ class BestWeights:
             return
         state = {name: value.detach().cpu().contiguous() for name, value in self._network.state_dict().items()}
         with atomic_file(self._path) as temporary:
-            save_file(state, temporary, metadata={"epoch": str(record.epoch)})
+            temporary.write_bytes(save(state, metadata={"epoch": str(record.epoch)}))
 
     def load(self) -> int:
         """Put the best weights into the network and return their epoch."""

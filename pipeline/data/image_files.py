@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +20,11 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 # what is inside decides, not the ending; other decoders of Pillow stay out of reach of foreign files
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
+# control characters would break the one line that a file has in a message, surrogates are bytes that are no text
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+# Pillow's own warning, from 89 megapixels on, would come on top of our sentence
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -38,6 +46,20 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def name_problems(paths: Iterable[Path]) -> list[str]:
+    """One sentence for each path that cannot go into a manifest, or that another computer would take for its twin."""
+    problems = []
+    by_case: dict[str, Path] = {}
+    for path in paths:
+        if _UNUSABLE.search(str(path)):
+            problems.append(f"{str(path)!a} is a name with characters that cannot be shown; rename the file")
+            continue
+        twin = by_case.setdefault(str(path).casefold(), path)
+        if twin is not path:
+            problems.append(f"{path} and {twin} differ in case only; rename or remove one of them")
+    return problems
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in ``folder``, sorted.
 
@@ -51,29 +73,33 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def decode(path: Path) -> Image.Image:
-    """One image file as RGB, turned upright by its EXIF orientation; 16 bits per channel are scaled to 8.
+    """One image file as RGB, turned upright by its EXIF orientation; of 16 bits per channel the upper 8 are kept.
+
+    Transparency is left out, as torchvision's ImageFolder does: the colour below it stays.
 
     Raises:
-        DataError: the file is empty, damaged, of another format, larger than 64 megapixels, or holds floats.
+        DataError: the file cannot be read, is empty, damaged, of another format, larger than 64 megapixels, or holds
+            floats.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{path} has {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down "
-                    "or remove it"
-                )
+                raise _too_large(path, f"{width} x {height} pixels, more than")
             upright = ImageOps.exif_transpose(image)
-            return _scaled_to_8_bits(upright, path).convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "it is empty" if path.exists() and path.stat().st_size == 0 else " ".join(str(error).split())
+            return _as_rgb(_upper_8_bits(upright, path))
+    except Image.DecompressionBombError:  # Pillow refuses at 179 megapixels, before it tells the size
+        raise _too_large(path, "more than") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path} cannot be read ({error.strerror}); make it readable or remove it") from None
+        reason = " ".join(str(error).split()) if path.stat().st_size else "it is empty"
         raise DataError(f"{path} cannot be decoded ({reason}); replace or remove the file") from None
 
 
 def decode_at(path: str | Path, size: int) -> NDArray[np.uint8]:
     """One image file as uint8 [size, size, 3]; the rest as for :func:`decode` and :func:`resize`."""
-    return np.array(resize(decode(Path(path)), size))
+    return np.asarray(resize(decode(Path(path)), size))
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -81,8 +107,17 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _scaled_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Grey images of 16 bits, which Pillow would otherwise cut off at 255."""
+def _too_large(path: Path, size: str) -> DataError:
+    return DataError(f"{path} has {size} {MAX_PIXELS / 1e6:.0f} megapixels; scale it down or remove it")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    # straight from a palette with transparency Pillow warns, though the colours are the same
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+
+def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Grey images of 16 bits, which Pillow would cut off at 255; in colour it keeps the upper 8 bits by itself."""
     if image.mode == "F":
         raise DataError(f"{path} holds floats, whose range is not known; convert it to 8 bits per channel")
     if not image.mode.startswith("I"):
@@ -90,7 +125,7 @@ def _scaled_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
     values = np.asarray(image)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise DataError(f"{path} has more than 16 bits per channel; convert it to 8")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _unreadable(error: OSError) -> NoReturn:

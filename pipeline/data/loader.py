@@ -5,7 +5,7 @@ All randomness comes from a generator that the caller seeds, so the numbers do n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataParams
-from pipeline.data.pixels import Indices, Pixels, ResidentPixels, StreamedPixels
+from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
@@ -63,9 +63,6 @@ class _Consecutive:
     rows: Sequence[range]
     batch_size: int
 
-    def __len__(self) -> int:
-        return sum(-(-len(rows) // self.batch_size) for rows in self.rows)
-
     def __iter__(self) -> Iterator[Tensor]:
         for rows in self.rows:
             for start in range(rows.start, rows.stop, self.batch_size):
@@ -109,7 +106,7 @@ class Images:
         """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
         return next(self.centres([index]))
 
-    def centres(self, indices: Indices) -> Iterator[Tensor]:
+    def centres(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         """The un-augmented images of each index [B]: float32 [B, 3, S, S]."""
         inner = slice(self._pixels.padding, self._pixels.padding + self.size)
         for stored, places in self._pixels.fetch(indices):

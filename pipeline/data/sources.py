@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataParams
-from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, subfolders
+from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, name_problems, subfolders
 from pipeline.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -25,11 +25,13 @@ class SourceSplit:
         labels: int64 [N].
         read: decodes image i; safe to call from several threads.
         paths: of the N files, where each image is one.
+        problems: one sentence for each file that cannot be used, as far as its name tells.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
     paths: Sequence[Path] | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,12 @@ def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Source
 
 
 def _tiny_imagenet(root: Path) -> Source:
-    """The official layout. Its val split, the only labelled one beside train, is the test split here."""
-    wnids = sorted(_lines(root, "wnids.txt"))
+    """The official layout. Its val split, the only labelled one beside train, is the test split here.
+
+    The folders of train/ are the classes; wnids.txt, which repeats them and is cut short in a copy in circulation, is
+    not read. That none is missing is seen in the annotations of val/.
+    """
+    wnids = _class_names(_folder(root, "train"))
     words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     train = [list_images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
@@ -108,7 +114,7 @@ def _tiny_imagenet(root: Path) -> Source:
     unknown = [name for name, *wnid in answers if not wnid or wnid[0] not in label_of]
     if unknown:
         raise DataError(
-            f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class of wnids.txt; unpack the data set anew"
+            f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class that train/ has; unpack the data set anew"
         )
     test = [[root / "val/images" / name for name, wnid in answers if wnid == own] for own in wnids]
     # some classes share their first word
@@ -190,4 +196,5 @@ def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequ
         )
     paths = [path for found in files for path in found]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
-    return SourceSplit(labels, lambda i: decode(paths[i]), paths)
+    problems = [problem for found in files for problem in name_problems(found)]
+    return SourceSplit(labels, lambda i: decode(paths[i]), paths, problems)

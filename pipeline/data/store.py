@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,8 @@ def write_store(
     """Decode, resize and pack all splits into ``folder`` (replaced as a whole), and return the card.
 
     Args:
-        bad_list: where to list the images that cannot be used, one sentence a line, if there are several.
+        bad_list: where to list the images that cannot be used, one sentence a line, if there are several; a list of
+            an earlier run is removed.
 
     Raises:
         DataError: images cannot be decoded, or the disk cannot hold the store.
@@ -67,16 +68,18 @@ def write_store(
     size = params.image_size
     total = sum(len(indices) for _, indices in members.values())
     packed = _is_packed(source, params.storage, total * size * size * 3)
+    problems = name_problems_of(source)
+    if bad_list is not None and bad_list.exists():
+        bad_list.unlink()
     if packed:
         _check_disk(folder, total * size * size * 3)
     with atomic_folder(folder) as temporary:
-        problems: list[str] = []
         sums = {}
         for name in SPLITS:
             origin, indices = members[name]
             write = _pack if packed else _list_files
             sums[name] = write(temporary, name, source.splits[origin], indices, size, problems, on_images)
-        _check_all_usable(problems, total, bad_list)
+        check_all_usable(problems, total, bad_list)
         mean, std = sums["train"].mean(), sums["train"].std()
         if params.std is None and min(std) < 1e-4:
             raise DataError("all training images have the same value in one channel; check the images, or set data.std")
@@ -98,6 +101,36 @@ def write_store(
     return card
 
 
+def name_problems_of(source: Source) -> list[str]:
+    """One sentence for each file of the source that cannot be used because of its name."""
+    return [problem for split in source.splits.values() for problem in split.problems]
+
+
+def check_all_usable(problems: Sequence[str], total: int, bad_list: Path | None) -> None:
+    """Refuse images that cannot be used.
+
+    Args:
+        problems: one sentence for each of them.
+        total: images that were looked at.
+        bad_list: as for :func:`write_store`.
+
+    Raises:
+        DataError: there are problems.
+    """
+    if not problems:
+        return
+    problems = sorted(problems)
+    if len(problems) == 1 or bad_list is None:
+        raise DataError(problems[0])
+    try:
+        with atomic_file(bad_list) as temporary:
+            temporary.write_text("\n".join(problems) + "\n", encoding="utf-8")
+        listed = f"all listed in {bad_list}"
+    except OSError as error:  # what is wrong with the images matters more than that no list of them can be written
+        listed = f"not listed because {bad_list} cannot be written ({error.strerror})"
+    raise DataError(f"{len(problems)} of {total} images cannot be used, {listed}, the first: {problems[0]}")
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a store."""
     card: dict[str, Any] = read_json(folder / CARD)
@@ -110,7 +143,7 @@ def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
         "schema": 1,
         "image_size": card["image_size"],
         "steps": [
-            "turn upright by EXIF orientation, scale 16-bit grey to 8 bits, convert to RGB",
+            "turn upright by EXIF orientation, keep the upper 8 of 16 bits, convert to RGB without transparency",
             "resize to image_size x image_size, Pillow bilinear with antialiasing, aspect ratio not kept",
             "divide by 255",
             "subtract mean and divide by std, per channel",
@@ -125,16 +158,28 @@ def read_split(folder: Path, name: str) -> PackedSplit | FileSplit:
     """One split of a store.
 
     Raises:
-        DataError: a file is missing or damaged.
+        DataError: a file is missing or damaged, or a label is not one of a class.
     """
+    split: PackedSplit | FileSplit
     try:
         labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False)
         if (folder / f"{name}_images.npy").exists():
-            return PackedSplit(np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False), labels)
-        table = pq.read_table(folder / f"{name}_files.parquet", columns=["path"], memory_map=True)
-        return FileSplit(table["path"].combine_chunks(), labels)
+            split = PackedSplit(np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False), labels)
+            count = len(split.images)
+        else:
+            table = pq.read_table(folder / f"{name}_files.parquet", columns=["path"], memory_map=True)
+            split = FileSplit(table["path"].combine_chunks(), labels)
+            count = len(split.paths)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder} has no usable {name} split ({error}); run `dvc repro prepare`") from None
+        raise DataError(f"{folder} has no usable {name} split ({error}); run `dvc repro -f prepare`") from None
+    # a GPU would only say that an assertion failed, in a later step
+    classes = len(read_card(folder)["class_names"])
+    if len(labels) != count or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
+        raise DataError(
+            f"{folder / name}_labels.npy does not give each of {count} images one of {classes} classes; "
+            "run `dvc repro -f prepare`"
+        )
+    return split
 
 
 def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:
@@ -182,15 +227,14 @@ def _pack(
     on_images: Callable[[int], None],
 ) -> _Sums:
     """Pack one split. An image that cannot be used is added to ``problems`` and left black."""
-    packed = np.lib.format.open_memmap(
-        folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
-    )
     sums = _Sums()
-    for place, image in enumerate(_decoded(split, indices, size, problems, on_images)):
-        packed[place] = image
-        sums.add(image)
-    packed.flush()
-    np.save(folder / f"{name}_labels.npy", split.labels[indices])
+    # not through a memory map: on a full disk that is killed by SIGBUS, where writing raises an error
+    with (folder / f"{name}_images.npy").open("wb") as file:
+        _write_header(file, np.dtype(np.uint8), (len(indices), size, size, 3))
+        for image in _decoded(split, indices, size, problems, on_images):
+            file.write(image.data)
+            sums.add(image)
+    _write_labels(folder, name, split.labels[indices])
     return sums
 
 
@@ -215,8 +259,20 @@ def _list_files(
         pq.write_table(
             pa.table({"path": [str(path) for path in paths], "sha256": hashes}), folder / f"{name}_files.parquet"
         )
-    np.save(folder / f"{name}_labels.npy", split.labels[indices])
+    _write_labels(folder, name, split.labels[indices])
     return sums
+
+
+def _write_labels(folder: Path, name: str, labels: NDArray[np.int64]) -> None:
+    # numpy's own save does not say why it failed, such as that the disk is full
+    with (folder / f"{name}_labels.npy").open("wb") as file:
+        _write_header(file, labels.dtype, labels.shape)
+        file.write(labels.data)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def _decoded(
@@ -241,19 +297,6 @@ def _decoded(
             chunk = indices[start : start + count].tolist()
             yield from pool.map(read, chunk)
             on_images(len(chunk))
-
-
-def _check_all_usable(problems: list[str], total: int, bad_list: Path | None) -> None:
-    if not problems:
-        return
-    problems.sort()
-    if len(problems) == 1 or bad_list is None:
-        raise DataError(problems[0])
-    with atomic_file(bad_list) as temporary:
-        temporary.write_text("\n".join(problems) + "\n", encoding="utf-8")
-    raise DataError(
-        f"{len(problems)} of {total} images cannot be used, all listed in {bad_list}, the first: {problems[0]}"
-    )
 
 
 def _class_counts(source: Source, members: dict[str, tuple[str, NDArray[np.int64]]]) -> list[int]:
@@ -283,6 +326,6 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DataError(
-            f"the packed images need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free; free space or "
-            "lower data.image_size"
+            f"the packed images need {needed / 1e6:,.1f} MB, but {existing} has {free / 1e6:,.1f} MB free; free space, "
+            "lower data.image_size, or set data.storage to files"
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -109,7 +112,9 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(params, image_fol
 
 def test_a_file_that_is_gone_after_prepare_is_named(stores, image_folder):
     (image_folder / "train" / "bee" / "nested" / "3.jpg").unlink()
-    with pytest.raises(DataError, match=r"bee/nested/3\.jpg cannot be decoded .*run `dvc repro -f prepare`") as caught:
+    with pytest.raises(
+        DataError, match=r"bee/nested/3\.jpg cannot be read \(No such file.*run `dvc repro -f prepare`"
+    ) as caught:
         for name in ("train", "val", "test"):
             list(opened(stores["files"], name).batches(8))
     assert "\n" not in str(caught.value)
@@ -138,3 +143,60 @@ def test_what_does_not_fit_into_a_quarter_of_the_memory_stays_files(params, imag
 def test_a_manifest_does_not_hold_its_paths_as_objects(stores):
     paths = read_split(stores["files"], "train").paths
     assert not isinstance(paths, (list, tuple, np.ndarray))
+
+
+def decoding_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def streamed(stores) -> StreamedPixels:
+    split = read_split(stores["files"], "train")
+    return StreamedPixels(split.paths, 16, CPU, 0)
+
+
+def test_the_threads_end_with_the_pass_and_with_a_consumer_that_stops_early(stores):
+    pixels = streamed(stores)
+    assert len(list(pixels.fetch([torch.arange(5), torch.arange(3)]))) == 2
+    assert decoding_threads() == []
+    stopped = pixels.fetch([torch.arange(4)] * 50)
+    next(stopped)
+    assert decoding_threads() != []
+    stopped.close()
+    assert decoding_threads() == []
+
+
+def test_the_threads_end_after_a_bad_file(stores, image_folder):
+    for path in (image_folder / "train").rglob("1*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="it is empty"):
+        list(streamed(stores).fetch([torch.arange(30)]))
+    assert decoding_threads() == []
+
+
+def test_no_more_than_a_few_batches_are_decoded_ahead(stores, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "pipeline.data.pixels.decode_at",
+        lambda path, size: decoded.append(path) or np.zeros((size, size, 3), dtype=np.uint8),
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    batches = streamed(stores).fetch(torch.arange(16) for _ in range(1000))
+    next(batches)
+    time.sleep(0.2)
+    assert 16 * 5 <= len(decoded) <= 16 * 6
+    batches.close()
+
+
+def test_the_indices_of_a_pass_are_read_as_it_goes(stores):
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield torch.arange(4)
+
+    batches = streamed(stores).fetch(endless())
+    images, places = next(batches)
+    assert (images.shape, places.tolist()) == ((4, 16, 16, 3), [0, 1, 2, 3])
+    assert len(read) <= 256
+    batches.close()

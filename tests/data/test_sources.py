@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +61,23 @@ def test_classes_that_differ_in_case_only_are_named(params, image_folder):
     (image_folder / "train" / "Bee").mkdir()
     with pytest.raises(DataError, match=r"the classes 'Bee' and 'bee' in .* differ in case only; rename or merge"):
         source_of(params, name="imagefolder", root=str(image_folder))
+
+
+def test_file_names_that_differ_in_case_only_are_a_problem(params, image_folder):
+    folder = image_folder / "train" / "bee" / "nested"
+    (folder / "3.JPG").write_bytes((folder / "3.jpg").read_bytes())
+    (problem,) = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"].problems
+    assert problem == f"{folder}/3.jpg and {folder}/3.JPG differ in case only; rename or remove one of them"
+
+
+@pytest.mark.parametrize("name", [b"two\nlines.jpg", b"\xff.jpg"])
+def test_a_file_name_that_no_manifest_can_hold_is_a_problem(params, image_folder, name):
+    folder = image_folder / "train" / "bee" / "nested"
+    path = os.fsdecode(os.path.join(os.fsencode(folder), name))  # noqa: PTH118  pathlib takes no bytes
+    Path(path).write_bytes((folder / "3.jpg").read_bytes())
+    (problem,) = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"].problems
+    assert problem.startswith(ascii(path))
+    assert "cannot be shown; rename the file" in problem
 
 
 def test_files_that_are_no_images_are_left_out_with_one_warning(params, image_folder, caplog):
@@ -137,14 +158,54 @@ def test_an_image_of_100_megapixels_is_named_before_it_is_decoded(params, image_
         decoded(params, image_folder, path)
 
 
+def test_an_image_beyond_pillows_own_limit_is_named_in_the_same_way(params, image_folder, recwarn):
+    path = image_folder / "train" / "ant" / "bomb.png"
+    _write_png(path, 20_000, 10_000, 8, 2, b"")
+    with pytest.raises(DataError, match=r"bomb\.png has more than 64 megapixels; scale it down or remove it"):
+        decoded(params, image_folder, path)
+    assert not recwarn.list
+
+
+def _write_png(path, width, height, bits, colour_type, rows):
+    """A PNG, byte by byte; ``rows`` with the filter byte of each."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_16_bits_are_scaled_to_8(params, image_folder, ending):
-    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+def test_of_16_bits_grey_the_upper_8_are_kept(params, image_folder, ending):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 256 + 200
     path = image_folder / "train" / "ant" / f"deep.{ending}"
     Image.fromarray(ramp).save(path)
     image = np.asarray(decoded(params, image_folder, path))
     np.testing.assert_array_equal(image[..., 0], np.arange(256).reshape(16, 16))
     assert image.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4)])
+def test_of_16_bits_a_channel_the_upper_8_are_kept(params, image_folder, colour_type, channels):
+    path = image_folder / "train" / "ant" / "deep.png"
+    row = np.repeat((np.arange(256) * 256 + 200).astype(">u2")[:, None], channels, axis=1)
+    _write_png(path, 256, 1, 16, colour_type, b"\0" + row.tobytes())
+    image = np.asarray(decoded(params, image_folder, path))
+    np.testing.assert_array_equal(image, np.repeat(np.arange(256)[None, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
+def test_transparency_of_a_palette_is_left_out_without_a_warning(params, image_folder, transparency, recwarn):
+    path = image_folder / "train" / "ant" / "odd.png"
+    image = Image.new("P", (2, 1))
+    image.putpalette([1, 2, 3, 7, 8, 9])
+    image.putpixel((1, 0), 1)
+    image.save(path, transparency=transparency)
+    rgb = decoded(params, image_folder, path)
+    assert [rgb.getpixel((x, 0)) for x in range(2)] == [(1, 2, 3), (7, 8, 9)]
+    assert not recwarn.list
 
 
 def test_an_image_of_floats_is_named(params, image_folder):
@@ -196,12 +257,20 @@ def test_tiny_imagenet_in_its_official_layout(params, tiny_imagenet):
     assert [test.read(i).getpixel((0, 0))[0] for i in range(4)] == pytest.approx([2, 0, 3, 1], abs=1)
 
 
+def test_tiny_imagenet_has_the_classes_of_its_folders_whatever_its_list_says(params, tiny_imagenet):
+    (tiny_imagenet / "wnids.txt").write_text("n03\nn0")
+    source = source_of(params, name="tiny-imagenet", root=str(tiny_imagenet))
+    assert source.class_names == ("goldfish (n01)", "crane (n02)", "crane (n03)")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: (root / "wnids.txt").unlink(), r"wnids\.txt cannot be read .*unpacked data set"),
-        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class of"),
-        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "has no folder train/n01/images/"),
+        (lambda root: (root / "words.txt").unlink(), r"words\.txt cannot be read .*unpacked data set"),
+        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class that"),
+        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "gives val_2.JPEG no class that train/"),
+        (lambda root: (root / "train" / "n01" / "images").rename(root / "elsewhere"), "no folder train/n01/images/"),
+        (lambda root: (root / "train" / "n04" / "images").mkdir(parents=True), "train holds no image of class 'n04"),
     ],
 )
 def test_a_damaged_tiny_imagenet_is_one_sentence(params, tiny_imagenet, change, message):

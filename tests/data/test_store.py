@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +79,86 @@ def test_several_bad_images_are_all_listed(params, image_folder, tmp_path):
         write_store(tmp_path / "store", source, members, params.data, bad_list=listed)
     assert [line.split(" ")[0] for line in listed.read_text().splitlines()] == [str(path) for path in bad]
     assert not (tmp_path / "store").exists()
+
+
+def test_bad_names_are_listed_with_the_bad_images(params, image_folder, tmp_path):
+    folder = image_folder / "train" / "cat" / "nested"
+    (folder / "3.JPG").write_bytes((folder / "3.jpg").read_bytes())
+    (folder / "5.jpg").write_bytes(b"")
+    source = open_source(folder_params(params, image_folder))
+    listed = tmp_path / "bad.txt"
+    with pytest.raises(DataError, match="2 of 49 images cannot be used, all listed in"):
+        write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+    reasons = listed.read_text().splitlines()
+    assert len(reasons) == 2
+    assert "differ in case only" in reasons[0]
+    assert "it is empty" in reasons[1]
+
+
+def test_the_list_of_an_earlier_run_goes(params, image_folder, tmp_path):
+    source = open_source(folder_params(params, image_folder))
+    listed = tmp_path / "bad.txt"
+    listed.write_text("old.jpg cannot be decoded\n")
+    write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+    assert not listed.exists()
+
+
+def test_the_images_are_named_even_if_their_list_cannot_be_written(params, image_folder, tmp_path, monkeypatch):
+    for name in ("3.jpg", "5.jpg"):
+        (image_folder / "train" / "cat" / "nested" / name).write_bytes(b"")
+    monkeypatch.setattr("pathlib.Path.write_text", disk_full)
+    source = open_source(folder_params(params, image_folder))
+    listed = tmp_path / "bad.txt"
+    message = r"2 of 48 images .* not listed because .*bad\.txt cannot be written \(No space left.*the first: .*3\.jpg"
+    with pytest.raises(DataError, match=message):
+        write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+    assert not listed.exists()
+
+
+def disk_full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("storage", "fails"), [("packed", "_write_header"), ("files", "pq.write_table")])
+def test_a_disk_that_fills_up_leaves_the_earlier_store_untouched(
+    params, image_folder, tmp_path, monkeypatch, storage, fails
+):
+    data_params = folder_params(params, image_folder, storage=storage)
+    card = pack(tmp_path / "store", data_params)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    monkeypatch.setattr(f"pipeline.data.store.{fails}", disk_full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        pack(tmp_path / "store", data_params)
+    assert caught.value.filename == str(tmp_path / "store")
+    assert read_card(tmp_path / "store") == card
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "store"]
+
+
+def test_a_full_disk_is_an_error_and_not_a_signal(params, image_folder, tmp_path):
+    """Packing under a limit of the file size, which the system reports as it does a full disk."""
+    data_params = folder_params(params, image_folder, image_size=64)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pack(tmp_path / "store", data_params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_of_no_class_is_refused(params, image_folder, tmp_path, wrong):
+    pack(tmp_path / "store", folder_params(params, image_folder))
+    path = tmp_path / "store" / "train_labels.npy"
+    labels = np.load(path)
+    labels[4] = wrong
+    np.save(path, labels)
+    with pytest.raises(DataError, match=r"train_labels\.npy does not give each of \d+ images one of 3 classes; run"):
+        read_split(tmp_path / "store", "train")
 
 
 def test_images_of_one_colour_are_refused(params, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import models
+from stages.common import run_program
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params, snapshot
 
@@ -110,6 +112,53 @@ def test_a_checkpoint_of_the_wrong_network(workspace, stage):
     message = sentence(workspace, stage)
     assert "teacher.pth is not a checkpoint of this network" in message
     assert "params.yaml" in message
+
+
+@pytest.mark.parametrize("stage", ["check", "train_teacher"])
+def test_a_teacher_of_fewer_classes_than_the_images_have(workspace, stage):
+    torch.save(models.build("resnet8", 1).state_dict(), workspace / "teacher.pth")
+    set_params(workspace, {"teacher.network": "resnet8", "teacher.checkpoint": "teacher.pth"})
+    assert "it has fc.weight as [1, 64] in place of [2, 64]; correct" in sentence(workspace, stage)
+
+
+def test_files_whose_names_differ_in_case_only_are_refused_before_dvc_removes_anything(workspace):
+    shutil.copy(workspace / "photos/train/ant/1.jpg", workspace / "photos/train/ant/1.JPG")
+    assert "1.jpg and photos/train/ant/1.JPG differ in case only" in sentence(workspace, "check")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(workspace):
+    (workspace / "photos/train/ant").chmod(0)
+    try:
+        assert "photos/train/ant cannot be read (Permission denied); allow it" in sentence(workspace, "prepare")
+    finally:
+        (workspace / "photos/train/ant").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "message"),
+    [
+        (errno.ENOSPC, None, "error: No space left on device; free space there and run the same command again\n"),
+        (errno.EACCES, "a/b", "error: a/b: Permission denied; give this user the right to it\n"),
+        (errno.EROFS, "a/b", "error: a/b: Read-only file system; run on a disk that can be written\n"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_sentence(number, path, message, capsys):
+    def fail():
+        raise OSError(number, os.strerror(number), path)
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == message
+
+
+def test_an_error_of_the_system_that_is_a_defect_keeps_its_traceback():
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a/b")
+
+    with pytest.raises(FileNotFoundError):
+        run_program(fail)
 
 
 def test_a_checkpoint_that_cannot_classify_these_images(workspace):
