@@ -33,7 +33,7 @@ def make_stores(images: Path | None, setting: Setting) -> str:
         _write_digits(published / "train", setting.image_size)
         origin = f"scikit-learn's digits, scaled to {setting.image_size} x {setting.image_size}, as PNG"
     else:
-        published, origin = images, f"image files of {images}"
+        published, origin = images, f"image files of folder {images.name}"
     chosen = folder / "chosen"
     _choose(published / "train", chosen, setting.image_count)
     for storage in ("packed", "files"):

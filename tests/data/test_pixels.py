@@ -57,24 +57,6 @@ def test_plain_images_are_equal(stores, name):
         assert torch.equal(one.index, other.index)
 
 
-def test_indices_are_made_while_images_are_decoded_and_not_all_before(stores):
-    made = []
-
-    class Counted:
-        def __len__(self):
-            return 1000
-
-        def __iter__(self):
-            for number in range(1000):
-                made.append(number)
-                yield torch.tensor([number % 8])
-
-    fetched = StreamedPixels(read_split(stores["files"], "train").paths, 16, CPU, 0).fetch(Counted())
-    next(fetched)
-    fetched.close()
-    assert 1 <= len(made) < 200
-
-
 def test_an_epoch_of_random_views_is_equal(stores):
     epochs = []
     for folder in stores.values():
