@@ -12,6 +12,7 @@ from pipeline.config import Params
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation import ScoredImages, distill
+from pipeline.distributed import ALONE
 from pipeline.energy import EnergyGroups
 from pipeline.errors import ParamsError
 from pipeline.export.capture import capture, deployable
@@ -124,6 +125,21 @@ def test_stages_that_cannot_be_compared_are_named(params, student, stages, messa
         feature_loss(chosen, build(student, 0), build("resnet14", 0), 32)
 
 
+@pytest.mark.parametrize(("teacher", "student"), [("vgg13", "MobileNetV2"), ("ResNet50", "vgg8")])
+@pytest.mark.parametrize(("loss", "compared"), [("fitnet", 1), ("at", 4), ("reviewkd", 4)])
+def test_networks_of_different_families_have_stages_to_compare(params, teacher, student, loss, compared):
+    chosen, size = params.distill.model_copy(update={"loss": loss}), 32
+    with torch.device("meta"):
+        ours, theirs = models.build(student, 4), models.build(teacher, 4)
+        found = feature_loss(chosen, ours, theirs, size)
+        with found.tapped():
+            ours(torch.zeros(2, 3, size, size))
+            theirs(torch.zeros(2, 3, size, size))
+            features = found.student_features(), found.teacher_features()
+        assert [len(maps) for maps in features] == [compared, compared]
+        assert found(*features).shape == (2,)
+
+
 def test_fitnet_compares_the_middle_stage(params):
     chosen = params.distill.model_copy(update={"loss": "fitnet"})
     found = feature_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
@@ -160,3 +176,110 @@ def test_feature_losses_refuse_to_be_compiled(params):
     training = params.distill.training.model_copy(update={"compile": "on"})
     with pytest.raises(ParamsError, match="compile is on, but at reads feature maps by hooks"):
         train(settings(params, loss="at", training=training), build("resnet8", 1), build("resnet14", 2))
+
+
+SUBSET = [1, 4, 6, 7, 15, 22, 23, 30, 38, 41, 44]
+
+
+@pytest.fixture
+def steps_of(params, monkeypatch):
+    """The steps of an epoch, on 48 images of one colour each whose label is their index: (params, epoch) -> list."""
+    pixels = np.broadcast_to(5 * np.arange(48)[:, None, None, None], (48, 16, 16, 3)).astype(np.uint8)
+    plain = Images(ResidentPixels(pixels, CPU, padding=0), torch.arange(48), [0.0] * 3, [1.0] * 3)
+    scored = ScoredImages(plain, EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25), 4.0, torch.tensor(SUBSET))
+
+    def steps(chosen: Params, epoch: int = 0) -> list:
+        made = []
+        monkeypatch.setattr(
+            "pipeline.distillation.train", lambda student, epoch_steps, *_, **__: made.extend(epoch_steps(epoch)) or []
+        )
+        distill(build("resnet8", 1), build("resnet8", 2), scored, plain, chosen, world=ALONE)
+        return made
+
+    return steps
+
+
+def with_heda(params: Params, **changes) -> Params:
+    return params.model_copy(update={"heda": params.heda.model_copy(update=changes)})
+
+
+def colours(index: torch.Tensor) -> torch.Tensor:
+    return (5 * index / 255).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_companions_are_drawn_from_the_subset_each_member_before_any_twice(params, steps_of, mix):
+    companions = [step.companion for step in steps_of(with_heda(settings(params), mix=mix, fraction=0.4))]
+    drawn = torch.cat([companion.labels for companion in companions]).tolist()
+    assert len(companions) == 3
+    assert sorted(drawn[: len(SUBSET)]) == SUBSET
+    assert set(drawn) == set(SUBSET)
+
+
+def test_companions_are_mixed_as_asked(params, steps_of):
+    for mix in ("cutmix", "mixup"):
+        for step in steps_of(with_heda(settings(params), mix=mix)):
+            mixed, labels = step.companion.mixed, step.companion.labels
+            own, theirs = colours(labels).expand_as(mixed.images), colours(labels[mixed.partner])
+            if mix == "mixup":
+                expected = mixed.share * own + (1 - mixed.share) * theirs
+                torch.testing.assert_close(mixed.images, expected)
+            else:
+                kept = torch.isclose(mixed.images, own)
+                assert (kept | torch.isclose(mixed.images, theirs)).all()
+                # an image may be there twice, as the last of a round and in the next
+                moved = labels[mixed.partner] != labels
+                assert kept[moved].double().mean() == pytest.approx(mixed.share)
+
+
+@pytest.mark.parametrize(("batch_size", "fraction", "size"), [(16, 0.4, 6), (16, 0.22, 4), (64, 0.4, 19)])
+def test_a_companion_batch_is_the_rounded_share_of_the_clean_batch(params, steps_of, batch_size, fraction, size):
+    training = params.distill.training.model_copy(update={"batch_size": batch_size})
+    steps = steps_of(with_heda(settings(params, training=training), fraction=fraction))
+    assert {len(step.companion.labels) for step in steps} == {size}
+    assert {len(step.companion.mixed.images) for step in steps} == {size}
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_every_epoch_draws_and_mixes_other_companions_and_a_repeated_one_the_same(params, steps_of, mix):
+    def draws(epoch: int) -> dict[str, list]:
+        companions = [step.companion for step in steps_of(with_heda(settings(params), mix=mix), epoch)]
+        return {
+            "images": [companion.labels.tolist() for companion in companions],
+            "partners": [companion.mixed.partner.tolist() for companion in companions],
+            "shares": [companion.mixed.share for companion in companions],
+        }
+
+    first, again, second = draws(0), draws(0), draws(1)
+    assert first == again
+    for what in first:
+        assert first[what] != second[what], what
+
+
+def test_mlkd_gets_strong_views_of_the_images_of_the_batch_where_they_are_asked_for(params, steps_of, monkeypatch):
+    strong = steps_of(settings(params, loss="mlkd"))
+    assert all(step.strong.shape == step.batch.images.shape for step in strong)
+    weak = params.distill.mlkd.model_copy(update={"strong_view": False})
+    assert all(step.strong is None for step in steps_of(settings(params, loss="mlkd", mlkd=weak)))
+    assert all(step.strong is None for step in steps_of(settings(params, loss="dkd")))
+    monkeypatch.setattr(Images, "strong_views", lambda self, indices, *_: (self.labels[index] for index in indices))
+    for step in steps_of(settings(params, loss="mlkd")):
+        assert torch.equal(step.strong, step.batch.index)
+
+
+@pytest.mark.parametrize("loss", ["fitnet", "reviewkd"])
+def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
+    made = []
+
+    def remembered(*arguments):
+        found = feature_loss(*arguments)
+        made.append((found, {name: value.detach().clone() for name, value in found.named_parameters()}))
+        return found
+
+    monkeypatch.setattr("pipeline.distillation.feature_loss", remembered)
+    training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 16})
+    train(settings(params, loss=loss, training=training), build("resnet8", 1), build("resnet8", 2))
+    [(found, before)] = made
+    assert before
+    for name, value in found.named_parameters():
+        assert not torch.equal(value, before[name]), name

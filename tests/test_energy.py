@@ -27,6 +27,24 @@ def test_energy_is_finite_at_large_logits_in_half_precision():
     assert torch.isfinite(energy).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_energy_of_any_type_is_that_of_the_same_values_in_double_precision(dtype):
+    logits = (3 * torch.randn(20, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    energy = energy_score(logits, 4.0)
+    assert energy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = -4 * (logits.double() / 4).exp().sum(dim=1).log()
+    torch.testing.assert_close(energy.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_energy_is_exact_at_logits_of_ten_thousand(dtype, temperature):
+    large = torch.tensor(1e4, dtype=dtype)
+    logits = torch.stack([large, -large, -large, -large, large, large]).view(3, 2)
+    expected = [-float(large), float(large) - temperature * np.log(2), -float(large) - temperature * np.log(2)]
+    np.testing.assert_allclose(energy_score(logits, temperature), expected, rtol=3e-7)
+
+
 def test_confident_rows_have_lower_energy():
     energy = energy_score(torch.tensor([[20.0, 0.0, 0.0], [1.0, 0.5, 0.2]]), 1.0)
     assert energy[0] < energy[1]
@@ -117,3 +135,7 @@ def test_groups_of_more_images_than_float32_counts_have_exact_sizes():
     assert groups.codes.bincount().tolist() == [390_000, 780_003, 130_000]
     assert energy[groups.codes == 0].max() <= energy[groups.codes == 1].min()
     assert energy[groups.codes == 1].max() <= energy[groups.codes == 2].min()
+    for border in (groups.low_threshold, groups.high_threshold):
+        tied = groups.codes[energy == border]
+        assert len(tied.unique()) == 2, "the border lies within a tie"
+        assert torch.equal(tied, tied.sort().values), "ties are ranked by index"

@@ -92,6 +92,19 @@ def test_the_companion_batch_adds_distillation_on_mixed_images_and_no_hard_label
     torch.testing.assert_close(both - clean, 0.9 * kd(student(images), teacher(images), 4.0).mean())
 
 
+def test_by_view_a_mixed_image_has_the_temperature_of_its_own_energy(setting):
+    teacher, student, batch, companion, groups, _ = setting
+    minimise, images = objective(setting, {"assignment": "view"}), companion.mixed.images
+    with torch.no_grad():
+        # far apart, so that all three groups occur
+        teacher.layer.weight.mul_(20)
+    tau = sample_temperatures(groups.assign(energy_score(teacher(images), 4.0)), 6, 4, 2)
+    assert (tau != 4).any(), "a mixed image outside the middle group"
+    clean = minimise(student, DistillationStep(batch), epoch=0)
+    both = minimise(student, DistillationStep(batch, companion), epoch=0)
+    torch.testing.assert_close(both - clean, 0.9 * kd(student(images), teacher(images), tau).mean())
+
+
 def test_mixed_labels_are_weighted_by_their_share(setting):
     _, student, batch, companion, *_ = setting
     step = DistillationStep(batch, companion)

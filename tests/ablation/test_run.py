@@ -8,25 +8,86 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 from torch import nn
 
 from pipeline.ablation import schedule
 from pipeline.ablation.results import document, energy_picture, write_results
-from pipeline.ablation.run import BestWeights, finished, result_path
+from pipeline.ablation.run import BestWeights, execute, finished, result_path
 from pipeline.ablation.schedule import run_study
-from pipeline.ablation.upstream import teacher_report
+from pipeline.ablation.study import Run, load_study
+from pipeline.ablation.upstream import locate, pack, read_scores, teach, teacher_report
+from pipeline.artifacts import read_json
+from pipeline.data.store import read_split
+from pipeline.distillation import ScoredImages
 from pipeline.errors import ParamsError, TrainingError
 from pipeline.training import EpochRecord
 from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT
 
 TIMED = {"seconds_per_epoch"}
+
+
+@dataclass
+class FakeTraining:
+    """Stands for the training of a student: after epoch i it answers the i-th of ``answers`` to every image."""
+
+    answers: tuple[int, ...] = (0,)
+    val_top1: tuple[float, ...] = (0.5,)
+    scored: ScoredImages | None = None
+    validation: torch.Tensor | None = None
+
+    def __call__(self, student, teacher, scored, validation, params, *, checkpoint, on_epoch):
+        self.scored, self.validation = scored, validation.labels
+        records = []
+        for epoch, (answer, top1) in enumerate(zip(self.answers, self.val_top1, strict=True)):
+            with torch.no_grad():
+                student.fc.weight.zero_()
+                student.fc.bias.copy_(torch.eye(10)[answer])
+            records.append(EpochRecord(epoch, 1.0, top1, 0.1, 1.0))
+            on_epoch(records[-1])
+        return records
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """Parameters of a study of a hundred digits, and the folder with its teacher and energies."""
+    root = tmp_path_factory.mktemp("taught")
+    study = tiny_study()
+    study["params"]["data"]["max_images_per_class"] = 10
+    study["params"]["teacher"]["training"] = QUICK | {"epochs": 1}
+    with (root / "taught.yaml").open("w") as file:
+        YAML().dump(study, file)
+    params = load_study(root / "taught.yaml", ROOT / "params.yaml").arms["KD"]
+    pack(params, root)
+    teach(params, root)
+    return params, root
+
+
+@pytest.fixture
+def run_with(taught, monkeypatch):
+    """Do a run whose training is only pretended: (training, changes to heda, changes to energy) -> result."""
+    base, root = taught
+
+    def run(training, heda=None, energy=None, seed=0):
+        blocks = {
+            "heda": base.heda.model_copy(update=heda or {}),
+            "energy": base.energy.model_copy(update=energy or {}),
+        }
+        chosen = Run("KD", seed, base.model_copy(update=blocks))
+        monkeypatch.setattr("pipeline.ablation.run.distill", training)
+        result_path(chosen, root).unlink(missing_ok=True)
+        execute(chosen, root)
+        return read_json(result_path(chosen, root))
+
+    return run
 
 
 def without_times(results):
@@ -88,6 +149,61 @@ def test_best_weights_are_those_of_the_first_best_epoch_also_after_a_restart(tmp
     resumed.offer(records[3])
     assert resumed.load() == 1
     assert resumed_network.weight.item() == 1.0
+
+
+def test_a_study_validates_on_the_validation_split_and_is_measured_on_the_test_split(taught, run_with):
+    params, root = taught
+    labels = {name: read_split(locate(params, root).data, name).labels for name in ("train", "val", "test")}
+    training = FakeTraining(answers=(3,))
+    result = run_with(training)
+    np.testing.assert_array_equal(training.validation, labels["val"])
+    np.testing.assert_array_equal(training.scored.images.labels, labels["train"])
+    assert result["last"]["top1"] == np.mean(labels["test"] == 3)
+    assert result["last"]["top1"] != np.mean(labels["val"] == 3)
+
+
+def test_the_last_and_the_best_epoch_are_measured_each_with_its_own_weights(taught, run_with):
+    params, root = taught
+    labels = read_split(locate(params, root).data, "test").labels
+    shares = np.bincount(labels) / len(labels)
+    most, least = int(shares.argmax()), int(shares.argmin())
+    assert shares[most] != shares[least]
+    result = run_with(FakeTraining(answers=(5, most, least), val_top1=(0.1, 0.9, 0.2)))
+    last, best = ([result[name][key] for key in ("epoch", "val_top1", "top1")] for name in ("last", "best_validation"))
+    assert last == [2, 0.2, shares[least]]
+    assert best == [1, 0.9, shares[most]]
+
+
+@pytest.mark.parametrize(("kind", "fraction"), [("high_energy", 0.4), ("high_energy", 0.25), ("low_energy", 0.3)])
+def test_the_study_mixes_the_subset_and_share_of_its_arm(taught, run_with, kind, fraction):
+    energy = read_scores(*taught, "train")["energy"]
+    training, count = FakeTraining(), int(len(energy) * fraction)
+    run_with(training, heda={"subset": kind, "fraction": fraction})
+    order = np.argsort(energy, kind="stable")
+    expected = order[-count:] if kind == "high_energy" else order[:count]
+    assert training.scored.subset.tolist() == sorted(expected.tolist())
+
+
+def test_the_random_subset_of_a_study_follows_the_seed_of_the_student(run_with):
+    subsets = []
+    for seed in (0, 0, 1):
+        training = FakeTraining()
+        run_with(training, heda={"subset": "random"}, seed=seed)
+        subsets.append(training.scored.subset.tolist())
+    assert subsets[0] == subsets[1] != subsets[2]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.35), (0.35, 0.0)])
+def test_the_energy_groups_of_a_study_have_the_shares_of_its_arm(taught, run_with, low, high):
+    train, test = (read_scores(*taught, name)["energy"] for name in ("train", "test"))
+    training = FakeTraining(answers=(3,))
+    result = run_with(training, energy={"low_fraction": low, "high_fraction": high})
+    ranks, count = np.argsort(np.argsort(train, kind="stable")), len(train)
+    expected = np.where(ranks < int(count * low), 0, np.where(ranks >= count - int(count * high), 2, 1))
+    np.testing.assert_array_equal(training.scored.groups.codes, expected)
+    in_low = test < np.sort(train)[int(count * low)]
+    labels = read_split(locate(*taught).data, "test").labels
+    assert result["last"]["top1_low_energy"] == np.mean(labels[in_low] == 3)
 
 
 def test_two_names_of_one_run_share_its_result(make_study, tmp_path):

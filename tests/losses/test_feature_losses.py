@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pipeline.losses import Attention, FitNet, ReviewKD
 from pipeline.losses.reviewkd import hierarchical_context
@@ -89,6 +92,22 @@ def test_gradients_agree_with_finite_differences(build: Build, stages: int, thei
     student, teacher = inputs(stages, batch=2, their_sizes=their_sizes)
     leaves = [feature.requires_grad_() for feature in student]
     assert torch.autograd.gradcheck(lambda *ours: module(ours, teacher), leaves, fast_mode=True)
+
+
+@trainable
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("their_sizes", [SIZES, (4, 3)])
+def test_gradients_of_the_connectors_agree_with_finite_differences(
+    build: Build, stages: int, training: bool, their_sizes: tuple[int, ...]
+) -> None:
+    module = make(build).train(training)
+    student, teacher = inputs(stages, batch=2, their_sizes=their_sizes)
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def loss(*parameters: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, parameters, strict=True)), (student, teacher))
+
+    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
 
 
 @every
@@ -199,15 +218,30 @@ def test_attention_follows_its_formula() -> None:
     torch.testing.assert_close(Attention()(student, teacher), expected)
 
 
-def test_the_hierarchical_context_weighs_four_resolutions() -> None:
-    student, teacher = features((4,), (8,), 1)[0], features((4,), (8,), 2)[0]
-    error = (student - teacher).reshape(3, 4, 8, 8)
-    expected = error.square().mean(dim=(1, 2, 3))
-    for size, weight in ((4, 0.5), (2, 0.25), (1, 0.125)):
-        cell = 8 // size
-        pooled = error.reshape(3, 4, size, cell, size, cell).mean(dim=(3, 5))
-        expected = expected + weight * pooled.square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(hierarchical_context(student, teacher), expected / 1.875)
+# levels of a square map of this size: {pooled size: weight}, the map itself first
+LEVELS = {
+    8: {8: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8},
+    5: {5: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8},
+    4: {4: 1, 2: 1 / 2, 1: 1 / 4},
+    3: {3: 1, 2: 1 / 2, 1: 1 / 4},
+    2: {2: 1, 1: 1 / 2},
+    1: {1: 1},
+}
+
+
+@pytest.mark.parametrize(("size", "levels"), LEVELS.items())
+def test_the_hierarchical_context_halves_the_weight_of_each_level_that_is_smaller_than_the_map(
+    size: int, levels: dict[int, float]
+) -> None:
+    student, teacher = features((4,), (size,), 1)[0], features((4,), (size,), 2)[0]
+    error = (student - teacher).numpy()
+    expected = np.zeros(3)
+    for cells, weight in levels.items():
+        # adaptive pooling: cell i is the mean of rows floor(i * size / cells) to ceil((i + 1) * size / cells)
+        spans = [slice(i * size // cells, math.ceil((i + 1) * size / cells)) for i in range(cells)]
+        pooled = [error[:, :, rows, columns].mean(axis=(2, 3)) for rows in spans for columns in spans]
+        expected += weight * np.square(pooled).mean(axis=(0, 2))
+    np.testing.assert_allclose(hierarchical_context(student, teacher), expected / sum(levels.values()), rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [5, 4, 2, 1])

@@ -104,6 +104,17 @@ def test_a_constant_temperature_vector_equals_the_scalar(loss, seed, temperature
 
 
 @any_loss
+@pytest.mark.parametrize("temperature", [0.7, 3.3])
+def test_a_temperature_that_float32_cannot_hold_is_as_exact_as_a_vector_of_it(loss, temperature):
+    student, teacher, labels, _ = sample(9)
+    vector = torch.full((len(labels),), temperature, dtype=torch.float64)
+    assert vector.float().double()[0] != temperature
+    torch.testing.assert_close(
+        loss(student, teacher, labels, temperature), loss(student, teacher, labels, vector), rtol=1e-12, atol=1e-13
+    )
+
+
+@any_loss
 @given(seed=st.integers(0, 999), data=st.data())
 @few_examples
 def test_permuting_the_batch_permutes_the_values(loss, seed, data):
