@@ -316,7 +316,8 @@ def _fingerprint(folder: Path, card: dict[str, Any]) -> str:
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     for path in sorted(folder.glob("*.parquet")):
         # what is in the files, not where they lie
-        digest.update(f"{path.name} {' '.join(pq.read_table(path)['sha256'].to_pylist())}\n".encode())
+        hashes = pq.read_table(path, columns=["sha256"])["sha256"].to_pylist()
+        digest.update(f"{path.name} {' '.join(hashes)}\n".encode())
     digest.update(repr([card[key] for key in ("class_names", "image_size", "mean", "std")]).encode())
     return digest.hexdigest()
 
