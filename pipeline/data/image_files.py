@@ -99,7 +99,7 @@ def decode(path: Path) -> Image.Image:
 
 def decode_at(path: str | Path, size: int) -> NDArray[np.uint8]:
     """One image file as uint8 [size, size, 3]; the rest as for :func:`decode` and :func:`resize`."""
-    return np.asarray(resize(decode(Path(path)), size))
+    return np.array(resize(decode(Path(path)), size))  # a writable copy, as torch wants it
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Where the pixels of a split come from: one uint8 tensor on the device, or image files decoded by threads.
+"""Where the pixels of a split come from: one uint8 tensor on the device, or image files decoded by worker processes.
 
 Both hand out the same thing, so that crops, flips and normalisation are the same code and the same numbers.
 """
@@ -6,25 +6,22 @@ Both hand out the same thing, so that crops, flips and normalisation are the sam
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.image_files import decode_at
 from pipeline.errors import DataError
 
 MOST_WORKERS = 16
-_PART = 8  # images that a thread decodes in one go
-_AHEAD = 4  # batches that are decoded before they are asked for
-_BLOCK = 256  # batches whose indices are fetched at once
+_AHEAD = 4  # batches that each worker has ready
+_BLOCK = 256  # batches whose indices are moved at once
 
 
 class Pixels(Protocol):
@@ -69,12 +66,11 @@ class ResidentPixels:
 
 
 class StreamedPixels:
-    """Image files, decoded ahead of time by threads and moved to the device as uint8.
+    """Image files, decoded ahead of time in worker processes and moved to the device as uint8.
 
-    Threads and not processes: Pillow lets go of the interpreter while it decodes and scales, nothing is copied between
-    processes, and threads start at once. A pass over 5,000 images of 64x64 took them 0.7 of the time that forked
-    processes took, two of either on two busy cores, and one of 500x375 the same (bench/decoding.py); spawned processes
-    take seconds to start.
+    Processes and not threads: on two idle cores two threads decode 0.48 times as many 64x64 images a second as two
+    forked processes, and 1.09 times as many of 500x375 (bench/decoding.py). Most of the work on a small file is Python,
+    which threads take turns at.
 
     Args:
         paths: of N files; a sequence that holds millions without a Python object each.
@@ -84,60 +80,58 @@ class StreamedPixels:
     def __init__(self, paths: Sequence[str], size: int, device: torch.device, padding: int) -> None:
         self.size, self.padding = size, padding
         self._device = device
-        self._paths = paths
+        self._files = _Files(paths, size)
 
     @property
     def device(self) -> torch.device:
         return self._device
 
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`Pixels`. A bounded number of batches is decoded ahead; the threads end with the iterator.
+        """See :class:`Pixels`. A bounded number of batches is decoded ahead; the workers end with the iterator.
 
         Raises:
             DataError: a file was removed or damaged since it was prepared.
         """
-        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-        waiting: deque[_Batch] = deque()
-        pool = ThreadPoolExecutor(workers, "decode")
+        batches = (index.tolist() for index in _on_cpu(indices))
+        most = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        first = list(islice(batches, max(most, 2)))
+        # a lone batch is decoded here: there is nothing to be ahead of
+        workers = min(most, len(first)) if len(first) > 1 else 0
+        loader: DataLoader[Any] = DataLoader(
+            self._files,
+            batch_sampler=chain(first, batches),
+            num_workers=workers,
+            prefetch_factor=_AHEAD if workers else None,
+            collate_fn=_together,
+            pin_memory=self._device.type == "cuda",
+            # in a spawned process the default would be to spawn, which takes seconds at the start of every pass
+            multiprocessing_context="fork" if workers else None,
+            generator=torch.Generator(),  # it seeds workers, from the global generator unless told
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(f"{batch}; it was whole when the data were prepared, so run `dvc repro -f prepare`")
+            moved = batch.to(self._device, non_blocking=True)
+            yield _bordered(moved, self.padding), torch.arange(len(moved), device=self._device)
+
+
+class _Files(Dataset[Any]):
+    def __init__(self, paths: Sequence[str], size: int) -> None:
+        self._paths = paths
+        self._size = size
+
+    def __getitem__(self, index: int) -> Tensor | str:
         try:
-            for index in _on_cpu(indices):
-                waiting.append(self._begin(pool, index))
-                if len(waiting) > _AHEAD:
-                    yield self._end(waiting.popleft())
-            while waiting:
-                yield self._end(waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begin(self, pool: ThreadPoolExecutor, index: Tensor) -> _Batch:
-        """Have the images of ``index`` [B], on the CPU, decoded into one tensor."""
-        shape = (len(index), self.size, self.size, 3)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        parts = zip(torch.split(index, _PART), torch.split(images, _PART), strict=True)
-        return _Batch(images, [pool.submit(self._decode, places, into) for places, into in parts])
-
-    def _decode(self, index: Tensor, into: Tensor) -> None:
-        target = into.numpy()
-        for place, image in enumerate(index.tolist()):
-            target[place] = decode_at(str(self._paths[image]), self.size)
-
-    def _end(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        try:
-            for part in batch.parts:
-                part.result()
-        except DataError as error:
-            message = f"{error}; it was whole when the data were prepared, so run `dvc repro -f prepare`"
-            raise DataError(message) from None
-        moved = batch.images.to(self._device, non_blocking=True)
-        return _bordered(moved, self.padding), torch.arange(len(moved), device=self._device)
+            return torch.from_numpy(decode_at(str(self._paths[index]), self._size))
+        except DataError as error:  # an exception would cross the process border as a traceback
+            return str(error)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """uint8 images [B, S, S, 3], whole once all parts are done."""
-
-    images: Tensor
-    parts: list[Future[None]]
+def _together(items: list[Tensor | str]) -> Tensor | str:
+    """The images as one tensor, or the first problem among them."""
+    images = [item for item in items if isinstance(item, Tensor)]
+    problems = [item for item in items if isinstance(item, str)]
+    return problems[0] if problems else torch.stack(images)
 
 
 def _on_cpu(indices: Iterable[Tensor]) -> Iterator[Tensor]:
