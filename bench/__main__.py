@@ -47,6 +47,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=_count, default=32, help="pixels, at least 8")
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of an arm in a round")
     parser.add_argument("--rounds", type=_count, default=7)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--images", type=Path, help="folder with train/<class>/<image>; without it, digits are used")
     parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
@@ -78,15 +79,17 @@ def _run(options: argparse.Namespace, command: str) -> None:
         result = {"schema": 1, "command": command, "images": make_stores(options.images, setting)}
         if options.images is None:
             print("no --images: these are digits, not photographs; speed hardly depends on what is in them")
-        with progress("bench", options.rounds * len(ARMS), "arm") as advance:
+        with progress("bench", options.rounds * len(options.arms), "arm") as advance:
             before = machine.load()
-            samples = interleaved({name: build(setting) for name, build in ARMS.items()}, options.rounds, advance)
+            samples = interleaved({name: ARMS[name](setting) for name in options.arms}, options.rounds, advance)
         result |= {
             "setting": {key: value for key, value in asdict(setting).items() if key != "stores"},
             "rounds": options.rounds,
             "images_per_second": samples,
-            "ratios": [compare(comparison, samples) for comparison in COMPARISONS],
-            "memory_mib": memory.measure(MEMORY_ARMS, setting),
+            "ratios": [
+                compare(each, samples) for each in COMPARISONS if {each.numerator, each.denominator} <= set(samples)
+            ],
+            "memory_mib": memory.measure([name for name in MEMORY_ARMS if name in samples], setting),
             "machine": machine.facts(device) | {"load_before": before, "load_after": machine.load()},
         }
     report = _report(result)

@@ -23,6 +23,7 @@ def _heda(fraction: float) -> str:
 ARMS: dict[str, Callable[[Setting], Arm]] = {
     "reference": Reference,
     "ours": Ours,
+    "ours, compiled": partial(Ours, compiled=True),
     "bare step": BareStep,
     "ours, files": partial(Ours, storage="files"),
     **{_heda(fraction): partial(Ours, fraction=fraction) for fraction in FRACTIONS},
@@ -32,6 +33,7 @@ ARMS: dict[str, Callable[[Setting], Arm]] = {
 
 COMPARISONS = (
     Comparison("(b)/(a) ours / plain reference mode", "ours", "reference", at_least=3.0),
+    Comparison("(b)/(a) ours, compiled / plain reference mode", "ours, compiled", "reference"),
     Comparison("(b)/(c) ours / bare step on resident data", "ours", "bare step", at_least=0.95),
     Comparison("(d) scoring / bare teacher forward", "scoring", "bare forward", at_least=0.95),
     *(

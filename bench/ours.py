@@ -26,11 +26,14 @@ class Ours:
     Args:
         fraction: f of HE-DA; 0 for none.
         storage: packed, or files that are decoded while training.
+        compiled: whether the networks' passes are compiled; the first epoch pays for it.
     """
 
-    def __init__(self, setting: Setting, fraction: float = 0.0, storage: str = "packed") -> None:
+    def __init__(
+        self, setting: Setting, fraction: float = 0.0, storage: str = "packed", *, compiled: bool = False
+    ) -> None:
         self._setting = setting
-        self._params = setting.params(fraction, epochs=2)
+        self._params = setting.params(fraction, epochs=2, compiled=compiled)
         device, folder = torch.device(setting.device), setting.store(storage)
         data = self._params.data.model_copy(update={"crop_padding": CROP_PADDING, "horizontal_flip": True})
         images = open_images(folder, "train", device, **training_views(data))

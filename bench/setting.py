@@ -65,7 +65,7 @@ class Setting:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def params(self, fraction: float = 0.0, epochs: int = 1) -> Params:
+    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
         training = {
@@ -78,6 +78,7 @@ class Setting:
             "milestones": [],
             "warmup_epochs": 0,
             "precision": "auto",
+            "compile": "on" if compiled else "off",
         }
         distill = {
             "network": self.student,

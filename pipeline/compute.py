@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
 
@@ -40,16 +41,22 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
+def compiled(
+    network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device, *, frozen: bool = False
+) -> nn.Module:
     """The network with its passes compiled by torch.compile, all parameters shared; unchanged where that is not wanted.
 
     Batches of one size are one graph each, so a training step has two or three. Hooks are not seen by the graph.
+
+    Args:
+        frozen: the weights never change again and no gradients are taken, so they are made constants of the graph.
     """
     # inductor compiles its launchers with the system's compiler
     possible = device.type == "cuda" and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     if choice == "off" or (choice == "auto" and not possible):
         return network
-    return cast(nn.Module, torch.compile(network, dynamic=False))
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"freezing": True} if frozen else None
+    return cast(nn.Module, torch.compile(network, dynamic=False, options=options))
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -72,7 +72,7 @@ def distill(
         groups = groups.shuffled(params.seed)
     features = feature_loss(params.distill, student, teacher, images.size)
     objective = Distillation(
-        compiled(teacher.to(images.device), training.compile, images.device),
+        compiled(teacher.to(images.device), training.compile, images.device, frozen=True),
         groups,
         scored.energy_temperature,
         params.distill,

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.compute import choose_device
 from pipeline.config import LauncherParams, Params, load_params
 from pipeline.distributed import started_by_torchrun
+from pipeline.errors import TrainingError
 from stages.common import SENTENCES, run_program
 
 _STDERR = "stderr.log"  # torchrun's name for it
@@ -78,9 +81,17 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             code = _exit_code(error)
             print(_last_words(sentences, logs), file=sys.stderr)
             sys.exit(code)
+        except (RendezvousError, DistNetworkError) as error:
+            raise TrainingError(
+                f"the machines did not meet at launcher.rendezvous {launcher.rendezvous} "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); start the stage on all "
+                f"{launcher.machines} of them and check the address"
+            ) from None
         except SignalException as error:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(128 + error.sigval)
+        finally:
+            del os.environ[SENTENCES]
 
 
 def _exit_code(error: ChildFailedError) -> int:
