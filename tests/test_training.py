@@ -172,13 +172,10 @@ def test_a_damaged_checkpoint_is_named(params, tmp_path):
 
 def test_no_two_runs_epochs_or_streams_share_a_seed():
     seeds = [stream_seed(seed, stream, epoch) for seed in range(5) for epoch in range(50) for stream in range(3)]
-    assert len(set(seeds)) == len(seeds)
+    assert len({seed % 2**32 for seed in seeds}) == len(seeds), "also for a CPU's generator, which sees 32 bits"
     assert stream_seed(2**32 - 1, 5, 9999) < 2**63
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a CPU generator takes the low 32 bits of its seed, in which all streams are alike"
-)
 def test_the_streams_of_a_seed_give_different_numbers():
     drawn = [
         tuple(torch.randperm(20, generator=torch.Generator().manual_seed(stream_seed(0, stream, epoch))).tolist())
