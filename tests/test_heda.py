@@ -54,8 +54,8 @@ def test_the_subset_of_more_images_than_float32_counts_is_exact_whatever_the_tie
     energy = torch.randint(0, 1000, (1_300_003,), generator=generator()).float()
     for kind in ("high_energy", "low_energy"):
         chosen = torch.zeros(len(energy), dtype=torch.bool)
-        chosen[select_subset(energy, 0.3, kind)] = True
-        assert chosen.sum() == 390_000
+        chosen[select_subset(energy, 0.331, kind)] = True
+        assert chosen.sum() == 430_300
         lower, upper = (~chosen, chosen) if kind == "high_energy" else (chosen, ~chosen)
         border = energy[lower].max()
         assert border == energy[upper].min(), "the border lies within a tie"
