@@ -25,6 +25,8 @@ ARMS: dict[str, Callable[[Setting], Arm]] = {
     "ours": Ours,
     "ours, compiled": partial(Ours, compiled=True),
     "bare step": BareStep,
+    "ours, memo half known": partial(Ours, half_known=True),
+    "ours, compiled, memo half known": partial(Ours, compiled=True, half_known=True),
     "ours, files": partial(Ours, storage="files"),
     **{_heda(fraction): partial(Ours, fraction=fraction) for fraction in FRACTIONS},
     "scoring": Scoring,
@@ -34,6 +36,8 @@ ARMS: dict[str, Callable[[Setting], Arm]] = {
 COMPARISONS = (
     Comparison("(b)/(a) ours / plain reference mode", "ours", "reference", at_least=3.0),
     Comparison("(b)/(a) ours, compiled / plain reference mode", "ours, compiled", "reference"),
+    Comparison("(b)/(a) ours, teacher_memo half known / plain", "ours, memo half known", "reference", at_least=3.0),
+    Comparison("(b)/(a) the same, compiled / plain", "ours, compiled, memo half known", "reference", at_least=3.0),
     Comparison("(b)/(c) ours / bare step on resident data", "ours", "bare step", at_least=0.95),
     Comparison("(d) scoring / bare teacher forward", "scoring", "bare forward", at_least=0.95),
     *(

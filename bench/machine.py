@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from pipeline.device.probe import provenance
 
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # what makes bf16 and int8 fast on a CPU
 _FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "avx512_vnni", "avx_vnni", "amx_int8", "i8mm")
 
@@ -26,7 +29,20 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "matrix_gflops": {name: round(_matrix_gflops(dtype, device)) for name, dtype in _PRECISIONS.items()},
     }
+
+
+def _matrix_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """What the product of two large matrices reaches, the median of five: no network can do more."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        (left @ right)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[2:]) / 1e9
 
 
 def load() -> float:
@@ -36,11 +52,12 @@ def load() -> float:
 
 def described(found: Mapping[str, Any]) -> str:
     """The facts in one line."""
+    products = ", ".join(f"{gflops:,} in {name}" for name, gflops in found["matrix_gflops"].items())
     return (
         f"Machine: {found['cpu']}, bf16 and VNNI flags {', '.join(found['flags']) or 'none'}, {found['cores']} cores, "
         f"GPU {found['gpu'] or 'none'}; torch {found['torch']} with {found['threads']} threads, Python "
         f"{found['python']}, kernel {found['kernel']}; load average {found['load_before']} before and "
-        f"{found['load_after']} after."
+        f"{found['load_after']} after. A large matrix product reaches, in GFLOP/s: {products}."
     )
 
 

@@ -52,7 +52,13 @@ def write_manifest(store: Path, files: Path, rows: int, pixels: int) -> None:
     paths = [f"{files}/{spellings[row // FILES % 4096]}{names[row % FILES]}" for row in range(rows)]
     pq.write_table(pa.table({"path": paths, "sha256": ["0" * 64] * rows}), store / "train_files.parquet")
     np.save(store / "train_labels.npy", np.arange(rows) % CLASSES)
-    (store / "data.json").write_text(json.dumps({"image_size": pixels, "mean": [0.5] * 3, "std": [0.25] * 3}))
+    card = {
+        "class_names": [str(label) for label in range(CLASSES)],
+        "image_size": pixels,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    (store / "data.json").write_text(json.dumps(card))
 
 
 def score(store: Path) -> None:

@@ -65,7 +65,7 @@ class Setting:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False) -> Params:
+    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, memo: bool = False) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
         training = {
@@ -87,6 +87,7 @@ class Setting:
             "kd": {"ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT},
             "temperatures": TEMPERATURES,
             "assignment": "sample",
+            "teacher_memo": memo,
             "training": training,
         }
         return validated(Params, _changed(_shipped(), {"heda": heda, "distill": distill}), "bench")

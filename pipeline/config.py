@@ -173,6 +173,7 @@ class DistillParams(_Block):
     features: FeatureParams
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
+    teacher_memo: bool
     training: TrainingParams
 
 

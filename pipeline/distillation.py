@@ -22,6 +22,7 @@ from pipeline.heda import MIXES, Mixed, companion_size
 from pipeline.inference import top1
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
+from pipeline.teacher_memo import TeacherMemo
 from pipeline.training import EpochRecord, train
 
 
@@ -64,21 +65,20 @@ def distill(
 
     Raises:
         TrainingError: the loss was not finite.
-        ParamsError: the stages of a feature loss do not fit the networks, or it is asked for compiled.
+        ParamsError: the stages of a feature loss do not fit the networks, or it is asked for compiled or with a memo;
+            or the memo does not fit into memory.
     """
     images, training = scored.images, _training(params)
     groups = scored.groups
     if params.distill.assignment == "random":
         groups = groups.shuffled(params.seed)
     features = feature_loss(params.distill, student, teacher, images.size)
-    objective = Distillation(
-        compiled(teacher.to(images.device), training.compile, images.device, frozen=True),
-        groups,
-        scored.energy_temperature,
-        params.distill,
-        params.heda,
-        features,
-    )
+    teacher, memo = teacher.to(images.device), None
+    if params.distill.teacher_memo:
+        memo = TeacherMemo(teacher, len(images), images.view_count, images.device, world.size)
+    else:  # what the memo leaves to the teacher has many sizes, each of which would be compiled
+        teacher = compiled(teacher, training.compile, images.device, frozen=True)
+    objective = Distillation(teacher, groups, scored.energy_temperature, params.distill, params.heda, features, memo)
     steps = steps_per_epoch(len(images), training.batch_size)
 
     def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
@@ -134,6 +134,11 @@ def _training(params: Params) -> TrainingParams:
             f"params.yaml: distill.training.compile is on, but {params.distill.loss} reads feature maps by hooks, "
             "which a compiled network does not run; set it to auto"
         )
+    if params.distill.teacher_memo:
+        raise ParamsError(
+            f"params.yaml: distill.teacher_memo keeps the teacher's logits, but {params.distill.loss} reads its "
+            "feature maps; set it to false"
+        )
     return training.model_copy(update={"compile": "off"})
 
 
@@ -162,7 +167,7 @@ def _companions(
     parts: list[Part] = [slice(None)] * steps
     if world.size > 1:  # partners may be in another process's part, so they are made here as well
         parts = [torch.cat([own, mixing.partner[share]]).to(images.device) for mixing in mixings]
-    for whole, part, mixing, views in zip(
+    for whole, part, mixing, (views, _) in zip(
         indices, parts, mixings, images.views(indices, on_device, parts), strict=True
     ):
         partner = mixing.partner if world.size == 1 else torch.arange(len(own), 2 * len(own))

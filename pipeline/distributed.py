@@ -54,11 +54,6 @@ class World:
         # for this argument, but 2.11 knows this one only.
         return network if self.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block at whose end all processes meet; an error of input in one of them ends all of them.

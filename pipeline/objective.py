@@ -16,6 +16,7 @@ from pipeline.energy import EnergyGroups, assign_groups, energy_score, sample_te
 from pipeline.feature_loss import FeatureLoss
 from pipeline.heda import Mixed
 from pipeline.losses import dist, dkd, kd, low_confidence, mlkd, standardize
+from pipeline.teacher_memo import TeacherMemo
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Distillation:
         energy_temperature: T_E of the scores, for ``assignment: view``.
         features: of student and this teacher, tapped while the objective is called; None where the loss is one of
             logits.
+        memo: of this teacher, asked in its place where clean images are among those to look at.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Distillation:
         params: DistillParams,
         heda: HedaParams,
         features: FeatureLoss | None = None,
+        memo: TeacherMemo | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.groups = groups
@@ -89,6 +92,7 @@ class Distillation:
         self.params = params
         self.heda = heda
         self.features = features
+        self.memo = memo
         self.weights = _weights(params)
         self.logit_loss = _logit_loss(params)
         # the selection by confidence is one of the plain view
@@ -136,11 +140,18 @@ class Distillation:
         present = [images for images in wanted if images is not None]
         if not present:
             return None, None, None
-        with torch.no_grad():
-            logits = self.teacher(torch.cat(present) if len(present) > 1 else present[0]).float()
-        parts = iter(logits.split([len(images) for images in present]))
+        logits = self._teacher_pass(torch.cat(present) if len(present) > 1 else present[0], wanted[0], step.batch)
+        parts = iter(torch.split(logits, [len(images) for images in present]))
         clean, strong, mixed = (None if images is None else next(parts) for images in wanted)
         return clean if self.weights.kd_weight else None, strong, mixed
+
+    @torch.no_grad()
+    def _teacher_pass(self, images: Tensor, clean: Tensor | None, batch: Batch) -> Tensor:
+        if self.memo is None or clean is None or batch.views is None:
+            logits: Tensor = self.teacher(images)
+        else:
+            logits = self.memo(images, batch.index, batch.views)
+        return logits.float()
 
     def _logit_term(self, loss: LogitLoss, student: Tensor, teacher: Tensor, batch: Batch, epoch: int) -> Tensor:
         tau = self._clean_temperatures(batch, teacher)

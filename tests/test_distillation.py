@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import models
+import models.resnet
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Params
 from pipeline.data.loader import Images
@@ -62,6 +63,36 @@ def test_every_loss_trains_the_student_and_nothing_else(params, loss):
     assert list(student.state_dict()) == names
     for network in (student, teacher):
         assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("loss", "assignment"), [("kd", "sample"), ("mlkd", "view")])
+def test_a_memo_of_the_teacher_changes_no_bit_of_the_student(params, loss, assignment, precision, monkeypatch):
+    looked_at = []
+    forward = models.resnet.ResNet.forward
+
+    def counted(network, batch):
+        looked_at.append(0 if network.training else len(batch))
+        return forward(network, batch)
+
+    monkeypatch.setattr("models.resnet.ResNet.forward", counted)
+    training = params.distill.training.model_copy(
+        update={"epochs": 20, "batch_size": 16, "learning_rate": 0.02, "precision": precision}
+    )
+    students, images_seen = [], []
+    for memo in (False, True):
+        looked_at.clear()
+        students.append(build("resnet8", 1))
+        chosen = settings(params, loss=loss, assignment=assignment, teacher_memo=memo, training=training)
+        train(chosen, students[-1], build("resnet14", 2))
+        images_seen.append(sum(looked_at))
+    assert state_hash(students[0]) == state_hash(students[1])
+    assert images_seen[1] < images_seen[0]
+
+
+def test_feature_losses_refuse_a_memo_of_logits(params):
+    with pytest.raises(ParamsError, match="teacher_memo keeps the teacher's logits, but at reads its feature maps"):
+        train(settings(params, loss="at", teacher_memo=True), build("resnet8", 1), build("resnet14", 2))
 
 
 @pytest.mark.parametrize("loss", ["mlkd", "reviewkd"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ def training_views(params: DataParams) -> Views:
 Part = slice | Tensor
 
 
+class Drawn(NamedTuple):
+    """Random views of images.
+
+    Attributes:
+        images: normalised, float32 [M, 3, S, S], channels_last.
+        views: int64 [M], which crop and flip each is: in [0, :attr:`Images.view_count`).
+    """
+
+    images: Tensor
+    views: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images of one step.
@@ -48,12 +60,14 @@ class Batch:
         labels: int64 [B].
         index: int64 [B], in the split.
         weight: of their mean in the objective; 1 unless they are one process's part of a larger batch.
+        views: int64 [B], which crop and flip of its image each is, see :class:`Drawn`; None if they are un-augmented.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     weight: float = 1.0
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,11 @@ class Images:
     def device(self) -> torch.device:
         return self.labels.device
 
+    @property
+    def view_count(self) -> int:
+        """How many different random views an image has."""
+        return (2 * self._pixels.padding + 1) ** 2 * (2 if self._flip else 1)
+
     def centre(self, index: Tensor) -> Tensor:
         """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
         return next(self.centres([index]))
@@ -114,14 +133,15 @@ class Images:
 
     def views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
-    ) -> Iterator[Tensor]:
-        """Random crops and flips of the images of each index [B]: float32 [B, 3, S, S].
+    ) -> Iterator[Drawn]:
+        """Random crops and flips of the images of each index [B].
 
         Args:
             generator: on the device of the images.
-            parts: the places of each index that are wanted, M of them: [M, 3, S, S], the same views as without.
+            parts: the places of each index that are wanted, M of them, the same views as without; all unless given.
         """
-        return map(self._normalised, self._crops(indices, generator, parts))
+        for crops, views in self._crops(indices, generator, parts):
+            yield Drawn(self._normalised(crops), views)
 
     def strong_views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
@@ -135,7 +155,7 @@ class Images:
             generator: of the crops and flips; on the device of the images.
             parts: as for :meth:`views`; the operations are drawn for each process's part by itself.
         """
-        for crops in self._crops(indices, generator, parts):
+        for crops, _ in self._crops(indices, generator, parts):
             groups = torch.split(crops.permute(0, 3, 1, 2), _STRONG_GROUP)
             augmented = torch.cat([_rand_augment()(group) for group in groups])
             yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
@@ -153,8 +173,8 @@ class Images:
 
     def _crops(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None
-    ) -> Iterator[Tensor]:
-        """uint8 [M, S, S, 3] of each index."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 [M, S, S, 3] of each index, and which view each is."""
         device, padding = self.device, self._pixels.padding
         pixels = torch.arange(self.size, device=device)
         chosen = [slice(None)] * len(indices) if parts is None else parts
@@ -164,11 +184,13 @@ class Images:
             batch = index.numel()
             offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)[:, part]
             rows, columns = offsets[0] + pixels, pixels
+            views = (2 * padding + 1) * offsets[0] + offsets[1]
             if self._flip:
                 mirrored = torch.rand((batch, 1), generator=generator, device=device)[part] < 0.5
                 columns = torch.where(mirrored, self.size - 1 - columns, columns)
+                views = 2 * views + mirrored
             columns = offsets[1] + columns
-            yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]], views[:, 0]
 
     def _normalised(self, images: Tensor) -> Tensor:
         # NHWC in memory seen as NCHW is channels_last, the layout that convolutions are fastest in
@@ -219,9 +241,9 @@ def view_batches(
 ) -> Iterator[Batch]:
     """Random views of this process's part of each batch, with labels and weight."""
     parts = shares(indices, world)
-    for whole, part, views in zip(indices, parts, images.views(indices, generator, parts), strict=True):
+    for whole, part, drawn in zip(indices, parts, images.views(indices, generator, parts), strict=True):
         index = whole[part]
-        yield Batch(views, images.labels[index], index, world.weight(len(index), len(whole)))
+        yield Batch(drawn.images, images.labels[index], index, world.weight(len(index), len(whole)), drawn.views)
 
 
 def shares(indices: Sequence[Tensor], world: World) -> list[slice]:

@@ -9,7 +9,6 @@ set in memory to be written.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from pipeline.config import DataParams
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit
 from pipeline.errors import DataError
+from pipeline.memory import host_memory
 
 CARD = "data.json"
 _CHUNK_BYTES = 2**23  # of uint8 pixels held at once; statistics take eight times as much
@@ -188,8 +188,7 @@ def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:
         raise DataError("data.storage files is for data sets of image files, which this one is not; set it to auto")
     if storage != "auto" or not has_files:
         return storage != "files"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return packed_bytes <= memory / 4
+    return packed_bytes <= host_memory() / 4
 
 
 @dataclass
