@@ -193,7 +193,9 @@ class ExportParams(_Block):
     precisions: list[Precision]
     openvino: bool
     teacher: bool
+    batch: Annotated[int, Field(ge=1, le=4096)] | None
     opset: Annotated[int, Field(ge=18, le=20)]
+    ir_version: Annotated[int, Field(ge=8, le=11)] | None
     calibration: CalibrationParams
     parity: ParityParams
 
@@ -207,6 +209,7 @@ class ExportParams(_Block):
 class EvaluateParams(_Block):
     runtimes: Runtimes
     batch_size: Annotated[int, Field(ge=1, le=4096)]
+    on_device_top1: Fraction
     many_shot_above: Annotated[int, Field(ge=0)]
     few_shot_below: Annotated[int, Field(ge=0)]
 
@@ -240,6 +243,8 @@ class BudgetParams(_Block):
     max_top1_drop: Fraction | None
     max_high_energy_drop: Fraction | None
     max_latency_p50_ms: Positive | None
+    max_latency_p90_ms: Positive | None
+    max_latency_p99_ms: Positive | None
     max_size_mb: Positive | None
 
 
@@ -258,6 +263,15 @@ class Params(_Block):
     evaluate: EvaluateParams
     benchmark: BenchmarkParams
     budget: BudgetParams
+
+    @model_validator(mode="after")
+    def _batch_of_the_files_is_timed(self) -> Self:
+        if self.export.batch not in (None, self.benchmark.batch_size):
+            raise ValueError(
+                f"export.batch is {self.export.batch}, but benchmark.batch_size is {self.benchmark.batch_size}; make "
+                "them equal, or export.batch null"
+            )
+        return self
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline import runtimes
 from pipeline.candidates import Candidate
+from pipeline.config import EvaluateParams
 from pipeline.data.loader import Images
-from pipeline.energy import HIGH
 from pipeline.evaluation import (
+    GROUP_NAMES,
     balanced_accuracy,
     expected_calibration_error,
     group_accuracy,
@@ -20,6 +21,7 @@ from pipeline.evaluation import (
     shot_accuracy,
     top1_correct,
 )
+from pipeline.routing import route, softmax_uncertainty
 
 
 @dataclass(frozen=True)
@@ -28,32 +30,54 @@ class EvaluationSplit:
 
     Attributes:
         images: N of them, on the CPU.
+        validation: other images, on the CPU, that thresholds are set on.
         groups: energy groups, int8 [N].
         student_correct: which images the torch student gets right, bool [N].
         shots: many-, medium- and few-shot classes, name -> bool [K]; None unless the training split is long-tailed.
     """
 
     images: Images
+    validation: Images
     groups: NDArray[np.int8]
     student_correct: NDArray[np.bool_]
     shots: dict[str, NDArray[np.bool_]] | None
 
 
-def evaluate_file(candidate: Candidate, test: EvaluationSplit, batch_size: int) -> dict[str, Any]:
-    """One row of reports/evaluation.json: what was run, what was executed, and how accurate it is.
+def evaluate_file(candidate: Candidate, test: EvaluationSplit, params: EvaluateParams) -> dict[str, Any]:
+    """One row of reports/evaluation.json: what was run, what was executed, how accurate it is and knows itself to be.
 
     Raises:
         RuntimesError: the runtime cannot load or run the file.
     """
     file = candidate.file
     runtime = runtimes.load(candidate.runtime, candidate.path, precision=file["precision"])
-    logits = np.concatenate([runtime.run(batch.images.numpy()) for batch in test.images.batches(batch_size)])
+    size = file["batch"] or params.batch_size
+    (logits, energy), (val_logits, val_energy) = (
+        runtimes.joined(
+            runtimes.run_padded(runtime, batch.images.numpy(), file["batch"]) for batch in images.batches(size)
+        )
+        for images in (test.images, test.validation)
+    )
+    assert energy is not None and val_energy is not None  # noqa: S101  the export stage refuses a file without
     executed = runtime.executed()
     labels = test.images.labels.numpy()
     correct = top1_correct(logits, labels)
     groups = group_accuracy(correct, test.groups)
     difference = paired_difference(correct, test.student_correct)
-    hard = test.groups == HIGH
+    group_differences = {
+        name: paired_difference(correct[members], test.student_correct[members]) if members.any() else None
+        for name, members in ((name, test.groups == code) for code, name in GROUP_NAMES.items())
+    }
+    high = group_differences["high"]
+    val_correct = top1_correct(val_logits, test.validation.labels.numpy())
+    scores: dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]] = {
+        "energy": (val_energy, energy),
+        "max_softmax": (softmax_uncertainty(val_logits), softmax_uncertainty(logits)),
+    }
+    routers = {
+        name: route((val_score, val_correct), (score, correct), params.on_device_top1)
+        for name, (val_score, score) in scores.items()
+    }
     return {
         **{key: file[key] for key in ("name", "role", "format", "precision", "sha256", "size_bytes")},
         "runtime": candidate.runtime,
@@ -69,7 +93,7 @@ def evaluate_file(candidate: Candidate, test: EvaluationSplit, batch_size: int) 
         "delta_top1": difference.value,
         "delta_ci_low": difference.low,
         "delta_ci_high": difference.high,
-        "delta_top1_high_energy": (
-            paired_difference(correct[hard], test.student_correct[hard]).value if hard.any() else None
-        ),
+        "delta_top1_high_energy": None if high is None else high.value,
+        "delta_groups": {name: None if found is None else asdict(found) for name, found in group_differences.items()},
+        "routing": {"wanted_top1": params.on_device_top1, **routers},
     }

@@ -27,16 +27,16 @@ def evaluate(params: Params) -> None:
     check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
     check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
 
-    images = open_images(DATA, "test", torch.device("cpu"))
+    images, validation = (open_images(DATA, name, torch.device("cpu")) for name in ("test", "val"))
     correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
     counts = np.asarray(data["train_class_counts"])
     shots = shot_groups(counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below)
     long_tail = is_long_tailed(counts)
-    test = EvaluationSplit(images, scores["group"], correct, shots if long_tail else None)
+    test = EvaluationSplit(images, validation, scores["group"], correct, shots if long_tail else None)
     rows = []
     with progress("evaluate", len(chosen), "file") as advance:
         for candidate in chosen:
-            rows.append(evaluate_file(candidate, test, params.evaluate.batch_size))
+            rows.append(evaluate_file(candidate, test, params.evaluate))
             advance(1)
     sizes = {name: int(np.sum(test.groups == code)) for code, name in GROUP_NAMES.items()}
     classes = {name: int(np.sum(members)) for name, members in shots.items()} if long_tail else None

@@ -47,9 +47,10 @@ def export(params: Params) -> None:
             teacher,
             params=settings,
             image_size=data["image_size"],
+            energy_temperature=energy_lineage["temperature"],
             calibration_images=_images(open_images(DATA, "train", CPU), torch.from_numpy(chosen)),
             parity_images=_images(validation, torch.arange(min(settings.parity.images, len(validation)))),
-            metadata=_metadata(data, lineage),
+            metadata=_metadata(data, student_card, lineage, energy_lineage["temperature"]),
             out=folder,
             on_progress=on_progress,
         )
@@ -75,9 +76,13 @@ def _images(images: Images, index: torch.Tensor) -> Any:
     return images.centre(index).contiguous().numpy()
 
 
-def _metadata(data: dict[str, Any], lineage: dict[str, str]) -> dict[str, str]:
+def _metadata(
+    data: dict[str, Any], student: dict[str, Any], lineage: dict[str, str], temperature: float
+) -> dict[str, str]:
     """What a device needs to know about the file, and where it came from."""
     return {
+        "energy_temperature": json.dumps(temperature),
+        "parameters": json.dumps({key: student[key] for key in ("network", "seed", "distill", "heda")}),
         "class_names": json.dumps(data["class_names"]),
         "preprocessing": json.dumps(preprocessing(data)),
         "lineage": json.dumps(lineage),

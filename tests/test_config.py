@@ -71,6 +71,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("data", "mean"), [0.5, 0.5], "data.mean"),
         (("benchmark", "runtimes"), ["tflite"], "benchmark.runtimes"),
         (("seed",), -1, "seed is -1"),
+        (("export", "batch"), 4, "export.batch is 4, but benchmark.batch_size is 1; make them equal"),
         (("data",), None, "data is None"),
     ],
 )

@@ -11,12 +11,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch.export import ExportedProgram
+from torch import nn
 
+from pipeline.export.capture import capture
 from pipeline.export.graph import from_program
-
-INPUT = "input"
-OUTPUT = "logits"
 
 
 @dataclass(frozen=True)
@@ -24,19 +22,29 @@ class Source:
     """One captured network and what its files are made with.
 
     Attributes:
-        program: of the network in float32 evaluation mode, input float32 [N, 3, S, S], output float32 [N, K].
+        network: of :func:`pipeline.export.capture.deployable`, float32 [N, 3, S, S] to float32 [N, K].
+        role: "student" or "teacher", for messages.
+        image_size: S, pixels.
+        energy_temperature: T_E of the files' second output.
         opset: ONNX operator set of the files.
+        ir_version: version of the ONNX file format; None as torch writes it.
+        batch: images per call, fixed in the ONNX and OpenVINO files; None for any number.
         calibration_images: float32 [n, 3, S, S], normalised, to set the int8 ranges.
     """
 
-    program: ExportedProgram
+    network: nn.Module
+    role: str
+    image_size: int
+    energy_temperature: float
     opset: int
+    ir_version: int | None
+    batch: int | None
     calibration_images: NDArray[np.float32]
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        """The network in ONNX, float32, made once; not to be changed."""
-        return from_program(self.program, self.opset)
+        """The network in ONNX, float32, with the logits alone as output; made once, not to be changed."""
+        return from_program(capture(self.network, self.image_size, self.role), self.opset)
 
 
 class Format(Protocol):

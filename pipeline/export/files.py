@@ -15,12 +15,12 @@ from pipeline.artifacts import sha256_model
 from pipeline.config import ExportParams
 from pipeline.errors import ExportError
 from pipeline.export.base import Format, Source
-from pipeline.export.capture import capture, deployable, reference_logits
+from pipeline.export.capture import deployable, reference_logits
 from pipeline.export.onnx_file import OnnxFile
 from pipeline.export.openvino_ir import OpenVinoIr
-from pipeline.export.parity import Parity, check_parity
+from pipeline.export.parity import Parity, check_energy, check_parity
 from pipeline.export.torch_program import TorchProgram
-from pipeline.runtimes import load
+from pipeline.runtimes import Answers, joined, load, run_padded
 from pipeline.runtimes.errors import RuntimesError
 
 _CHUNK = 32  # images per call of a runtime
@@ -52,7 +52,9 @@ class ExportedFile:
         precision: "fp32", "fp16" or "int8".
         sha256: over the bytes of all its parts, the named one first.
         size_bytes: of all its parts.
+        batch: images per call, fixed in the file; None for any number.
         parity: with the torch network's float32 logits.
+        energy_max_abs: largest difference of the file's energies from the torch network's.
         runtime: that computed the file's logits for the comparison.
         executed_precision: what that runtime reports it computed in on this machine.
     """
@@ -63,7 +65,9 @@ class ExportedFile:
     precision: str
     sha256: str
     size_bytes: int
+    batch: int | None
     parity: Parity
+    energy_max_abs: float
     runtime: str
     executed_precision: str
 
@@ -71,7 +75,7 @@ class ExportedFile:
         """The file's entry in export.json."""
         entry = asdict(self)
         parity = entry.pop("parity")
-        parity |= {"runtime": entry.pop("runtime"), "executed_precision": entry.pop("executed_precision")}
+        parity |= {key: entry.pop(key) for key in ("energy_max_abs", "runtime", "executed_precision")}
         return {**entry, "parity": parity}
 
 
@@ -93,6 +97,7 @@ def export_all(
     *,
     params: ExportParams,
     image_size: int,
+    energy_temperature: float,
     calibration_images: NDArray[np.float32],
     parity_images: NDArray[np.float32],
     metadata: Mapping[str, str],
@@ -106,6 +111,7 @@ def export_all(
     Args:
         student, teacher: networks with their weights; the teacher is None or left out by ``params.teacher``.
         image_size: side S of the square images, pixels.
+        energy_temperature: T_E of the output "energy".
         calibration_images: float32 [n, 3, S, S], normalised, n >= 1; set the int8 ranges.
         parity_images: float32 [m, 3, S, S], normalised, m >= 1; real images that each file is compared on.
         metadata: written into every file, with "role" and "precision" of the file added.
@@ -139,8 +145,16 @@ def export_all(
         if file.role not in sources and network is not None:
             twin = deployable(network)
             references[file.role] = reference_logits(twin, parity_images, file.role)
-            program = capture(twin, image_size, file.role)
-            sources[file.role] = Source(program, params.opset, calibration_images)
+            sources[file.role] = Source(
+                network=twin,
+                role=file.role,
+                image_size=image_size,
+                energy_temperature=energy_temperature,
+                opset=params.opset,
+                ir_version=params.ir_version,
+                batch=params.batch,
+                calibration_images=calibration_images,
+            )
         path = out / file.name
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -151,8 +165,11 @@ def export_all(
             raise ExportError(
                 f"{path} cannot be written ({error.strerror or error}); free the disk or change the folder's rights"
             ) from error
-        logits, executed = _run(file, path, parity_images)
-        parity = check_parity(file.name, file.precision, references[file.role], logits, params.parity)
+        batch = None if file.format.name == "torch" else params.batch
+        answers, executed = _run(file, path, parity_images, batch)
+        reference = references[file.role]
+        parity = check_parity(file.name, file.precision, reference, answers.logits, params.parity)
+        energy_max_abs = check_energy(file.name, answers, reference, energy_temperature)
         exported.append(
             ExportedFile(
                 name=file.name,
@@ -161,7 +178,9 @@ def export_all(
                 precision=file.precision,
                 sha256=sha256_model(path),
                 size_bytes=sum(part.stat().st_size for part in parts),
+                batch=batch,
                 parity=parity,
+                energy_max_abs=energy_max_abs,
                 runtime=file.format.runtime,
                 executed_precision=executed,
             )
@@ -169,11 +188,12 @@ def export_all(
     return exported
 
 
-def _run(file: PlannedFile, path: Path, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
-    """Logits of a file by its runtime, and the precision that the runtime reports."""
+def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int | None) -> tuple[Answers, str]:
+    """Answers of a file by its runtime, and the precision that the runtime reports."""
     try:
         runtime = load(file.format.runtime, path, precision=file.precision)
-        logits = [runtime.run(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
-        return np.concatenate(logits), runtime.executed().precision
+        size = batch or _CHUNK
+        chunks = (images[start : start + size] for start in range(0, len(images), size))
+        return joined(run_padded(runtime, chunk, batch) for chunk in chunks), runtime.executed().precision
     except RuntimesError as error:
         raise ExportError(str(error).rstrip(".")) from error

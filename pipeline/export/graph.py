@@ -85,6 +85,13 @@ def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> No
         ) from error
 
 
+def fix_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Make the free batch size of a graph ``batch``, in place."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del model.graph.value_info[:]  # shapes with the free size; whoever needs them infers them
+
+
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """onnx.TensorProto element type of each value of the graph, by name, as shape inference finds them."""
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)

@@ -2,7 +2,7 @@
 
 Converting the exported float32 graph, rather than exporting a half-precision network, rounds each weight once, after
 batch normalisation was folded into it in float32, and keeps both files the same graph. The precision is in the types,
-so a strongly typed runtime (TensorRT 10.12 and later) executes what the file says.
+so a strongly typed runtime (TensorRT, where the flag exists) executes what the file says.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from pipeline.export import graph
 from pipeline.export.base import Source
+from pipeline.export.energy_output import with_energy
 from pipeline.export.half_precision import to_fp16
 from pipeline.export.quantize import to_int8
 from pipeline.export.structure import check_structure
 
 
 class OnnxFile:
-    """Input "input" float32 [batch, 3, S, S], output "logits" float32 [batch, K], whatever the precision inside."""
+    """Input "input" [batch, 3, S, S], outputs "logits" [batch, K] and "energy" [batch]: float32, whatever is inside."""
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -31,6 +32,11 @@ class OnnxFile:
                 model = to_int8(source.graph, source.calibration_images)
             case _:
                 raise ValueError(f"precision {precision!r} is not one of fp32, fp16, int8")
+        model = with_energy(model, source.energy_temperature)
+        if source.batch is not None:
+            graph.fix_batch(model, source.batch)
+        if source.ir_version is not None:
+            model.ir_version = source.ir_version
         graph.write(model, path, metadata)
         check_structure(path, precision)
         return (path,)

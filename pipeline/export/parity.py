@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.config import ParityParams
+from pipeline.energy import energy_score
 from pipeline.errors import ExportError
+from pipeline.runtimes import Answers
+
+_HALF_STEPS = 4  # of float16's relative step: a runtime may compute all of a file in it
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,38 @@ def check_parity(
             f"the limit of {limits.minimum_agreement:g}; {_advice(precision)}, or lower export.parity.minimum_agreement"
         )
     return parity
+
+
+def check_energy(file: str, answers: Answers, reference: NDArray[np.float32], temperature: float) -> float:
+    """Refuse a file whose second output is not the energy of its first, in the precision that logits have.
+
+    Args:
+        answers: of the file, finite logits [N, K].
+        reference: logits [N, K] of the torch network on the same images.
+        temperature: T_E.
+
+    Returns:
+        The largest absolute difference of the file's energies from the torch network's.
+
+    Raises:
+        ExportError: there is no such output, or it is off by more than float16 rounds.
+    """
+    if answers.energy is None or answers.energy.shape != answers.logits.shape[:1]:
+        raise ExportError(f"{file} returns no energy of each image; export it again")
+    own = _energy(answers.logits, temperature)
+    off = float(np.abs(answers.energy - own).max())
+    limit = _HALF_STEPS * float(np.finfo(np.float16).eps) * max(1.0, float(np.abs(own).max()))
+    if not off <= limit:  # also if it is not a number
+        raise ExportError(
+            f"{file} returns energies that differ by up to {off:.3g} from those of its own logits, above {limit:.3g}; "
+            "check the versions of onnx and the runtime against constraints.txt"
+        )
+    return float(np.abs(answers.energy - _energy(reference, temperature)).max())
+
+
+def _energy(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    energy: NDArray[np.float64] = energy_score(torch.from_numpy(logits).double(), temperature).numpy()
+    return energy
 
 
 def _advice(precision: str) -> str:

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 
 from pipeline.export.base import Source
+from pipeline.export.capture import capture
+from pipeline.export.energy_output import WithEnergy
 
 
 class TorchProgram:
@@ -22,5 +24,7 @@ class TorchProgram:
         """See :class:`pipeline.export.base.Format`; the metadata are extra files of the archive."""
         if precision != "fp32":
             raise ValueError(f"a torch program is written in fp32, not in {precision}")
-        torch.export.save(source.program, path, extra_files=dict(sorted(metadata.items())))
+        network = WithEnergy(source.network, source.energy_temperature)
+        program = capture(network, source.image_size, source.role)
+        torch.export.save(program, path, extra_files=dict(sorted(metadata.items())))
         return (path,)

@@ -14,10 +14,11 @@ from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
 from pipeline.report.formatting import runtime
+from pipeline.runtimes import ENERGY, LOGITS
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 from pipeline.runtimes.openvino_runtime import precision_hint
 
-INPUT, OUTPUT = "input", "logits"
+INPUT = "input"
 
 
 def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:
@@ -39,7 +40,9 @@ def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data
         for source in model_files(export_folder / row["name"]):
             shutil.copyfile(source, temporary / source.name)
         (temporary / "labels.txt").write_text(labels, encoding="utf-8", newline="\n")
-        write_json(temporary / "preprocessing.json", preprocessing(data) | {"input": INPUT, "output": OUTPUT})
+        names = {"input": INPUT, "output": LOGITS, "energy": ENERGY}
+        spec = preprocessing(data) | names | {"energy_threshold": row["energy_threshold"]}
+        write_json(temporary / "preprocessing.json", spec)
         (temporary / "predict.py").write_text(_program(row, package), encoding="utf-8", newline="\n")
         (temporary / "README.md").write_text(_readme(row, package, data), encoding="utf-8", newline="\n")
         sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
@@ -75,7 +78,14 @@ def _program(row: Mapping[str, Any], package: str) -> str:
     template = environment.get_template("predict.py.txt")
     entries = SESSION_ENTRIES.get(row["precision"], {})
     return template.render(
-        name=row["name"], package=package, hint=hint, session_options=entries, input=INPUT, output=OUTPUT
+        batch=row["batch"],
+        name=row["name"],
+        package=package,
+        hint=hint,
+        session_options=entries,
+        input=INPUT,
+        output=LOGITS,
+        energy=ENERGY,
     )
 
 
@@ -97,6 +107,21 @@ def _readme(row: Mapping[str, Any], package: str, data: Mapping[str, Any]) -> st
         f"latency {latency}, {formatting.size(row['size_bytes'])}; precision executed: {row['precision_executed']}.",
         "preprocessing.json says how an image becomes the network's input; predict.py does just that.",
     ]
+    if row["energy_threshold"] is not None:
+        threshold = row["energy_threshold"]
+        lines += [
+            "",
+            f"    python predict.py --reject-above {threshold:.6g} image.png",
+            "",
+            f"rejects images whose energy is above {threshold:.6g}, for a larger network: on the test split that kept "
+            f"{formatting.percent(row['on_device_coverage'], 1)} % of the images"
+            + (
+                "."
+                if row["on_device_top1"] is None
+                else f", of which {formatting.percent(row['on_device_top1'], 2)} % were right."
+            ),
+            "--reject-below goes by the largest probability instead; the report compares the two.",
+        ]
     if row["runtime"] == "tensorrt":
         lines.append(
             "predict.py runs the same file in ONNX Runtime; for the speed above, build a TensorRT engine of it on the "

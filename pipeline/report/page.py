@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from pipeline.layout import ENERGY, EXPORT, SUBSET
 from pipeline.report import formatting
-from pipeline.report.compare import Comparison, verdict_sentence
+from pipeline.report.compare import Comparison, verdict_sentence, wilson_interval
 from pipeline.report.figure import inline
 from pipeline.report.formatting import flatten, plain, runtime
 from pipeline.report.inputs import DATA_CARD, STUDENT_CARD, TEACHER_CARD, Inputs, Json
 from pipeline.report.pareto import pareto_plot
-from pipeline.report.plots import confidence_plot, energy_plot, learning_plot
+from pipeline.report.plots import confidence_plot, energy_plot, learning_plot, routing_plot
 from pipeline.report.recommend import Recommendation, budget_sentence
 
 Row = Mapping[str, Any]
@@ -61,6 +61,7 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
             chosen=chosen,
             comparison=comparison,
             broken=recommendation.broken,
+            unprofitable=recommendation.unprofitable,
             limits=[pair for pair in flatten(inputs.budget.model_dump()) if pair[1] != formatting.NOT_MEASURED],
             rows=shown,
             is_chosen=lambda row: chosen is not None and _key(row) == _key(chosen),
@@ -71,6 +72,7 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
             energy=Markup(inline(energy_plot(inputs.energy, inputs.energy_test))),  # noqa: S704
             energy_text=_describe_energy(inputs),
             confidence=Markup(inline(confidence_plot(inputs.energy))),  # noqa: S704
+            routing=None if chosen is None else _routing(chosen, inputs),
             subset=_subset_facts(inputs),
             curves=None if curves is None else Markup(inline(curves)),  # noqa: S704
             trained=" and ".join(role for role in ("teacher", "student") if role in inputs.curves),
@@ -143,6 +145,20 @@ def _describe_energy(inputs: Inputs) -> str:
         f"Histogram of the energies of {groups.sum():,} training images: {groups[0]:,} low, {groups[1]:,} middle, "
         f"{groups[2]:,} high; beside it the teacher's test error, in equal parts by rising energy."
     )
+
+
+def _routing(chosen: Row, inputs: Inputs) -> dict[str, Any] | None:
+    """What the recommended file's energies are worth on the device; None if its accuracy was not measured."""
+    rows = [row for row in inputs.evaluation["rows"] if _key(row) == _key(chosen)]
+    if not rows:
+        return None
+    routing = rows[0]["routing"]
+    kept = routing["energy"]
+    return {
+        **routing,
+        "interval": None if kept["top1"] is None else wilson_interval(kept["top1"], kept["kept"]),
+        "plot": Markup(inline(routing_plot(routing))),  # noqa: S704  our own SVG
+    }
 
 
 def _subset_facts(inputs: Inputs) -> dict[str, Any]:

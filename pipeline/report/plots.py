@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -44,6 +45,31 @@ def confidence_plot(train: Table) -> str:
         _draw_confidence(left, train)
         _draw_ranked_errors(right, train)
         return to_svg(figure, "confidence")
+
+
+def routing_plot(routing: Mapping[str, Any]) -> str:
+    """Top-1 of the answers that are kept over how many are, by energy and by the largest softmax probability.
+
+    Args:
+        routing: of a row of reports/evaluation.json.
+    """
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = new_figure(3.3, 1)
+        for key, name, style in (("energy", "by energy", "-"), ("max_softmax", "by largest probability", "--")):
+            curve = [100 * value for value in routing[key]["curve"]]
+            shares = [100 * (place + 1) / len(curve) for place in range(len(curve))]
+            axes.plot(shares, curve, style, color=STUDENT, linewidth=1.8, label=name)
+        axes.axhline(100 * routing["wanted_top1"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="wanted")
+        kept = routing["energy"]
+        if kept["top1"] is not None:
+            axes.plot(
+                100 * kept["coverage"], 100 * kept["top1"], "o", color=STUDENT, markersize=7, label="at the threshold"
+            )
+        axes.set_title("Top-1 of the answers kept on the device")
+        axes.set_xlabel("surest answers kept, in % of the test images")
+        axes.set_ylabel("top-1 in %")
+        axes.legend(loc="lower left")
+        return to_svg(figure, "routing")
 
 
 def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:

@@ -18,22 +18,38 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The chosen row, or None; and per file that is not deployable, the limits it broke, one clause each."""
+    """Which file to deploy, and why not the others.
+
+    Attributes:
+        row: the chosen one, or None.
+        broken: file that is not deployable -> the limits it broke, one clause each.
+        unprofitable: file -> clauses on the runtimes in which its precision does not pay.
+    """
 
     row: Row | None
     broken: Mapping[str, Sequence[str]]
+    unprofitable: Mapping[str, Sequence[str]]
 
 
 def recommend(rows: Sequence[Row], budget: BudgetParams) -> Recommendation:
     """The smallest student file that keeps all limits of the budget; of equal sizes the one of the lowest latency.
 
-    Teachers are no candidates, nor are torch programs, because they need torch on the device. A limit whose number was
-    not measured counts as broken, and so does a file without a measured accuracy.
+    A lower precision that is slower than fp32 in the same runtime does not pay and is passed over, as long as the fp32
+    file keeps the limits. Teachers are no candidates, nor are torch programs, because they need torch on the device. A
+    limit whose number was not measured counts as broken, and so does a file without a measured accuracy.
     """
     candidates = _measured(row for row in rows if row["role"] == "student" and row["format"] != "torch")
     deployable = [row for row in candidates if not broken_limits(row, budget)]
-    if deployable:
-        chosen = min(deployable, key=lambda row: (row["size_bytes"], _latency(row), row["name"], row["runtime"]))
+    unprofitable: dict[str, list[str]] = {}
+    paying = []
+    for row in deployable:
+        slower = _slower_than_fp32(row, deployable)
+        if slower is None:
+            paying.append(row)
+        else:
+            unprofitable.setdefault(row["name"], []).append(slower)
+    if paying:
+        chosen = min(paying, key=lambda row: (row["size_bytes"], _latency(row), row["name"], row["runtime"]))
     else:
         chosen = None
     kept = {row["name"] for row in deployable}
@@ -42,7 +58,22 @@ def recommend(rows: Sequence[Row], budget: BudgetParams) -> Recommendation:
         if row["name"] not in kept and row["name"] not in broken:
             same_file = [other for other in candidates if other["name"] == row["name"]]
             broken[row["name"]] = _broken_in_all(same_file, budget)
-    return Recommendation(chosen, broken)
+    return Recommendation(chosen, broken, unprofitable)
+
+
+def _slower_than_fp32(row: Row, rows: Iterable[Row]) -> str | None:
+    """A clause if the row's latency is above that of the fp32 file in the same runtime, with intervals apart."""
+    for other in rows:
+        same = all(row[key] == other[key] for key in ("role", "format", "runtime", "device"))
+        if not same or other["precision"] != "fp32" or row["precision"] == "fp32":
+            continue
+        low, high = row["latency_ci_low_ms"], other["latency_ci_high_ms"]
+        if low is not None and high is not None and low > high:
+            return (
+                f"in {runtime(row['runtime'])} it takes {milliseconds(row['latency_p50_ms'])} ms, the fp32 file "
+                f"{milliseconds(other['latency_p50_ms'])}"
+            )
+    return None
 
 
 def broken_limits(row: Row, budget: BudgetParams) -> list[str]:
@@ -55,11 +86,12 @@ def broken_limits(row: Row, budget: BudgetParams) -> list[str]:
         broken += _broken_drop(
             "high-energy accuracy", row["delta_top1_high_energy"], budget.max_high_energy_drop, "max_high_energy_drop"
         )
-    latency, limit = row["latency_p50_ms"], budget.max_latency_p50_ms
-    if limit is not None and latency is None:
-        broken.append("its latency was not measured (max_latency_p50_ms)")
-    elif limit is not None and latency > limit:
-        broken.append(f"it takes {milliseconds(latency)} ms of {milliseconds(limit)} (max_latency_p50_ms)")
+    for name, most in _latency_limits(budget).items():
+        latency = row[f"latency_{name}_ms"]
+        if latency is None:
+            broken.append(f"its {name} latency was not measured (max_latency_{name}_ms)")
+        elif latency > most:
+            broken.append(f"its {name} is {milliseconds(latency)} ms of {milliseconds(most)} (max_latency_{name}_ms)")
     megabytes, limit = row["size_bytes"] / 1e6, budget.max_size_mb
     if limit is not None and megabytes > limit:
         broken.append(f"it has {significant(megabytes)} MB of {significant(limit)} (max_size_mb)")
@@ -111,6 +143,15 @@ def _broken_drop(what: str, delta: float | None, limit: float | None, key: str) 
     if -delta > limit + _ROUNDING:
         return [f"it loses {-100 * delta:.2f} points of {what}, {100 * limit:g} allowed ({key})"]
     return []
+
+
+def _latency_limits(budget: BudgetParams) -> dict[str, float]:
+    limits = {
+        "p50": budget.max_latency_p50_ms,
+        "p90": budget.max_latency_p90_ms,
+        "p99": budget.max_latency_p99_ms,
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _latency(row: Row) -> float:

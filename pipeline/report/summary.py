@@ -24,6 +24,7 @@ ROW_KEYS = (
     "precision_executed",
     "runtime",
     "device",
+    "batch",
     "top1",
     "top1_low_energy",
     "top1_mid_energy",
@@ -32,6 +33,11 @@ ROW_KEYS = (
     "delta_ci_low",
     "delta_ci_high",
     "delta_top1_high_energy",
+    "delta_high_energy_ci_low",
+    "delta_high_energy_ci_high",
+    "energy_threshold",
+    "on_device_coverage",
+    "on_device_top1",
     "parity_max_abs",
     "parity_top1_agreement",
     "latency_p50_ms",
@@ -49,6 +55,7 @@ ROW_KEYS = (
 LONG_TAIL_KEYS = ("balanced_accuracy", "top1_many_shot", "top1_medium_shot", "top1_few_shot")
 _GROUPS = {"top1_low_energy": "low", "top1_mid_energy": "middle", "top1_high_energy": "high"}
 _ACCURACY = ("top1", *_GROUPS, "delta_top1", "delta_ci_low", "delta_ci_high", "delta_top1_high_energy")
+_HIGH_INTERVAL = ("delta_high_energy_ci_low", "delta_high_energy_ci_high")
 _PERCENTILES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
 _LATENCY = (*_PERCENTILES, "latency_ci_low_ms", "latency_ci_high_ms", "throughput_ips", "verdict")
 _SAMPLES_NEEDED = {"p50": required_samples(0.5), "p90": required_samples(0.9), "p99": required_samples(0.99)}
@@ -146,6 +153,9 @@ def _row(file: Json, runtime_name: str, device: str, accuracy: Json | None, late
             notes.append("difference to the torch student not measured: evaluation gave none")
         if row["delta_top1_high_energy"] is None and "high" not in empty:
             notes.append("high-energy difference to the torch student not measured: evaluation gave none")
+        high = accuracy["delta_groups"]["high"]
+        row.update(zip(_HIGH_INTERVAL, (None, None) if high is None else (high["low"], high["high"]), strict=True))
+        _set_routing(row, accuracy["routing"])
     if latency is None:
         notes.append(f"latency not measured: {runtime(runtime_name)} is not among benchmark.runtimes")
     else:
@@ -155,6 +165,18 @@ def _row(file: Json, runtime_name: str, device: str, accuracy: Json | None, late
     _set_executed(row, accuracy, latency)
     _set_parity(row, file)
     return row
+
+
+def _set_routing(row: dict[str, Any], routing: Json) -> None:
+    router, wanted = routing["energy"], f"{100 * routing['wanted_top1']:g} %"
+    row.update(
+        energy_threshold=router["threshold"], on_device_coverage=router["coverage"], on_device_top1=router["top1"]
+    )
+    if router["threshold"] is None:
+        kept = "all of its answers are" if router["coverage"] else "no share of its surest answers is"
+        row["notes"].append(f"no energy threshold: {kept} {wanted} right on the validation split")
+    if router["top1"] is None:
+        row["notes"].append("accuracy on the device not measured: no test image is kept there")
 
 
 def _set_long_tail(row: dict[str, Any], accuracy: Json | None, classes: Mapping[str, int]) -> None:
@@ -179,7 +201,7 @@ def _unmeasured(file: Json, runtime_name: str, device: str, reason: str | None) 
 
 def _blank(file: Json, runtime_name: str, device: str) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(ROW_KEYS)
-    row.update({key: file[key] for key in ("name", "role", "format", "precision", "size_bytes", "sha256")})
+    row.update({key: file[key] for key in ("name", "role", "format", "precision", "batch", "size_bytes", "sha256")})
     row.update(runtime=runtime_name, device=device, notes=[])
     return row
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from pipeline.runtimes.base import PRECISIONS, Executed, Runtime, check_executed
+from pipeline.runtimes.base import (
+    ENERGY,
+    LOGITS,
+    PRECISIONS,
+    Answers,
+    Executed,
+    Runtime,
+    check_executed,
+    joined,
+    run_padded,
+)
 from pipeline.runtimes.errors import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 
 _CLASSES = {
@@ -23,9 +33,12 @@ NAMES = tuple(_CLASSES)
 FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
 
 __all__ = [
+    "ENERGY",
     "FORMAT_READ_BY",
+    "LOGITS",
     "NAMES",
     "PRECISIONS",
+    "Answers",
     "Executed",
     "ModelFileError",
     "PrecisionError",
@@ -34,7 +47,9 @@ __all__ = [
     "RuntimesError",
     "available",
     "check_executed",
+    "joined",
     "load",
+    "run_padded",
     "runtime_class",
 ]
 

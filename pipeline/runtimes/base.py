@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pipeline.runtimes.errors import ModelFileError, PrecisionError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 UNKNOWN = "unknown"
+LOGITS, ENERGY = "logits", "energy"  # names of the outputs in our files
 # How the runtimes spell element types; Q/DQ graphs run on unsigned as well as on signed bytes.
 _PRECISION_OF_TYPE = {
     "float": "fp32",
@@ -31,6 +32,18 @@ _PRECISION_OF_TYPE = {
     "i8": "int8",
     "u8": "int8",
 }
+
+
+class Answers(NamedTuple):
+    """What a network says of B images.
+
+    Attributes:
+        logits: float32 [B, K].
+        energy: float32 [B], of these logits; None where the file has no such output.
+    """
+
+    logits: NDArray[np.float32]
+    energy: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Executed:
 
 
 class Runtime(Protocol):
-    """One loaded model. Inputs are float32 [B, 3, H, W], normalised; outputs are float32 logits [B, K]."""
+    """One loaded model. Inputs are float32 [B, 3, H, W], normalised; outputs are float32 logits and their energy."""
 
     name: ClassVar[str]
 
@@ -76,13 +89,13 @@ class Runtime(Protocol):
 
         Raises:
             ModelFileError: the file is missing, damaged or not for this runtime.
-            PrecisionError: unknown precision.
+            PrecisionError: unknown precision; or another is executed, where the runtime knows that once it has loaded.
             RuntimeUnavailableError: the runtime or the device is not here.
         """
         ...
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [B, K] of inputs [B, 3, H, W], in host memory on both sides."""
+    def run(self, inputs: NDArray[np.float32]) -> Answers:
+        """The answers for inputs [B, 3, H, W], in host memory on both sides."""
         ...
 
     def executed(self) -> Executed:
@@ -141,6 +154,32 @@ def check_request(path: Path, precision: str, suffixes: tuple[str, ...]) -> Path
 def unreadable(path: Path, runtime: str, reason: str) -> ModelFileError:
     """The error for a file that the runtime refused."""
     return ModelFileError(f"{path} cannot be loaded by {runtime} ({reason}); export it again.")
+
+
+def joined(parts: Iterable[Answers]) -> Answers:
+    """The answers for several batches as those for one."""
+    logits, energy = zip(*parts, strict=True)
+    return Answers(np.concatenate(logits), None if energy[0] is None else np.concatenate(energy))
+
+
+def run_padded(runtime: Runtime, images: NDArray[np.float32], batch: int | None) -> Answers:
+    """The answers of a file whose batch size is fixed for that many images or fewer, which are filled up.
+
+    Args:
+        images: [B, 3, H, W], 1 <= B <= ``batch``.
+        batch: of the file; None if it takes any number.
+    """
+    missing = 0 if batch is None else batch - len(images)
+    if missing == 0:
+        return runtime.run(images)
+    logits, energy = runtime.run(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))
+    return Answers(logits[: len(images)], None if energy is None else energy[: len(images)])
+
+
+def output_names(names: Sequence[str]) -> list[str]:
+    """Which outputs of a file to fetch, the logits first; the only or first one where none has that name."""
+    logits = LOGITS if LOGITS in names else names[0]
+    return [logits, ENERGY] if ENERGY in names else [logits]
 
 
 def check_batch(inputs: NDArray[np.float32], batch: int | None) -> None:

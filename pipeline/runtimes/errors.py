@@ -12,7 +12,7 @@ class RuntimeUnavailableError(RuntimesError):
 
 
 class PrecisionError(RuntimesError):
-    """The precision asked for is not one that a runtime can be asked for."""
+    """The precision asked for is unknown, or not the one that is executed."""
 
 
 class ModelFileError(RuntimesError):

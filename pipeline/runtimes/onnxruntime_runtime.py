@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.runtimes.base import (
+    Answers,
     Executed,
     check_batch,
     check_request,
     first_line,
     import_problem,
+    output_names,
     precision_of,
     summarise,
     unreadable,
@@ -64,16 +66,15 @@ class OnnxRuntime:
         self._session = self._open(self._options())
         self._pool_threads = _thread_count() - before + 1
         self._input = self._session.get_inputs()[0]
-        outputs = [output.name for output in self._session.get_outputs()]
-        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._outputs = output_names([output.name for output in self._session.get_outputs()])
         self._executed: Executed | None = None
         self._example_shape: tuple[int, ...] | None = None
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: NDArray[np.float32]) -> Answers:
         check_batch(inputs, self._batch)
         self._example_shape = inputs.shape
-        logits: NDArray[np.float32] = self._session.run([self._output], {self._input.name: inputs})[0]
-        return logits
+        logits, *energy = self._session.run(self._outputs, {self._input.name: inputs})
+        return Answers(logits, energy[0] if energy else None)
 
     def executed(self) -> Executed:
         """Reports the trace of one inference in a second session, opened with the same options and profiling.
@@ -113,7 +114,7 @@ class OnnxRuntime:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "trace")
             session = self._open(options)
-            session.run([self._output], {self._input.name: np.zeros(self._shape(), dtype=np.float32)})
+            session.run(self._outputs, {self._input.name: np.zeros(self._shape(), dtype=np.float32)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         kernels = (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time"))
         return [event["args"] for event in kernels]

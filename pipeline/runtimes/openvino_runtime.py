@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.runtimes.base import (
+    ENERGY,
+    LOGITS,
+    Answers,
     Executed,
     check_batch,
     check_request,
     import_problem,
     last_line,
+    output_names,
     precision_of,
     summarise,
     unreadable,
@@ -74,16 +78,20 @@ class OpenVinoRuntime:
             self._compiled = core.compile_model(model, target, settings)
         except RuntimeError as error:
             raise unreadable(path, self.name, last_line(error)) from error
-        names = [name for output in self._compiled.outputs for name in output.get_names()]
-        self._output = self._compiled.output("logits") if "logits" in names else self._compiled.outputs[0]
+        # an output has any number of names, and none at all in some files that are not ours
+        names = [
+            next((name for name in (LOGITS, ENERGY) if name in output.get_names()), "")
+            for output in self._compiled.outputs
+        ]
+        self._outputs = [self._compiled.outputs[names.index(name)] for name in output_names(names)]
         self._request = self._compiled.create_infer_request()
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: NDArray[np.float32]) -> Answers:
         check_batch(inputs, self._batch)
-        # The input is read in place, as the other runtimes do; the output is a copy that later runs do not overwrite.
+        # The input is read in place, as the other runtimes do; the outputs are copies that later runs do not overwrite.
         results = self._request.infer({0: inputs}, share_inputs=True, share_outputs=False)
-        logits: NDArray[np.float32] = results[self._output]
-        return logits
+        logits, *energy = (results[output] for output in self._outputs)
+        return Answers(logits, energy[0] if energy else None)
 
     def executed(self) -> Executed:
         """Reports the resolved precision hint and the ``runtimePrecision`` of each layer of the compiled graph."""

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,22 +21,28 @@ from numpy.typing import NDArray
 
 from pipeline.runtimes.base import (
     UNKNOWN,
+    Answers,
     Executed,
     check_batch,
+    check_executed,
     check_request,
     first_line,
     import_problem,
+    joined,
+    output_names,
     precision_of,
     summarise,
 )
 from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
-from pipeline.runtimes.errors import ModelFileError, RuntimesError, RuntimeUnavailableError
+from pipeline.runtimes.errors import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 
 _INSTALL = "pip install tensorrt"
 # Smallest, preferred and largest batch of an engine that was not built for one batch size.
 _DYNAMIC_BATCH = (1, 8, 64)
 _COMPUTE = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected|correlation|attention|mha|xmma", re.IGNORECASE)
 _NOT_COMPUTE = re.compile(r"reformat|shuffle|constant|copy|noop|signal|wait", re.IGNORECASE)
+# Where they exist: EXPLICIT_BATCH went away with TensorRT 11 and is ignored in 10.
+_NETWORK_FLAGS = ("STRONGLY_TYPED", "EXPLICIT_BATCH")
 # "Format/Datatype" is "Half" or "Float" in newer versions, "Row major linear FP16 format" and the like in older ones.
 _DATATYPE = re.compile(r"\b(Int8|FP16|Half|BF16|BFloat16|FP32|Float)\b", re.IGNORECASE)
 _LONG_NAMES = {"fp16": "half", "fp32": "float"}
@@ -58,6 +65,9 @@ class TensorRtRuntime:
         """As in ``Runtime``; ``threads`` is not used, and ``device`` is the GPU whatever it says.
 
         An engine with dynamic batch is built for 1 to 64 images; larger inputs are run in parts.
+
+        Raises:
+            PrecisionError: also if the engine executes another precision than the one asked for.
         """
         check_request(path, precision, (".onnx",))
         if reason := import_problem("tensorrt", _INSTALL):
@@ -70,27 +80,40 @@ class TensorRtRuntime:
         self._sizes = (batch, batch, batch) if batch is not None else _DYNAMIC_BATCH
         self._driver = CudaDriver()
         self._log = _make_log(tensorrt)
-        self._runtime = tensorrt.Runtime(self._log)
-        self._engine, self._provenance = self._obtain_engine()
+        try:
+            self._runtime = tensorrt.Runtime(self._log)
+        except TypeError as error:  # how the bindings tell that TensorRT returned nothing
+            raise RuntimeUnavailableError(
+                f"TensorRT {tensorrt.__version__} does not start here ({self._log.last_error()}); "
+                f"install the one made for driver {self._driver.driver_version}."
+            ) from error
+        self._engine, provenance = self._obtain_engine()
+        self._executed = self._inspect(precision, provenance)
         self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RuntimesError(f"TensorRT has no memory to run {path} ({self._log.last_error()}); free some.")
         self._shape: tuple[int, ...] = ()
         self._prepare_buffers()
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: NDArray[np.float32]) -> Answers:
         check_batch(inputs, self._batch)
         largest = self._sizes[2]
         parts = [self._run_part(inputs[start : start + largest]) for start in range(0, len(inputs), largest)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def executed(self) -> Executed:
         """Reports the engine inspector's account of the layers: the type of the first input of each compute layer."""
+        return self._executed
+
+    def _inspect(self, asked: str, provenance: dict[str, Any]) -> Executed:
         tensorrt = self._tensorrt
         inspector = self._engine.create_engine_inspector()
         layers = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)).get("Layers", [])
         # With less than detailed verbosity a layer is only its name.
         compute = [layer for layer in layers if isinstance(layer, dict) and _is_compute(layer)]
-        return Executed(
-            precision=summarise(_layer_precision(layer) for layer in compute),
+        precisions = [_layer_precision(layer) for layer in compute]
+        executed = Executed(
+            precision=summarise(precisions),
             provider=f"tensorrt:{self._driver.device_name}",
             version=tensorrt.__version__,
             threads=0,
@@ -98,27 +121,33 @@ class TensorRtRuntime:
                 "layers": len(layers),
                 "compute_layers": {str(layer.get("Name")): _layer_precision(layer) for layer in compute},
                 "transfers_included": True,
-                **self._provenance,
+                **provenance,
             },
         )
+        if _contradict(asked, Counter(precisions)):
+            mismatch = str(check_executed(asked, executed)).rstrip(".")
+            raise PrecisionError(f"{self._path}: {mismatch}; export it again, or do not ask this GPU for {asked}.")
+        return executed
 
-    def _run_part(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run_part(self, inputs: NDArray[np.float32]) -> Answers:
         self._set_shape(inputs.shape)
         source = np.ascontiguousarray(inputs, dtype=np.float32)
-        logits = np.empty(self._output_shape, dtype=np.float32)
+        results = [np.empty(shape, dtype=np.float32) for shape in self._output_shapes]
         self._driver.upload(self._buffers[self._input], source)
         if not self._context.execute_async_v3(self._driver.stream):
             raise RuntimesError(f"TensorRT failed to run {self._path} ({self._log.last_error()}).")
-        self._driver.download(logits, self._buffers[self._output])
+        for result, name in zip(results, self._outputs, strict=True):
+            self._driver.download(result, self._buffers[name])
         self._driver.synchronize()
-        return logits
+        logits, *energy = results
+        return Answers(logits, energy[0] if energy else None)
 
     def _set_shape(self, shape: tuple[int, ...]) -> None:
         if shape == self._shape:
             return
         if not self._context.set_input_shape(self._input, tuple(shape)):
             raise ValueError(f"the engine of {self._path} takes no input of shape {list(shape)}.")
-        self._output_shape = tuple(self._context.get_tensor_shape(self._output))
+        self._output_shapes = [tuple(self._context.get_tensor_shape(name)) for name in self._outputs]
         self._shape = shape
 
     def _prepare_buffers(self) -> None:
@@ -130,7 +159,7 @@ class TensorRtRuntime:
         if len(inputs) != 1 or any(engine.get_tensor_dtype(name) != tensorrt.DataType.FLOAT for name in names):
             raise ModelFileError(f"{self._path} needs one input and float32 inputs and outputs; export it again.")
         self._input = inputs[0]
-        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._outputs = output_names(outputs)
         shape = tuple(engine.get_tensor_shape(self._input))
         self._set_shape((self._sizes[2] if shape[0] < 0 else shape[0], *shape[1:]))
         self._buffers = {}
@@ -173,9 +202,7 @@ class TensorRtRuntime:
         tensorrt = self._tensorrt
         builder = tensorrt.Builder(self._log)
         flags = tensorrt.NetworkDefinitionCreationFlag.__members__
-        # EXPLICIT_BATCH went away with TensorRT 11 and is ignored in 10.
-        wanted = [flags[flag] for flag in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if flag in flags]
-        network = builder.create_network(sum(1 << int(flag) for flag in wanted))
+        network = builder.create_network(sum(1 << int(flags[flag]) for flag in _NETWORK_FLAGS if flag in flags))
         parser = tensorrt.OnnxParser(network, self._log)
         if not parser.parse(model):
             reason = parser.get_error(0).desc() if parser.num_errors else self._log.last_error()
@@ -192,7 +219,8 @@ class TensorRtRuntime:
             )
         if shape[0] < 1:
             profile = builder.create_optimization_profile()
-            profile.set_shape(image.name, *[(size, *shape[1:]) for size in self._sizes])
+            smallest, usual, largest = ((size, *shape[1:]) for size in self._sizes)
+            profile.set_shape(image.name, min=smallest, opt=usual, max=largest)
             config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -224,6 +252,16 @@ def _write_cached(plan_path: Path, plan: bytes, record: dict[str, Any]) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(content)
         Path(file.name).replace(path)
+
+
+def _contradict(asked: str, layers: Counter[str]) -> bool:
+    """Whether compute layers, counted by precision, cannot be what was asked for; unknown ones prove nothing.
+
+    Q/DQ and float16 graphs keep some layers in another precision, so the largest count decides; an fp32 graph has
+    nothing else in it.
+    """
+    others = max((count for name, count in layers.items() if name not in (asked, UNKNOWN)), default=0)
+    return others > (0 if asked == "fp32" else max(layers[asked], layers[UNKNOWN]))
 
 
 def _is_compute(layer: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.runtimes.base import (
+    Answers,
     Executed,
     check_batch,
     check_request,
@@ -76,15 +77,15 @@ class TorchRuntime:
         self._executed: Executed | None = None
         self._example_shape: tuple[int, ...] | None = None
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: NDArray[np.float32]) -> Answers:
         check_batch(inputs, self._batch)
         self._example_shape = inputs.shape
         with self._torch.inference_mode():
             tensor = self._torch.from_numpy(inputs if inputs.flags.writeable else inputs.copy())
             outputs = self._module(tensor.to(self._device))
-            logits = outputs if isinstance(outputs, self._torch.Tensor) else outputs[0]
-            result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
+            parts = (outputs,) if isinstance(outputs, self._torch.Tensor) else outputs
+            logits, *energy = (part.float().cpu().numpy() for part in parts)
+        return Answers(logits, energy[0] if energy else None)
 
     def executed(self) -> Executed:
         """Reports the operators that torch dispatched in one forward pass, and the type of their first tensor."""

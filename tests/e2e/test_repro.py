@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -161,6 +162,40 @@ def test_no_file_within_the_budget_is_exit_code_2_with_the_broken_limits(clone):
     assert result.stderr.startswith("error: ")
     assert "student_int8.onnx" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "benchmark"])
+def test_a_truncated_file_is_named_and_not_measured(clone, stage):
+    path = clone / "artifacts/export/student_int8.onnx"
+    whole, before = path.read_bytes(), snapshot(clone)
+    path.unlink()  # it may be a link into the cache
+    path.write_bytes(whole[:-100])
+    result = command(clone, sys.executable, "-m", f"stages.{stage}", check=False)
+    path.write_bytes(whole)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: artifacts/export/student_int8.onnx has hash ")
+    assert result.stderr.count("\n") == 1
+    assert snapshot(clone) == before
+
+
+def test_a_student_whose_weights_are_not_numbers_is_not_exported(clone):
+    from safetensors.torch import load_file, save_file
+
+    folder, before = clone / "artifacts/student", snapshot(clone)
+    weights, card = folder / "weights.safetensors", folder / "card.json"
+    tensors = load_file(weights)
+    tensors["fc.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "broken.safetensors")
+    (folder / "broken.safetensors").replace(weights)
+    content = json.loads(card.read_text())
+    card.unlink()
+    card.write_text(json.dumps(content | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    result = command(clone, sys.executable, "-m", "stages.export", check=False)
+    for name in (weights, card):
+        name.write_bytes(before[name.relative_to(clone).as_posix()])
+    assert result.returncode == 2
+    assert "error: the student gives logits that are not finite; train it again" in result.stderr
+    assert snapshot(clone) == before
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "benchmark"])

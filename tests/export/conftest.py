@@ -17,6 +17,7 @@ from pipeline.export import ExportedFile, export_all
 
 SIZE = 16
 CLASSES = 4
+TEMPERATURE = 4.0
 METADATA = {
     "class_names": json.dumps(["a", "b", "c", "d"]),
     "preprocessing": json.dumps({"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "size": [SIZE, SIZE]}),
@@ -62,6 +63,7 @@ class Exported:
         arguments = {
             "params": self.params,
             "image_size": SIZE,
+            "energy_temperature": TEMPERATURE,
             "calibration_images": self.calibration,
             "parity_images": self.images,
             "metadata": METADATA,

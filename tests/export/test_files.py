@@ -18,6 +18,7 @@ from torch import nn
 
 import pipeline
 from pipeline import runtimes
+from pipeline.artifacts import model_files
 from pipeline.errors import ExportError
 from pipeline.export import onnx_file, plan
 
@@ -65,10 +66,11 @@ def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
 def test_entries_are_ready_for_the_manifest(exported: Exported) -> None:
     entry = exported.files["student_int8.onnx"].entry()
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
-    assert list(entry) == ["name", "role", "format", "precision", "sha256", "size_bytes", "parity"]
+    assert list(entry) == ["name", "role", "format", "precision", "sha256", "size_bytes", "batch", "parity"]
     assert entry["parity"]["images"] == len(exported.images)
     assert entry["parity"]["runtime"] == "onnxruntime"
     assert entry["parity"].keys() >= {"max_abs", "mean_abs", "cosine", "top1_agreement", "executed_precision"}
+    assert 0 < entry["parity"]["energy_max_abs"] < 0.5
 
 
 def test_every_file_computes_what_its_network_computes(exported: Exported) -> None:
@@ -103,16 +105,47 @@ def test_networks_are_left_as_they_are(exported: Exported, tmp_path: Path) -> No
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx", "student_fp32.pt2"])
-def test_a_file_alone_in_another_folder_runs_any_batch_size(exported: Exported, tmp_path: Path, name: str) -> None:
-    path = Path(shutil.copy(exported.folder / name, tmp_path))
+@pytest.mark.parametrize("name", STUDENT_FILES)
+def test_a_file_alone_in_another_folder_gives_the_same_answers_for_any_batch_size(
+    exported: Exported, tmp_path: Path, name: str
+) -> None:
+    original = exported.folder / name
+    for part in model_files(original):
+        shutil.copy(part, tmp_path)
     file = exported.files[name]
-    runtime = runtimes.load(file.runtime, path, precision=file.precision)
+    here, there = (runtimes.load(file.runtime, path, precision=file.precision) for path in (original, tmp_path / name))
     for batch in (1, 2, 5):
-        logits = runtime.run(exported.images[:batch])
+        logits, energy = there.run(exported.images[:batch])
         assert logits.shape == (batch, CLASSES)
-        assert logits.dtype == np.float32
+        assert energy.shape == (batch,)
+        assert logits.dtype == energy.dtype == np.float32
+        for answer, other in zip((logits, energy), here.run(exported.images[:batch]), strict=True):
+            assert np.array_equal(answer, other)
         np.testing.assert_allclose(logits, exported.logits[:batch], atol=0.5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fixed_batch_is_in_every_file_but_the_torch_program_and_proved_with_it(
+    exported: Exported, tmp_path: Path, batch: int
+) -> None:
+    params = exported.params.model_copy(update={"batch": batch, "ir_version": 9})
+    files = {file.name: file for file in exported.again(tmp_path, params=params, parity_images=exported.images[:7])}
+    for name, file in files.items():
+        assert file.batch == (None if file.format == "torch" else batch)
+        assert file.parity.images == 7
+        if file.format == "torch" or file.role == "teacher":
+            continue
+        runtime = runtimes.load(
+            file.format if file.format == "openvino" else "onnxruntime", tmp_path / name, precision=file.precision
+        )
+        answers = runtimes.run_padded(runtime, exported.images[: min(2, batch)], batch)
+        np.testing.assert_allclose(answers.logits, exported.logits[: min(2, batch)], atol=0.5)
+        with pytest.raises(Exception):  # noqa: B017  each runtime has its own
+            runtime.run(exported.images[: batch + 1])
+    model = onnx.load(tmp_path / "student_int8.onnx")
+    assert model.ir_version == 9
+    sizes = [value.type.tensor_type.shape.dim[0].dim_value for value in (*model.graph.input, *model.graph.output)]
+    assert sizes == [batch, batch, batch]
 
 
 def test_a_tampered_file_stops_the_export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,10 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
 def test_input_and_output_are_float32_with_a_free_batch_size(exported: Exported, precision: str) -> None:
     graph = _load(exported, precision).graph
     assert [_signature(value) for value in graph.input] == [("input", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])]
-    assert [_signature(value) for value in graph.output] == [("logits", TensorProto.FLOAT, ["batch", CLASSES])]
+    assert [_signature(value) for value in graph.output] == [
+        ("logits", TensorProto.FLOAT, ["batch", CLASSES]),
+        ("energy", TensorProto.FLOAT, ["batch"]),
+    ]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -55,7 +58,10 @@ def test_fp16_file_is_float16_between_one_cast_at_each_end(exported: Exported) -
     assert {types[name] for node in model.graph.node if node.op_type in COMPUTE for name in node.input} == {
         TensorProto.FLOAT16
     }
-    assert [name for name, kind in types.items() if kind == TensorProto.FLOAT] == ["input", "logits"]
+    energy = {name for node in model.graph.node if node.output[0].startswith("energy") for name in node.output}
+    constants = {"energy_scale", "energy_temperature"}
+    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+    assert floats - energy - constants == {"input", "logits"}, "the energy is computed from the float32 logits"
     assert sum(node.op_type == "Cast" for node in model.graph.node) == 2
 
 

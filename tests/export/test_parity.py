@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.config import ParityParams
 from pipeline.errors import ExportError
-from pipeline.export.parity import check_parity, compare, fp32_limit
+from pipeline.export.parity import check_energy, check_parity, compare, fp32_limit
+from pipeline.runtimes import Answers
 
 LIMITS = ParityParams(images=8, fp32_max_abs=1e-4, minimum_agreement=0.75)
 REFERENCE = np.float32([[2, 1, 0], [0, 3, 1], [1, 0, 1.5], [4, 0, 0]])
@@ -86,3 +87,27 @@ def test_logits_that_are_not_finite_are_refused(precision: str, value: float) ->
 def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(ExportError, match=r"^a\.onnx returns logits of shape \(4, 2\)"):
         check_parity("a.onnx", "fp16", REFERENCE, REFERENCE[:, :2], LIMITS)
+
+
+def energy_of(logits: np.ndarray, temperature: float = 4.0) -> np.ndarray:
+    return (-temperature * np.log(np.exp(logits.astype(float) / temperature).sum(axis=1))).astype(np.float32)
+
+
+def test_energy_is_compared_with_that_of_the_network() -> None:
+    logits = REFERENCE + np.float32([[0.5], [0], [0], [0]])
+    found = check_energy("a.onnx", Answers(logits, energy_of(logits)), REFERENCE, 4.0)
+    assert found == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (None, "returns no energy of each image"),
+        (energy_of(REFERENCE)[:3], "returns no energy of each image"),
+        (energy_of(REFERENCE, 1.0), "differ by up to"),
+        (np.full(4, np.nan, np.float32), "differ by up to nan"),
+    ],
+)
+def test_a_file_whose_energy_is_not_that_of_its_own_logits_is_refused(energy: np.ndarray | None, message: str) -> None:
+    with pytest.raises(ExportError, match=rf"^a\.onnx returns .*{message.removeprefix('returns ')}"):
+        check_energy("a.onnx", Answers(REFERENCE, energy), REFERENCE, 4.0)

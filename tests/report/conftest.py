@@ -125,6 +125,7 @@ def export_manifest() -> dict[str, Any]:
                 "precision": precision,
                 "sha256": sha(name),
                 "size_bytes": size,
+                "batch": None,
                 "parity": {
                     "images": 144,
                     "max_abs": error[precision],
@@ -133,6 +134,7 @@ def export_manifest() -> dict[str, Any]:
                     "top1_agreement": 0.9931 if precision == "int8" else 1.0,
                     "smallest_flipped_margin": 0.21 if precision == "int8" else None,
                     "largest_flipped_margin": 0.21 if precision == "int8" else None,
+                    "energy_max_abs": error[precision] / 2,
                     "runtime": RUNTIMES[form],
                     "executed_precision": executed(name, precision),
                 },
@@ -146,6 +148,16 @@ def executed(name: str, precision: str) -> str:
     if precision == "fp16":
         return "fp32"
     return "mixed:int8=9,fp32=1" if name == "student_int8.xml" else precision
+
+
+def routing() -> dict[str, Any]:
+    curve = [min(1.0, 1.02 - 0.045 * share / 20) for share in range(1, 21)]
+    kept = {"coverage": 0.95, "kept": 342, "top1": 339 / 342}
+    return {
+        "wanted_top1": 0.99,
+        "energy": {"threshold": -8.25, **kept, "aurc": 0.0021, "curve": curve},
+        "max_softmax": {"threshold": 0.31, **kept, "aurc": 0.0026, "curve": [value - 0.002 for value in curve]},
+    }
 
 
 def evaluation() -> dict[str, Any]:
@@ -177,6 +189,8 @@ def evaluation() -> dict[str, Any]:
                 "delta_ci_low": difference - half,
                 "delta_ci_high": difference + half,
                 "delta_top1_high_energy": (ERRORS["student_fp32.pt2"][2] - high) / GROUP_SIZES["high"],
+                "delta_groups": {group: {"value": 0.0, "low": -0.02, "high": 0.02} for group in ("low", "mid", "high")},
+                "routing": routing(),
             }
         )
     return {
@@ -298,9 +312,7 @@ def build_inputs(**changes: Any) -> Inputs:
         "energy_sha256": sha("energy"),
         "subset_sha256": sha("subset"),
         "tensorrt_unavailable": NO_TENSORRT,
-        "budget": BudgetParams(
-            max_top1_drop=0.01, max_high_energy_drop=None, max_latency_p50_ms=None, max_size_mb=None
-        ),
+        "budget": BudgetParams(**(dict.fromkeys(BudgetParams.model_fields) | {"max_top1_drop": 0.01})),
     }
     return Inputs(**(values | changes))
 

@@ -15,9 +15,12 @@ from PIL import Image
 
 from pipeline.data.image_files import resize
 from pipeline.errors import DataError, LineageError
+from pipeline.export.energy_output import with_energy
+from pipeline.export.graph import fix_batch
 from pipeline.report import Inputs, Recommendation, write_deploy
 
 WEIGHT = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
+TEMPERATURE = 4.0
 Row = dict[str, Any]
 
 
@@ -38,6 +41,7 @@ def export_onnx(folder: Path) -> Path:
         [helper.make_tensor("weight", TensorProto.FLOAT, WEIGHT.shape, WEIGHT.tobytes(), raw=True)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = with_energy(model, TEMPERATURE)
     path = folder / "student_int8.onnx"
     onnx.save(model, path)
     return path
@@ -111,11 +115,25 @@ def test_predict_gives_the_answer_of_training_preprocessing(deployed: Path, pict
         pixels = np.asarray(resize(image.convert("RGB"), 32), dtype=np.float64)
     logits = WEIGHT @ ((pixels / 255 - inputs.data["mean"]) / inputs.data["std"]).mean(axis=(0, 1))
     expected = np.exp(logits) / np.exp(logits).sum()
-    path, label, probability = done.stdout.rstrip("\n").split("\t")
+    path, label, probability, energy = done.stdout.rstrip("\n").split("\t")
     labels = (deployed / "labels.txt").read_text(encoding="utf-8").split("\n")
     assert path == str(picture)
     assert label == labels[int(expected.argmax())]
     assert float(probability) == pytest.approx(expected.max(), abs=1e-3)
+    assert float(energy) == pytest.approx(-TEMPERATURE * np.log(np.exp(logits / TEMPERATURE).sum()), abs=1e-3)
+
+
+def test_predict_gives_no_answer_beyond_the_threshold_that_it_is_told(deployed: Path, picture: Path) -> None:
+    probability, energy = map(float, run_predict(deployed, str(picture)).stdout.split("\t")[2:])
+    for option, threshold, rejected in (
+        ("--reject-above", energy + 0.01, False),
+        ("--reject-above", energy - 0.01, True),
+        ("--reject-below", probability - 0.01, False),
+        ("--reject-below", probability + 0.01, True),
+    ):
+        done = run_predict(deployed, option, str(threshold), str(picture))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.stdout.split("\t")[1] == "(rejected)") is rejected
 
 
 def test_predict_takes_grey_transparent_and_rotated_images(deployed: Path, picture: Path, tmp_path: Path) -> None:
@@ -144,19 +162,21 @@ def test_damaged_image_gets_one_sentence_and_exit_code_2(deployed: Path, picture
 def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
     done = run_predict(deployed)
     assert done.returncode == 2
-    assert done.stderr.startswith("python predict.py image.png [...] prints")
+    assert done.stderr.startswith("usage: predict.py")
 
 
 def test_preprocessing_is_that_of_the_data_card(deployed: Path, inputs: Inputs) -> None:
     spec = json.loads((deployed / "preprocessing.json").read_text(encoding="utf-8"))
     assert (spec["image_size"], spec["mean"], spec["std"]) == (32, inputs.data["mean"], inputs.data["std"])
+    assert (spec["input"], spec["output"], spec["energy"]) == ("input", "logits", "energy")
+    assert spec["energy_threshold"] == -8.25
 
 
 def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
     program = (deployed / "predict.py").read_text(encoding="utf-8")
     assert "{{" not in program
     assert "{%" not in program
-    assert len(program.splitlines()) < 35
+    assert len(program.splitlines()) < 50
 
 
 def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
@@ -168,6 +188,37 @@ def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
         (tmp_path / "deploy/README.md").read_text().split()
     )
     assert "import onnxruntime" in (tmp_path / "deploy/predict.py").read_text()
+
+
+def test_readme_names_the_energy_above_which_to_reject_and_what_that_keeps(
+    tmp_path: Path, rows: list[Row], inputs: Inputs
+) -> None:
+    row = row_for(export_onnx(tmp_path), rows)
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    text = (tmp_path / "deploy/README.md").read_text()
+    assert "predict.py --reject-above -8.25 image.png" in text
+    assert "kept 95.0 % of the images, of which 99.12 % were right" in text
+    write_deploy(tmp_path / "deploy", row | {"energy_threshold": None}, tmp_path, inputs.data)
+    assert "--reject-above" not in (tmp_path / "deploy/README.md").read_text()
+
+
+def test_predict_fills_the_batch_of_a_file_that_takes_several_images(
+    tmp_path: Path, rows: list[Row], inputs: Inputs, picture: Path
+) -> None:
+    import onnx
+
+    path = export_onnx(tmp_path)
+    expected = None
+    for batch in (None, 3):
+        if batch is not None:
+            model = onnx.load(path)
+            fix_batch(model, batch)
+            onnx.save(model, path)
+        write_deploy(tmp_path / "deploy", row_for(path, rows) | {"batch": batch}, tmp_path, inputs.data)
+        done = run_predict(tmp_path / "deploy", str(picture))
+        assert (done.returncode, done.stderr) == (0, "")
+        expected = expected or done.stdout
+        assert done.stdout == expected
 
 
 def test_file_that_is_not_the_measured_one_is_refused(tmp_path: Path, rows: list[Row], inputs: Inputs) -> None:

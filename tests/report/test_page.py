@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.config import BudgetParams
 from pipeline.report import Inputs, Table, build_report, page
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -84,7 +84,7 @@ def test_ids_are_unique_and_links_resolve(html: str) -> None:
 def test_plots_have_a_text_and_tables_have_headers(html: str) -> None:
     tags = read(html).tags
     plots = [attributes for _, attributes in tags if attributes.get("role") == "img"]
-    assert len(plots) == 4
+    assert len(plots) == 5
     assert all(attributes["aria-label"] for attributes in plots)
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
 
@@ -111,10 +111,11 @@ def test_class_names_are_text_and_never_markup(inputs: Inputs, name: str) -> Non
 
 @pytest.mark.usefixtures("no_plots")
 def test_page_without_a_deployable_file_says_why(make_inputs: Callable[..., Inputs]) -> None:
-    limits = BudgetParams(max_top1_drop=None, max_high_energy_drop=None, max_latency_p50_ms=0.1, max_size_mb=None)
-    text = text_of(build_report(make_inputs(budget=limits)).html)
+    inputs = make_inputs()
+    limits = inputs.budget.model_copy(update={"max_latency_p50_ms": 0.1})
+    text = text_of(build_report(replace(inputs, budget=limits)).html)
     assert "No file can be recommended" in text
-    assert "student_int8.onnx : it takes 0.298 ms of 0.100 (max_latency_p50_ms)" in text
+    assert "student_int8.onnx : its p50 is 0.298 ms of 0.100 (max_latency_p50_ms)" in text
     assert "Deploy student" not in text
 
 

@@ -17,7 +17,9 @@ KEYS_OF_DESIGN = {
     *("parity_top1_agreement", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput_ips", "verdict"),
     *("size_bytes", "sha256"),
 }
-ADDED_KEYS = {"role", "notes", "delta_top1_high_energy", "latency_ci_low_ms", "latency_ci_high_ms"}
+ADDED_KEYS = {"role", "notes", "batch", "latency_ci_low_ms", "latency_ci_high_ms"}
+ADDED_KEYS |= {"delta_top1_high_energy", "delta_high_energy_ci_low", "delta_high_energy_ci_high"}
+ADDED_KEYS |= {"energy_threshold", "on_device_coverage", "on_device_top1"}
 # What a note on a null must name.
 SUBJECTS = {
     "top1": "accuracy",
@@ -28,6 +30,11 @@ SUBJECTS = {
     "delta_ci_low": "accuracy|difference",
     "delta_ci_high": "accuracy|difference",
     "delta_top1_high_energy": "high-energy",
+    "delta_high_energy_ci_low": "high-energy",
+    "delta_high_energy_ci_high": "high-energy",
+    "energy_threshold": "energy threshold",
+    "on_device_coverage": "accuracy",
+    "on_device_top1": "on the device",
     "parity_max_abs": "parity",
     "parity_top1_agreement": "parity",
     "latency_p50_ms": "p50|latency",
@@ -50,7 +57,12 @@ def row_of(summary: dict[str, Any], name: str, runtime: str) -> dict[str, Any]:
 def assert_nulls_are_explained(row: dict[str, Any]) -> None:
     notes = " ".join(row["notes"])
     for key, value in row.items():
-        if value is None and "not measured on this machine" not in notes and "accuracy not measured" not in notes:
+        if (
+            key != "batch"
+            and value is None
+            and "not measured on this machine" not in notes
+            and "accuracy not measured" not in notes
+        ):
             assert any(subject in notes for subject in SUBJECTS[key].split("|")), (key, row["notes"])
 
 
@@ -72,6 +84,30 @@ def test_row_joins_manifest_accuracy_and_latency_of_one_file_and_runtime(summari
     assert row["verdict"] == "stable"
     assert row["device"] == "Example CPU"
     assert row["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("coverage", "top1", "notes"),
+    [
+        (1.0, 0.98, ["no energy threshold: all of its answers are 99 % right on the validation split"]),
+        (
+            0.0,
+            None,
+            [
+                "no energy threshold: no share of its surest answers is 99 % right on the validation split",
+                "accuracy on the device not measured: no test image is kept there",
+            ],
+        ),
+    ],
+)
+def test_missing_threshold_says_whether_all_or_none_is_kept(
+    summarise: Summarise, inputs: Inputs, coverage: float, top1: float | None, notes: list[str]
+) -> None:
+    for row in inputs.evaluation["rows"]:
+        row["routing"]["energy"].update(threshold=None, coverage=coverage, top1=top1)
+    row = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
+    assert (row["energy_threshold"], row["on_device_coverage"], row["on_device_top1"]) == (None, coverage, top1)
+    assert row["notes"] == notes
 
 
 def test_file_without_tensorrt_result_has_a_row_of_nulls_with_the_reason(summarise: Summarise, inputs: Inputs) -> None:

@@ -25,7 +25,7 @@ HERE = ("torch", "onnxruntime", "openvino")
 def test_fp32_logits_are_those_of_the_torch_network(tiny: TinyNetwork, name: str, batch: int | None) -> None:
     runtime = runtimes.load(name, tiny.file(name), precision="fp32", threads=1, batch=batch)
     step = batch or len(tiny.images)
-    parts = [runtime.run(tiny.images[start : start + step]) for start in range(0, len(tiny.images), step)]
+    parts = [runtime.run(tiny.images[start : start + step]).logits for start in range(0, len(tiny.images), step)]
     logits = np.concatenate(parts)
     assert logits.dtype == np.float32
     assert logits.shape == (4, CLASSES)
@@ -36,13 +36,13 @@ def test_fp32_logits_are_those_of_the_torch_network(tiny: TinyNetwork, name: str
 def test_dynamic_batch_accepts_any_number_of_images(tiny: TinyNetwork, name: str) -> None:
     runtime = runtimes.load(name, tiny.file(name), precision="fp32", threads=1)
     for count in (1, 3, 4):
-        np.testing.assert_allclose(runtime.run(tiny.images[:count]), tiny.logits[:count], atol=1e-4)
+        np.testing.assert_allclose(runtime.run(tiny.images[:count]).logits, tiny.logits[:count], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_earlier_logits_survive_later_runs(tiny: TinyNetwork, name: str) -> None:
     runtime = runtimes.load(name, tiny.file(name), precision="fp32", threads=1, batch=1)
-    first = runtime.run(tiny.images[:1])
+    first = runtime.run(tiny.images[:1]).logits
     kept = first.copy()
     runtime.run(tiny.images[1:2])
     np.testing.assert_array_equal(first, kept)
@@ -74,7 +74,7 @@ def test_fp32_is_executed_as_fp32(tiny: TinyNetwork, name: str, batch: int | Non
 def test_int8_is_executed_on_bytes(tiny: TinyNetwork, name: str) -> None:
     runtime = runtimes.load(name, tiny.file(name, "int8"), precision="int8", threads=1, batch=4)
     assert runtime.executed().precision == "int8"
-    np.testing.assert_allclose(runtime.run(tiny.images), tiny.logits, atol=0.1)
+    np.testing.assert_allclose(runtime.run(tiny.images).logits, tiny.logits, atol=0.1)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ARM has float16 kernels")
