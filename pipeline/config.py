@@ -179,8 +179,15 @@ class DistillParams(_Block):
 
 class CalibrationParams(_Block):
     images: Annotated[int, Field(ge=8, le=10000)]
-    selection: Literal["stratified", "random"]
+    selection: Literal["stratified", "random", "low_energy", "high_energy"]
     seed: Seed
+
+
+class Int8Params(_Block):
+    ranges: Literal["error", "minmax"]
+    rounding: bool
+    bias_correction: bool
+    float_share: Fraction
 
 
 class ParityParams(_Block):
@@ -197,6 +204,7 @@ class ExportParams(_Block):
     opset: Annotated[int, Field(ge=18, le=20)]
     ir_version: Annotated[int, Field(ge=8, le=11)] | None
     calibration: CalibrationParams
+    int8: Int8Params
     parity: ParityParams
 
     @model_validator(mode="after")

@@ -13,8 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.config import Int8Params
 from pipeline.export.capture import capture
 from pipeline.export.graph import from_program
+from pipeline.export.quantize import Int8Graph, to_int8
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Source:
         opset: ONNX operator set of the files.
         ir_version: version of the ONNX file format; None as torch writes it.
         batch: images per call, fixed in the ONNX and OpenVINO files; None for any number.
-        calibration_images: float32 [n, 3, S, S], normalised, to set the int8 ranges.
+        calibration_images: float32 [n, 3, S, S], normalised, to choose the numbers of the int8 files.
+        int8: how they are chosen.
     """
 
     network: nn.Module
@@ -40,11 +43,17 @@ class Source:
     ir_version: int | None
     batch: int | None
     calibration_images: NDArray[np.float32]
+    int8: Int8Params
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
         """The network in ONNX, float32, with the logits alone as output; made once, not to be changed."""
         return from_program(capture(self.network, self.image_size, self.role), self.opset)
+
+    @cached_property
+    def int8_graph(self) -> Int8Graph:
+        """The same in int8; made once, not to be changed."""
+        return to_int8(self.graph, self.calibration_images, self.int8)
 
 
 class Format(Protocol):

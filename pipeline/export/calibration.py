@@ -17,18 +17,21 @@ def select(
     labels: NDArray[np.int64],
     energy: NDArray[np.floating],
     count: int,
-    selection: Literal["stratified", "random"],
+    selection: Literal["stratified", "random", "low_energy", "high_energy"],
     seed: int,
 ) -> NDArray[np.int64]:
     """Choose ``count`` of N images; returns their indices, ascending, int64 [count].
 
     ``stratified`` gives every class its share of the images, at least one where ``count`` allows it, and within a class
-    takes evenly spaced ranks of the energy, so that certain and uncertain images are represented as they occur; it is
-    deterministic and needs no seed. ``random`` draws without replacement.
+    takes one from each of as many equal parts of the ranks of the energy, so that certain and uncertain images are
+    represented as they occur; the seed shifts all ranks within their parts, and 0 takes the middles. ``random`` draws
+    without replacement; ``low_energy`` and ``high_energy`` do so from the fifth of the images with the lowest or
+    highest energy, or from ``count`` of them if that is more.
 
     Args:
         labels: int [N].
         energy: float [N].
+        seed: of the draw.
 
     Raises:
         ExportError: fewer than ``count`` images.
@@ -40,17 +43,22 @@ def select(
         raise ExportError(
             f"export.calibration.images is {count}, but the training split has {len(labels)} images; lower it"
         )
-    if selection == "random":
-        return np.sort(np.random.default_rng(seed).choice(len(labels), count, replace=False)).astype(np.int64)
+    generator = np.random.default_rng(seed)
+    if selection in {"random", "low_energy", "high_energy"}:
+        ranked = np.argsort(energy, kind="stable")
+        fifth = max(count, len(ranked) // 5)
+        pool = {"random": ranked, "low_energy": ranked[:fifth], "high_energy": ranked[len(ranked) - fifth :]}[selection]
+        return np.sort(generator.choice(np.sort(pool), count, replace=False)).astype(np.int64)
     if selection != "stratified":
-        raise ValueError(f"selection {selection!r} is not one of stratified, random")
+        raise ValueError(f"selection {selection!r} is not one of stratified, random, low_energy, high_energy")
+    place = 0.5 if seed == 0 else float(generator.random())
     order = np.lexsort((energy, labels))  # by class, then energy; ties keep their order
     sizes = np.unique(labels, return_counts=True)[1]
     if count < len(sizes):
-        return np.sort(order[_even_ranks(len(order), count)]).astype(np.int64)
+        return np.sort(order[_even_ranks(len(order), count, place)]).astype(np.int64)
     starts = np.cumsum(sizes) - sizes
     ranks = [
-        start + _even_ranks(size, share)
+        start + _even_ranks(size, share, place)
         for start, size, share in zip(starts, sizes, _shares(sizes, count), strict=True)
     ]
     return np.sort(order[np.concatenate(ranks)]).astype(np.int64)
@@ -71,9 +79,9 @@ def write_record(path: Path, indices: NDArray[np.int64], *, selection: str, seed
     )
 
 
-def _even_ranks(size: int, count: int) -> NDArray[np.int64]:
-    """``count`` different ranks in the middles of ``count`` equal parts of range(size)."""
-    return (2 * np.arange(count, dtype=np.int64) + 1) * size // (2 * max(count, 1))
+def _even_ranks(size: int, count: int, place: float) -> NDArray[np.int64]:
+    """``count`` different ranks, at the same ``place`` (0 <= place < 1) of as many equal parts of range(size)."""
+    return np.floor((np.arange(count) + place) * size / max(count, 1)).astype(np.int64)
 
 
 def _shares(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class ExportedFile:
         sha256: over the bytes of all its parts, the named one first.
         size_bytes: of all its parts.
         batch: images per call, fixed in the file; None for any number.
+        float_nodes: convolutions and matrix products that stay fp32 in an int8 file, in the order of computation.
         parity: with the torch network's float32 logits.
         energy_max_abs: largest difference of the file's energies from the torch network's.
         runtime: that computed the file's logits for the comparison.
@@ -66,6 +68,7 @@ class ExportedFile:
     sha256: str
     size_bytes: int
     batch: int | None
+    float_nodes: tuple[str, ...]
     parity: Parity
     energy_max_abs: float
     runtime: str
@@ -76,7 +79,7 @@ class ExportedFile:
         entry = asdict(self)
         parity = entry.pop("parity")
         parity |= {key: entry.pop(key) for key in ("energy_max_abs", "runtime", "executed_precision")}
-        return {**entry, "parity": parity}
+        return {**entry, "float_nodes": list(self.float_nodes), "parity": parity}
 
 
 def plan(params: ExportParams, *, teacher: bool) -> list[PlannedFile]:
@@ -154,13 +157,17 @@ def export_all(
                 ir_version=params.ir_version,
                 batch=params.batch,
                 calibration_images=calibration_images,
+                int8=params.int8,
             )
+        source = sources[file.role]
+        float_nodes = source.int8_graph.float_nodes if file.precision == "int8" else ()
+        described = {**metadata, "role": file.role, "precision": file.precision}
+        if float_nodes:
+            described["float_nodes"] = json.dumps(float_nodes)
         path = out / file.name
         try:
             out.mkdir(parents=True, exist_ok=True)
-            parts = file.format.write(
-                sources[file.role], file.precision, path, {**metadata, "role": file.role, "precision": file.precision}
-            )
+            parts = file.format.write(source, file.precision, path, described)
         except OSError as error:
             raise ExportError(
                 f"{path} cannot be written ({error.strerror or error}); free the disk or change the folder's rights"
@@ -179,6 +186,7 @@ def export_all(
                 sha256=sha256_model(path),
                 size_bytes=sum(part.stat().st_size for part in parts),
                 batch=batch,
+                float_nodes=float_nodes,
                 parity=parity,
                 energy_max_abs=energy_max_abs,
                 runtime=file.format.runtime,

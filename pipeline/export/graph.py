@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from pipeline.errors import ExportError
 from pipeline.export.capture import first_line
 from pipeline.export.quiet import quiet
+from pipeline.runtimes import INPUT, LOGITS
 
 BATCH = "batch"
 
@@ -30,8 +31,8 @@ def from_program(program: ExportedProgram, opset: int) -> onnx.ModelProto:
                 program,
                 (),
                 dynamo=True,
-                input_names=["input"],
-                output_names=["logits"],
+                input_names=[INPUT],
+                output_names=[LOGITS],
                 opset_version=opset,
                 verbose=False,
             )

@@ -10,7 +10,6 @@ from pipeline.export import graph
 from pipeline.export.base import Source
 from pipeline.export.energy_output import with_energy
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.quantize import to_int8
 from pipeline.export.structure import check_structure
 
 
@@ -23,13 +22,14 @@ class OnnxFile:
 
     def write(self, source: Source, precision: str, path: Path, metadata: Mapping[str, str]) -> tuple[Path, ...]:
         """See :class:`pipeline.export.base.Format`; the file's structure is checked as well."""
+        float_nodes: tuple[str, ...] = ()
         match precision:
             case "fp32":
                 model = source.graph
             case "fp16":
                 model = to_fp16(source.graph)
             case "int8":
-                model = to_int8(source.graph, source.calibration_images)
+                model, float_nodes = source.int8_graph.model, source.int8_graph.float_nodes
             case _:
                 raise ValueError(f"precision {precision!r} is not one of fp32, fp16, int8")
         model = with_energy(model, source.energy_temperature)
@@ -38,5 +38,5 @@ class OnnxFile:
         if source.ir_version is not None:
             model.ir_version = source.ir_version
         graph.write(model, path, metadata)
-        check_structure(path, precision)
+        check_structure(path, precision, float_nodes)
         return (path,)

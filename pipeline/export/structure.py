@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from pipeline.errors import ExportError
 from pipeline.export.capture import first_line
 from pipeline.export.graph import element_types
+from pipeline.runtimes import ENERGY, INPUT, LOGITS
 
 COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PRECISION: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
@@ -25,14 +27,18 @@ class Structure:
     """Facts about one graph.
 
     Attributes:
+        names: of the inputs, then of the outputs.
         shares: share of the convolutions and matrix products by precision; "int8" if both operands come out of a
             DequantizeLinear of int8. Integer arithmetic on shapes is not counted. Sums to 1, or is empty.
+        float_nodes: names of the convolutions and matrix products in fp32.
         foreign_operators: operators outside of the standard ONNX domain.
         faulty_quantizers: Q/DQ nodes that are not int8 with zero-point 0 throughout.
         quantized_biases: compute nodes whose bias is quantised.
     """
 
+    names: tuple[str, ...]
     shares: dict[str, float]
+    float_nodes: tuple[str, ...]
     foreign_operators: tuple[str, ...]
     faulty_quantizers: tuple[str, ...]
     quantized_biases: tuple[str, ...]
@@ -44,13 +50,17 @@ def inspect(model: onnx.ModelProto) -> Structure:
     types = element_types(model)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
-    counts: Counter[str] = Counter()
-    for node in graph.node:
-        if node.op_type in COMPUTE and types.get(node.output[0]) not in _INTEGERS:
-            counts[_precision(node, types, producers)] += 1
-    total = sum(counts.values())
+    precisions = [
+        (node.name, _precision(node, types, producers))
+        for node in graph.node
+        if node.op_type in COMPUTE and types.get(node.output[0]) not in _INTEGERS
+    ]
+    counts = Counter(precision for _, precision in precisions)
+    total = len(precisions)
     return Structure(
+        names=tuple(value.name for value in (*graph.input, *graph.output)),
         shares={precision: count / total for precision, count in sorted(counts.items())},
+        float_nodes=tuple(name for name, precision in precisions if precision == "fp32"),
         foreign_operators=tuple(
             sorted({f"{node.domain}.{node.op_type}" for node in graph.node if node.domain not in {"", "ai.onnx"}})
         ),
@@ -67,8 +77,11 @@ def inspect(model: onnx.ModelProto) -> Structure:
     )
 
 
-def check_structure(path: Path, precision: str) -> Structure:
+def check_structure(path: Path, precision: str, float_nodes: Collection[str] = ()) -> Structure:
     """Check that a file is what its name says: one standard ONNX file, all compute in ``precision``.
+
+    Args:
+        float_nodes: names of the nodes of an int8 file that are to be in fp32, and no others.
 
     Raises:
         ExportError: it cannot be read, needs a second file, holds operators of one vendor, or computes in another
@@ -89,11 +102,18 @@ def check_structure(path: Path, precision: str) -> Structure:
             f"{path.name} holds the operators {', '.join(structure.foreign_operators)}, which are not standard ONNX; "
             "choose another network"
         )
-    found = ", ".join(f"{share:.0%} {name}" for name, share in structure.shares.items()) or "none at all"
-    if structure.shares != {precision: 1.0}:
+    if structure.names != (INPUT, LOGITS, ENERGY):
         raise ExportError(
-            f"{path.name} should hold convolutions and matrix products in {precision} only, but holds {found}; take "
-            f"{precision} out of export.precisions or choose another network"
+            f"{path.name} has the input and outputs {', '.join(structure.names)} where {INPUT}, {LOGITS} and {ENERGY} "
+            "are expected; export it again"
+        )
+    excepted = f" but for {', '.join(float_nodes)}" if float_nodes else ""
+    found = ", ".join(f"{share:.0%} {name}" for name, share in structure.shares.items()) or "none at all"
+    listed = precision == "int8" and set(structure.float_nodes) == set(float_nodes)
+    if set(structure.shares) - ({"fp32"} if listed else set()) != {precision}:
+        raise ExportError(
+            f"{path.name} should hold convolutions and matrix products in {precision} only{excepted}, but holds "
+            f"{found}; take {precision} out of export.precisions or choose another network"
         )
     if structure.faulty_quantizers:
         raise ExportError(

@@ -14,11 +14,9 @@ from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
 from pipeline.report.formatting import runtime
-from pipeline.runtimes import ENERGY, LOGITS
+from pipeline.runtimes import ENERGY, INPUT, LOGITS
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 from pipeline.runtimes.openvino_runtime import precision_hint
-
-INPUT = "input"
 
 
 def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:

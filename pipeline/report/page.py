@@ -78,6 +78,7 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
             trained=" and ".join(role for role in ("teacher", "student") if role in inputs.curves),
             proofs=[file for file in inputs.export["files"] if file.get("parity")],
             unproven=[file["name"] for file in inputs.export["files"] if not file.get("parity")],
+            float_nodes=list(dict.fromkeys(n for file in inputs.export["files"] for n in file.get("float_nodes", ()))),
             opset=inputs.export.get("opset"),
             lineage=_lineage(inputs),
             settings=_settings(inputs),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.runtimes.base import (
     ENERGY,
+    INPUT,
     LOGITS,
     PRECISIONS,
     Answers,
@@ -35,6 +36,7 @@ FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino
 __all__ = [
     "ENERGY",
     "FORMAT_READ_BY",
+    "INPUT",
     "LOGITS",
     "NAMES",
     "PRECISIONS",

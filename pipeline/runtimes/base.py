@@ -16,7 +16,7 @@ from pipeline.runtimes.errors import ModelFileError, PrecisionError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 UNKNOWN = "unknown"
-LOGITS, ENERGY = "logits", "energy"  # names of the outputs in our files
+INPUT, LOGITS, ENERGY = "input", "logits", "energy"  # names of input and outputs in our files
 # How the runtimes spell element types; Q/DQ graphs run on unsigned as well as on signed bytes.
 _PRECISION_OF_TYPE = {
     "float": "fp32",

@@ -23,16 +23,19 @@ def _splits(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     return labels, energy.round(draw(st.integers(0, 3))), draw(st.integers(1, len(labels)))
 
 
-@given(_splits(), st.sampled_from(["stratified", "random"]))
-def test_exactly_the_asked_number_of_different_images(split: tuple, selection: str) -> None:
+SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
+
+
+@given(_splits(), st.sampled_from(SELECTIONS), st.sampled_from([0, 1, 7]))
+def test_exactly_the_asked_number_of_different_images(split: tuple, selection: str, seed: int) -> None:
     labels, energy, count = split
-    chosen = select(labels, energy, count, selection, 0)
+    chosen = select(labels, energy, count, selection, seed)
     assert chosen.dtype == np.int64
     assert len(chosen) == count
     assert (np.diff(chosen) > 0).all()
     assert chosen[0] >= 0
     assert chosen[-1] < len(labels)
-    np.testing.assert_array_equal(chosen, select(labels, energy, count, selection, 0))
+    np.testing.assert_array_equal(chosen, select(labels, energy, count, selection, seed))
 
 
 @given(_splits())
@@ -67,10 +70,19 @@ def test_fewer_images_than_classes_spread_over_the_classes() -> None:
     assert len(set(labels[chosen])) == 5
 
 
-def test_stratified_ignores_the_seed_and_random_follows_it() -> None:
-    labels, energy = np.arange(60) % 3, np.linspace(0, 1, 60, dtype=np.float32)
-    assert (select(labels, energy, 9, "stratified", 0) == select(labels, energy, 9, "stratified", 1)).all()
-    assert (select(labels, energy, 9, "random", 0) != select(labels, energy, 9, "random", 1)).any()
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_another_seed_is_another_draw(selection: str) -> None:
+    labels, energy = np.arange(600) % 3, np.linspace(0, 1, 600, dtype=np.float32)
+    first, second = (select(labels, energy, 9, selection, seed) for seed in (0, 1))
+    assert (first != second).any()
+
+
+def test_low_and_high_energy_are_drawn_from_their_fifth_or_as_many_as_are_wanted() -> None:
+    labels, energy = np.zeros(100, np.int64), np.random.default_rng(0).permutation(100).astype(np.float32)
+    for seed in range(5):
+        assert energy[select(labels, energy, 8, "low_energy", seed)].max() < 20
+        assert energy[select(labels, energy, 8, "high_energy", seed)].min() >= 80
+    assert sorted(energy[select(labels, energy, 40, "high_energy", 0)]) == list(range(60, 100))
 
 
 def test_more_images_than_there_are_is_refused() -> None:

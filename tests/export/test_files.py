@@ -66,7 +66,17 @@ def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
 def test_entries_are_ready_for_the_manifest(exported: Exported) -> None:
     entry = exported.files["student_int8.onnx"].entry()
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
-    assert list(entry) == ["name", "role", "format", "precision", "sha256", "size_bytes", "batch", "parity"]
+    assert list(entry) == [
+        "name",
+        "role",
+        "format",
+        "precision",
+        "sha256",
+        "size_bytes",
+        "batch",
+        "float_nodes",
+        "parity",
+    ]
     assert entry["parity"]["images"] == len(exported.images)
     assert entry["parity"]["runtime"] == "onnxruntime"
     assert entry["parity"].keys() >= {"max_abs", "mean_abs", "cosine", "top1_agreement", "executed_precision"}

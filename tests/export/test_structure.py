@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,36 @@ def test_another_precision_than_claimed_is_refused(exported: Exported, claimed: 
         ExportError, match=rf"student_{found}\.onnx should .* in {claimed} only, but holds 100% {found}"
     ):
         check_structure(exported.folder / f"student_{found}.onnx", claimed)
+
+
+def test_other_names_of_input_and_outputs_are_refused(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(exported.folder / "student_fp32.onnx")
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "input":
+                node.input[index] = "images"
+    model.graph.input[0].name = "images"
+    path = tmp_path / "student_fp32.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="has the input and outputs images, logits, energy where input, logits and"):
+        check_structure(path, "fp32")
+
+
+def test_nodes_in_fp32_are_allowed_in_an_int8_file_if_they_are_listed_and_no_others(
+    exported: Exported, tmp_path: Path
+) -> None:
+    params = exported.params.model_copy(
+        update={"int8": exported.params.int8.model_copy(update={"float_share": 0.5}), "openvino": False}
+    )
+    (kept,) = {file.float_nodes for file in exported.again(tmp_path, params=params) if file.precision == "int8"}
+    path = tmp_path / "student_int8.onnx"
+    assert kept
+    assert check_structure(path, "int8", kept).float_nodes == kept
+    for listed in ((), (*kept, "another")):
+        with pytest.raises(ExportError, match="should hold convolutions and matrix products in int8 only"):
+            check_structure(path, "int8", listed)
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(properties["float_nodes"]) == list(kept)
 
 
 def _shift_zero_point(model: onnx.ModelProto) -> None:
