@@ -1,0 +1,254 @@
+"""How far the int8 file is from its network: against plain quantisation, step by step, and by the calibration images.
+
+python -m bench.int8 --images FOLDER --network NAME --checkpoint FILE --classes K [--out docs/results/int8]
+
+FOLDER holds train/<class>/<image> and test/<class>/<image>; the network need not know these classes, as only its
+answers in float32 and in int8 are compared. All figures are of one run; each int8 file is made once for each draw of
+calibration images and measured in both runtimes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
+
+from bench import machine
+from bench.measure import table
+from pipeline import runtimes
+from pipeline.artifacts import atomic_file, write_json
+from pipeline.config import Int8Params
+from pipeline.data.image_files import resize, subfolders
+from pipeline.energy import energy_score
+from pipeline.errors import DataError
+from pipeline.export.calibration import select
+from pipeline.export.capture import capture, deployable, reference_logits
+from pipeline.export.energy_output import with_energy
+from pipeline.export.graph import from_program
+from pipeline.export.half_precision import to_fp16
+from pipeline.export.quantize import to_int8
+from pipeline.weights import build_network, load_foreign
+from stages.common import progress, run_program
+
+RUNTIMES = ("onnxruntime", "openvino")
+CALIBRATION_IMAGES = 128
+_CHUNK = 100
+_PLAIN = {"ranges": "minmax", "rounding": False, "bias_correction": False, "float_share": 0.0}
+# by bits of the weights: as ours have, for CPUs without VNNI, and as the documentation has
+PLAIN = {"plain, 7-bit weights": 7, "plain, 8-bit weights": 8}
+STEPS: dict[str, dict[str, Any]] = {
+    "ours, largest values as ranges": _PLAIN,
+    "+ ranges of least error": _PLAIN | {"ranges": "error"},
+    "+ biases": _PLAIN | {"ranges": "error", "bias_correction": True},
+    "+ rounding": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.0},
+    "+ layers in fp32, as shipped": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.1},
+}
+SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
+Images = NDArray[np.float32]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.int8", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="folder with train/ and test/")
+    parser.add_argument("--network", required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--classes", type=int, required=True, help="of the network")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--mean", type=float, nargs=3, default=(0.5071, 0.4867, 0.4408), help="default: CIFAR-100's")
+    parser.add_argument("--std", type=float, nargs=3, default=(0.2675, 0.2565, 0.2761))
+    parser.add_argument("--draws", type=int, default=5, help="of calibration images")
+    parser.add_argument(
+        "--count", type=int, default=500, help="test images of the first set; four times as many others"
+    )
+    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
+    options = parser.parse_args(arguments)
+    run_program(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    before = machine.load()
+    network = build_network(options.network, options.classes, "--network")
+    load_foreign(network, options.checkpoint)
+    twin = deployable(network)
+    train, test = (_listed(options.images / name) for name in ("train", "test"))
+    stride = max(1, len(test) // options.count)
+    first = test[::stride][: options.count]
+    others = [path for path in test if path not in set(first)]
+    others = [
+        others[place] for place in np.linspace(0, len(others) - 1, min(4 * options.count, len(others))).astype(int)
+    ]
+    pool = train[:: max(1, len(train) // 5000)]
+    sets = {
+        f"{len(first):,} at stride {stride}": _read(first, options),
+        f"{len(others):,} others": _read(others, options),
+    }
+    references = {name: reference_logits(twin, images, "network") for name, images in sets.items()}
+    candidates = _read(pool, options)
+    energy = energy_score(torch.from_numpy(reference_logits(twin, candidates, "network")), 4.0).numpy()
+    labels = np.unique([path.parent.name for path in pool], return_inverse=True)[1]
+    graph = from_program(capture(twin, options.image_size, "network"), 18)
+
+    def chosen(selection: Any, draw: int) -> Images:
+        return candidates[select(labels, energy, min(CALIBRATION_IMAGES, len(pool)), selection, draw)]
+
+    def measured(model: onnx.ModelProto, precision: str = "int8") -> dict[str, Any]:
+        return _measure(with_energy(model, 4.0), precision, sets, references)
+
+    files = {"fp32": measured(graph, "fp32"), "fp16": measured(to_fp16(graph), "fp16")}
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PLAIN, *STEPS)}
+    selections: dict[str, list[dict[str, Any]]] = {name: [] for name in SELECTIONS}
+    kept: set[tuple[str, ...]] = set()
+    with progress("int8", options.draws * (len(STEPS) + len(SELECTIONS)), "file") as advance:
+        for draw in range(options.draws):
+            images = chosen("stratified", draw)
+            for name, weight_bits in PLAIN.items():
+                steps[name].append(measured(_plain(graph, images, weight_bits)))
+            for name, params in STEPS.items():
+                made = to_int8(graph, images, Int8Params(**params))
+                steps[name].append(measured(made.model))
+                advance(1)
+            kept.add(made.float_nodes)
+            for selection in SELECTIONS:
+                made = to_int8(graph, chosen(selection, draw), Int8Params(**params))
+                selections[selection].append(measured(made.model))
+                advance(1)
+    result = {
+        "schema": 1,
+        "command": f"python -m bench.int8 --images {options.images} --network {options.network} --checkpoint "
+        f"{options.checkpoint.name} --classes {options.classes}",
+        "draws": options.draws,
+        "calibration_images": min(CALIBRATION_IMAGES, len(pool)),
+        "files": files,
+        "steps": steps,
+        "selections": selections,
+        "float_nodes": sorted(map(list, kept)),
+        "machine": machine.facts(torch.device("cpu")) | {"load_before": before, "load_after": machine.load()},
+    }
+    report = _report(result, list(sets))
+    print(report)
+    if options.out is not None:
+        write_json(options.out.with_name(options.out.name + ".json"), result)
+        with atomic_file(options.out.with_name(options.out.name + ".md")) as temporary:
+            temporary.write_text(report, encoding="utf-8")
+
+
+def _plain(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.ModelProto:
+    """Symmetric min-max quantisation as ONNX Runtime's documentation shows it, one scale per channel of weights."""
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._chunks = iter([{"input": images[start : start + 32]} for start in range(0, len(images), 32)])
+
+        def get_next(self) -> dict[str, Images] | None:
+            return next(self._chunks, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        original, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
+        onnx.save(graph, original)
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=weight_bits < 8,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+        return onnx.load(quantized)
+
+
+def _measure(
+    model: onnx.ModelProto, precision: str, sets: Mapping[str, Images], references: Mapping[str, Images]
+) -> dict[str, Any]:
+    """By runtime: the executed precision, and by set the share of equal answers and the largest logit difference."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        for name in RUNTIMES:
+            runtime = runtimes.load(name, path, precision=precision)
+            found[name] = {}
+            for key, images in sets.items():
+                chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+                logits = runtimes.joined(runtime.run(chunk) for chunk in chunks).logits
+                found[name][key] = {
+                    "agreement": float((logits.argmax(1) == references[key].argmax(1)).mean()),
+                    "max_abs": float(np.abs(logits - references[key]).max()),
+                }
+            found[name]["executed"] = runtime.executed().precision
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist; --images takes a folder that holds train/ and test/")
+    return sorted(path for name in subfolders(folder) for path in (folder / name).iterdir())
+
+
+def _read(paths: Sequence[Path], options: argparse.Namespace) -> Images:
+    """Float32 [N, 3, S, S], normalised."""
+    pixels = np.stack([np.asarray(resize(Image.open(path).convert("RGB"), options.image_size)) for path in paths])
+    normalised = (pixels.astype(np.float32) / 255 - np.float32(options.mean)) / np.float32(options.std)
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+
+
+def _report(result: Mapping[str, Any], sets: Sequence[str]) -> str:
+    columns = [(runtime, key) for runtime in RUNTIMES for key in sets]
+    head = [f"{runtime}, {key}" for runtime, key in columns]
+
+    def spread(draws: Sequence[Mapping[str, Any]], runtime: str, key: str) -> str:
+        values = [100 * draw[runtime][key]["agreement"] for draw in draws]
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
+
+    files = [
+        (name, *(f"{100 * found[r][key]['agreement']:.2f} ({found[r][key]['max_abs']:.1e})" for r, key in columns))
+        for name, found in result["files"].items()
+    ]
+    rows = {
+        part: [(name, *(spread(draws, *column) for column in columns)) for name, draws in result[part].items()]
+        for part in ("steps", "selections")
+    }
+    executed = ", ".join(f"{name} {result['steps'][list(STEPS)[-1]][0][name]['executed']}" for name in RUNTIMES)
+    kept = "; ".join(", ".join(nodes) for nodes in result["float_nodes"])
+    return f"""# What int8 changes
+
+Answers equal to the float32 network's, in %, of the same file in both runtimes; in parentheses the largest \
+difference of a logit.
+
+{table(("file", *head), files)}
+
+int8, mean and standard deviation over {result["draws"]} draws of {result["calibration_images"]} calibration images, \
+stratified over class and energy:
+
+{table(("int8", *head), rows["steps"])}
+
+Executed, as shipped: {executed}. In fp32: {kept}.
+
+The last row by how the calibration images are chosen, {result["draws"]} draws each:
+
+{table(("calibration images", *head), rows["selections"])}
+
+{machine.described(result["machine"])}
+
+    {result["command"]}
+"""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
