@@ -55,7 +55,13 @@ def export(params: Params) -> None:
             on_progress=on_progress,
         )
         bar.update()
-        write_record(folder / "calibration.json", chosen, selection=calibration.selection, seed=calibration.seed)
+        write_record(
+            folder / "calibration.json",
+            chosen,
+            selection=calibration.selection,
+            seed=calibration.seed,
+            int8=settings.int8,
+        )
         write_json(
             folder / EXPORT_MANIFEST.name,
             {

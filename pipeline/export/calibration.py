@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import write_json
+from pipeline.config import Int8Params
 from pipeline.errors import ExportError
 
 
@@ -64,14 +65,20 @@ def select(
     return np.sort(order[np.concatenate(ranks)]).astype(np.int64)
 
 
-def write_record(path: Path, indices: NDArray[np.int64], *, selection: str, seed: int) -> None:
-    """Write the chosen indices into the training split, and the SHA-256 of their little-endian int64 bytes, as JSON."""
+def write_record(path: Path, indices: NDArray[np.int64], *, selection: str, seed: int, int8: Int8Params) -> None:
+    """Write as JSON what the int8 numbers come from.
+
+    Args:
+        indices: of the chosen images in the training split; their little-endian int64 bytes are hashed, SHA-256.
+        int8: how the numbers were chosen with them.
+    """
     write_json(
         path,
         {
             "schema": 1,
             "selection": selection,
             "seed": seed,
+            "int8": int8.model_dump(),
             "images": len(indices),
             "sha256": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
             "indices": indices.tolist(),
