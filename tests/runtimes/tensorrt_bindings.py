@@ -6,7 +6,6 @@ that return null are enough to read every class, member and signature; nothing c
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import os
@@ -121,13 +120,14 @@ def _compile_stubs(folder: Path, major: str) -> None:
 
 
 def _install(requirement: str, folder: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise MissingPartError("no pip in this environment to fetch the bindings with")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--target", str(folder)]
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "20"]
     result = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return
+    # asked in the other process: in this one, looking for pip makes setuptools give up its distutils for good
+    if "No module named pip" in result.stderr:
+        raise MissingPartError("no pip in this environment to fetch the bindings with")
     # pip says "no matching distribution" in both cases; only without a registry it tried again.
     if re.search("Retrying|connection|timed out", result.stderr, re.IGNORECASE):
         raise MissingPartError(f"the package registry cannot be reached for {requirement}")
