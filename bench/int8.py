@@ -55,6 +55,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "+ rounding": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.0},
     "+ layers in fp32, as shipped": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.1},
 }
+SHIPPED = list(STEPS)[-1]
 SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
 Images = NDArray[np.float32]
 
@@ -121,7 +122,7 @@ def _run(options: argparse.Namespace) -> None:
                 advance(1)
             kept.add(made.float_nodes)
             for selection in SELECTIONS:
-                made = to_int8(graph, chosen(selection, draw), Int8Params(**params))
+                made = to_int8(graph, chosen(selection, draw), Int8Params(**STEPS[SHIPPED]))
                 selections[selection].append(measured(made.model))
                 advance(1)
     result = {
@@ -224,7 +225,7 @@ def _report(result: Mapping[str, Any], sets: Sequence[str]) -> str:
         part: [(name, *(spread(draws, *column) for column in columns)) for name, draws in result[part].items()]
         for part in ("steps", "selections")
     }
-    executed = ", ".join(f"{name} {result['steps'][list(STEPS)[-1]][0][name]['executed']}" for name in RUNTIMES)
+    executed = ", ".join(f"{name} {result['steps'][SHIPPED][0][name]['executed']}" for name in RUNTIMES)
     kept = "; ".join(", ".join(nodes) for nodes in result["float_nodes"])
     return f"""# What int8 changes
 

@@ -3,7 +3,7 @@
 The weights are rounded for the inputs that the quantised network really computes, and what remains of the mean error
 of each output channel goes into the bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2). The order matters:
 corrected all at once, every layer would also make up for the errors of the layers before it, which make up for them
-themselves; a resnet20 then answers twice as many images differently as without any correction.
+themselves, and the logits come out worse than without any correction.
 """
 
 from __future__ import annotations

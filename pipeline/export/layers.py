@@ -12,6 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
+
 _PIXELS = 2**18  # per forward pass: bounds the memory that the intermediate values need
 _BIAS = 2  # input of Conv and ConvTranspose
 _MATRIX = 2  # axes of a matrix
@@ -111,7 +113,8 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """A session on the CPU that computes Q/DQ graphs with integers, as the deployed file is computed."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "CommonSubexpressionElimination")
+    for key, value in SESSION_ENTRIES["int8"].items():
+        options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -7,8 +7,8 @@
   255 * 64 * 2 fits.
 * Outputs of convolutions are quantised too, or ONNX Runtime computes the convolutions in float32. Those of matrix
   products are not, so that logits keep their resolution.
-* Every reader of a quantised value has a Q/DQ pair of its own, and Gemm has no bias, because ONNX Runtime's integer
-  kernels match nothing else. The values are the same either way.
+* Every layer has a Q/DQ pair of its own for its input, every reader of a quantised output a DequantizeLinear of its
+  own, and Gemm has no bias, because ONNX Runtime's integer kernels match nothing else. The values are the same.
 * What is only read by a ReLU has the scale of what the ReLU leaves.
 * Products of two computed values, as in attention, stay float32.
 
