@@ -20,7 +20,7 @@ _MULTIPLE = 8
 class TeacherMemo:
     """The frozen teacher with a table of what it said.
 
-    Where the device computes an image's logits alike in all batches, which is so on the CPUs we looked at and is not
+    Where the device computes an image's logits alike in all batches, which is so on the one CPU we looked at and is not
     promised for GPUs, the logits are bit for bit those of the teacher itself. The table is not part of a crash
     checkpoint: a run that goes on fills it anew.
 
