@@ -4,7 +4,7 @@ python -m bench.int8 --images FOLDER --network NAME --checkpoint FILE --classes 
 
 FOLDER holds train/<class>/<image> and test/<class>/<image>; the network need not know these classes, as only its
 answers in float32 and in int8 are compared. All figures are of one run; each int8 file is made once for each draw of
-calibration images and measured in both runtimes.
+calibration images and measured in both runtimes. Latency and size are those of the files of the first draw.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
 from bench import machine
+from bench.int8_latency import BASELINE, RUNTIMES, latency_table, measure_latency
 from bench.measure import table
 from pipeline import runtimes
 from pipeline.artifacts import atomic_file, write_json
@@ -42,7 +43,6 @@ from pipeline.export.quantize import to_int8
 from pipeline.weights import build_network, load_foreign
 from stages.common import progress, run_program
 
-RUNTIMES = ("onnxruntime", "openvino")
 CALIBRATION_IMAGES = 128
 _CHUNK = 100
 _PLAIN = {"ranges": "minmax", "rounding": False, "bias_correction": False, "float_share": 0.0}
@@ -56,6 +56,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "+ layers in fp32, as shipped": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.1},
 }
 SHIPPED = list(STEPS)[-1]
+# file whose latency is measured -> step that it was made with
+TIMED = {"int8": SHIPPED, "int8, no layer in fp32": list(STEPS)[-2]}
 SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
 Images = NDArray[np.float32]
 
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--count", type=int, default=500, help="test images of the first set; four times as many others"
     )
+    parser.add_argument("--rounds", type=int, default=8, help="processes that time a file in a runtime")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that each of them times at least")
     parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
     options = parser.parse_args(arguments)
     run_program(lambda: _run(options))
@@ -107,7 +111,8 @@ def _run(options: argparse.Namespace) -> None:
     def measured(model: onnx.ModelProto, precision: str = "int8") -> dict[str, Any]:
         return _measure(with_energy(model, 4.0), precision, sets, references)
 
-    files = {"fp32": measured(graph, "fp32"), "fp16": measured(to_fp16(graph), "fp16")}
+    made = {BASELINE: (graph, "fp32"), "fp16": (to_fp16(graph), "fp16")}
+    files = {name: measured(*found) for name, found in made.items()}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PLAIN, *STEPS)}
     selections: dict[str, list[dict[str, Any]]] = {name: [] for name in SELECTIONS}
     kept: set[tuple[str, ...]] = set()
@@ -117,14 +122,19 @@ def _run(options: argparse.Namespace) -> None:
             for name, weight_bits in PLAIN.items():
                 steps[name].append(measured(_plain(graph, images, weight_bits)))
             for name, params in STEPS.items():
-                made = to_int8(graph, images, Int8Params(**params))
-                steps[name].append(measured(made.model))
+                quantized = to_int8(graph, images, Int8Params(**params))
+                steps[name].append(measured(quantized.model))
+                if draw == 0:
+                    made |= {file: (quantized.model, "int8") for file, step in TIMED.items() if step == name}
                 advance(1)
-            kept.add(made.float_nodes)
+            kept.add(quantized.float_nodes)
             for selection in SELECTIONS:
-                made = to_int8(graph, chosen(selection, draw), Int8Params(**STEPS[SHIPPED]))
-                selections[selection].append(measured(made.model))
+                quantized = to_int8(graph, chosen(selection, draw), Int8Params(**STEPS[SHIPPED]))
+                selections[selection].append(measured(quantized.model))
                 advance(1)
+    timed = {name: (with_energy(model, 4.0), precision) for name, (model, precision) in made.items()}
+    with progress("latency", options.rounds * len(timed) * len(RUNTIMES), "process") as advance:
+        latency = measure_latency(timed, candidates[:64], options.rounds, options.seconds, lambda: advance(1))
     result = {
         "schema": 1,
         "command": f"python -m bench.int8 --images {options.images} --network {options.network} --checkpoint "
@@ -135,6 +145,8 @@ def _run(options: argparse.Namespace) -> None:
         "steps": steps,
         "selections": selections,
         "float_nodes": sorted(map(list, kept)),
+        "latency": latency,
+        "rounds": options.rounds,
         "machine": machine.facts(torch.device("cpu")) | {"load_before": before, "load_after": machine.load()},
     }
     report = _report(result, list(sets))
@@ -244,6 +256,11 @@ Executed, as shipped: {executed}. In fp32: {kept}.
 The last row by how the calibration images are chosen, {result["draws"]} draws each:
 
 {table(("calibration images", *head), rows["selections"])}
+
+Latency of one image and size of the files of the first draw, {result["rounds"]} interleaved rounds of fresh \
+processes; of fp32: ratio of the medians in the same runtime:
+
+{latency_table(result["latency"])}
 
 {machine.described(result["machine"])}
 

@@ -29,7 +29,8 @@ def test_every_step_and_selection_is_measured_in_both_runtimes(
     torch.save(models.build("resnet8", 5).state_dict(), tmp_path / "weights.pth")
     out = tmp_path / "results/int8"
     options = ["--images", str(tmp_path), "--network", "resnet8", "--checkpoint", str(tmp_path / "weights.pth")]
-    main([*options, "--classes", "5", "--image-size", "16", "--draws", "2", "--count", "4", "--out", str(out)])
+    timing = ["--rounds", "2", "--seconds", "0.01"]
+    main([*options, "--classes", "5", "--image-size", "16", "--draws", "2", "--count", "4", "--out", str(out), *timing])
     result = read_json(out.with_suffix(".json"))
     assert list(result["steps"]) == [*PLAIN, *STEPS]
     assert list(result["selections"]) == list(SELECTIONS)
@@ -37,4 +38,7 @@ def test_every_step_and_selection_is_measured_in_both_runtimes(
         assert len(draws) == 2
         assert all(0 <= draw[name]["4 at stride 6"]["agreement"] <= 1 for draw in draws for name in draw)
     assert result["files"]["fp32"]["onnxruntime"]["16 others"]["agreement"] == 1
+    assert [row["file"] for row in result["latency"][::2]] == ["fp32", "fp16", "int8, no layer in fp32", "int8"]
+    assert all(row["latency_p50_ms"] > 0 and row["size_bytes"] > 0 for row in result["latency"])
+    assert all(("ratio" in row) == (row["file"] != "fp32") for row in result["latency"])
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text() + "\n")
