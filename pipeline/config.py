@@ -164,6 +164,7 @@ class TemperatureParams(_Block):
 
 class DistillParams(_Block):
     network: Annotated[str, Field(min_length=1)]
+    initial_weights: str | None
     loss: Literal["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
     logit_standardization: bool
     kd: KdParams

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import models
 from models.describe import count_macs, count_parameters
 from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.config import DistillParams
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 
 WEIGHTS = "weights.safetensors"
@@ -36,6 +37,19 @@ def build_network(name: str, num_classes: int, key: str) -> nn.Module:
     except models.UnknownNetworkError as error:
         raise ParamsError(f"params.yaml: {key}: {error}") from None
     return network.to(memory_format=torch.channels_last)
+
+
+def build_student(params: DistillParams, num_classes: int) -> nn.Module:
+    """The student before its training: with ``initial_weights`` where they are given, else as drawn at random.
+
+    Raises:
+        ParamsError: there is no such network.
+        CheckpointError: the weights are missing, unreadable or of another network.
+    """
+    student = build_network(params.network, num_classes, "distill.network")
+    if params.initial_weights is not None:
+        load_foreign(student, Path(params.initial_weights), new_classes=num_classes)
+    return student
 
 
 def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
@@ -103,10 +117,12 @@ def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), card
 
 
-def load_foreign(network: nn.Module, path: Path) -> None:
+def load_foreign(network: nn.Module, path: Path, *, new_classes: int | None = None) -> None:
     """Load a checkpoint that someone else trained into ``network``.
 
     Args:
+        new_classes: number of classes of a network that is to be trained further: tensors of the checkpoint that differ
+            from the network's in the number of classes alone are left out, and the network's own stay.
         path: a .safetensors file, or a torch file with a state dict, bare or under ``model`` or ``state_dict``, read
             with ``weights_only=True``. A ``module.`` prefix, left by DataParallel, is taken off.
 
@@ -122,7 +138,22 @@ def load_foreign(network: nn.Module, path: Path) -> None:
     tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
+    if new_classes is not None:
+        tensors |= _of_classes(network, tensors, new_classes)
     load_state(network, tensors, path)
+
+
+def _of_classes(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """The network's own tensors [num_classes, ...] where the others have another first size and the same rest."""
+    return {
+        name: own
+        for name, own in network.state_dict().items()
+        if own.ndim > 0
+        and own.shape[0] == num_classes
+        and name in tensors
+        and tensors[name].shape[:1] != own.shape[:1]
+        and tensors[name].shape[1:] == own.shape[1:]
+    }
 
 
 def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.data.splits import split
 from pipeline.data.store import check_all_usable, name_problems_of
 from pipeline.feature_loss import feature_loss
 from pipeline.layout import BAD_IMAGES, FOREIGN_CHECKPOINTS
-from pipeline.weights import build_network, check_runs, load_foreign
+from pipeline.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
@@ -33,18 +33,16 @@ def check(params: Params) -> None:
         total = sum(len(part.labels) for part in source.splits.values())
         check_all_usable(name_problems_of(source), total, BAD_IMAGES)
         classes = len(source.class_names)
-    networks = {}
-    for key, name in (("teacher.network", params.teacher.network), ("distill.network", params.distill.network)):
-        network = networks[key] = build_network(name, classes, key)
-        check_runs(network, key, classes, params.data.image_size)
-        if key == "teacher.network" and params.teacher.checkpoint is not None:
-            path = Path(params.teacher.checkpoint)
-            load_foreign(network, path)
-            if FOREIGN_CHECKPOINTS.resolve() not in path.resolve().parents:
-                logging.warning(
-                    "%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS
-                )
-    feature_loss(params.distill, networks["distill.network"], networks["teacher.network"], params.data.image_size)
+    teacher = build_network(params.teacher.network, classes, "teacher.network")
+    check_runs(teacher, "teacher.network", classes, params.data.image_size)
+    if params.teacher.checkpoint is not None:
+        load_foreign(teacher, Path(params.teacher.checkpoint))
+    student = build_student(params.distill, classes)
+    check_runs(student, "distill.network", classes, params.data.image_size)
+    feature_loss(params.distill, student, teacher, params.data.image_size)
+    for path in filter(None, (params.teacher.checkpoint, params.distill.initial_weights)):
+        if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
+            logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from pipeline.distillation import ScoredImages
 from pipeline.distributed import World, join
 from pipeline.energy import EnergyGroups
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
-from pipeline.weights import build_network, check_runs, read_network, write_network
+from pipeline.weights import build_student, check_runs, read_network, write_network
 from stages.curves import learning_curves
 from stages.launcher import run_together
 
@@ -43,11 +44,13 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
         "energy": sha256_file(ENERGY),
         "subset": sha256_file(SUBSET),
     }
+    if params.distill.initial_weights is not None:
+        lineage["initial_weights"] = sha256_file(Path(params.distill.initial_weights))
     check_lineage(TEACHER, teacher_card["lineage"], {"data": data["fingerprint"]})
     check_lineage(ENERGY, energy_lineage, {"data": data["fingerprint"], "teacher": lineage["teacher"]})
     check_lineage(SUBSET, subset_lineage, {"data": data["fingerprint"], "energy": lineage["energy"]})
 
-    student = build_network(params.distill.network, len(data["class_names"]), "distill.network")
+    student = build_student(params.distill, len(data["class_names"]))
     check_runs(student, "distill.network", len(data["class_names"]), data["image_size"])
     groups = EnergyGroups(
         torch.from_numpy(scores["group"].copy()).to(device),

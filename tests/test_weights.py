@@ -70,6 +70,23 @@ def test_a_checkpoint_of_other_classes_names_the_shapes(network, tmp_path):
         load_foreign(network, path)
 
 
+def test_a_network_that_is_trained_further_keeps_its_own_classifier_and_takes_the_rest(network, tmp_path):
+    path = tmp_path / "pretrained.pth"
+    other = models.build("resnet8", 7)
+    torch.save(other.state_dict(), path)
+    classifier = network.fc.weight.clone()
+    load_foreign(network, path, new_classes=5)
+    assert torch.equal(network.fc.weight, classifier)
+    assert torch.equal(network.conv1.weight, other.conv1.weight)
+
+
+def test_a_network_that_is_trained_further_refuses_other_shapes(network, tmp_path):
+    path = tmp_path / "pretrained.pth"
+    torch.save(models.build("resnet8x4", 7).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"has conv1\.weight as \[32, 3, 3, 3\] in place of \[16, 3, 3, 3\]"):
+        load_foreign(network, path, new_classes=5)
+
+
 class Exploit:
     def __reduce__(self):
         return (print, ("code ran",))

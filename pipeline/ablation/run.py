@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from pipeline.ablation.study import Run
-from pipeline.ablation.upstream import CHECKPOINTS, fit_groups, key_of, locate, read_scores
+from pipeline.ablation.upstream import CHECKPOINTS, content_hash, fit_groups, key_of, locate, read_scores
 from pipeline.artifacts import atomic_file, write_json
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
@@ -22,7 +22,7 @@ from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages, distill
 from pipeline.energy import EnergyGroups
-from pipeline.errors import DataError, ParamsError
+from pipeline.errors import CheckpointError, DataError, ParamsError
 from pipeline.evaluation import (
     balanced_accuracy,
     group_accuracy,
@@ -35,7 +35,7 @@ from pipeline.feature_loss import feature_loss
 from pipeline.heda import select_subset
 from pipeline.inference import all_logits
 from pipeline.training import EpochRecord
-from pipeline.weights import build_network, check_runs, read_network
+from pipeline.weights import build_network, build_student, check_runs, read_network
 
 BEST = "best.safetensors"
 
@@ -47,6 +47,7 @@ def result_path(run: Run, root: Path) -> Path:
         getattr(run.params, block).model_dump(mode="json") for block in ("energy", "distill", "heda")
     )
     shots = [run.params.evaluate.many_shot_above, run.params.evaluate.few_shot_below]
+    distillation["initial_weights"] = content_hash(run.params.distill.initial_weights)
     return root / "runs" / f"{key_of(upstream.teacher.name, energy, distillation, heda, shots, run.seed)}.json"
 
 
@@ -64,12 +65,12 @@ def check_arm(name: str, params: Params, root: Path) -> None:
     data = read_card(locate(params, root).data)
     classes, size = len(data["class_names"]), data["image_size"]
     try:
-        student = build_network(params.distill.network, classes, "distill.network")
+        student = build_student(params.distill, classes)
         teacher = build_network(params.teacher.network, classes, "teacher.network")
         check_runs(student, "distill.network", classes, size)
         check_runs(teacher, "teacher.network", classes, size)
         feature_loss(params.distill, student, teacher, size)
-    except ParamsError as error:
+    except (CheckpointError, ParamsError) as error:
         raise ParamsError(f"arm {name!r}: {error}") from None
 
 
@@ -87,7 +88,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
     torch.manual_seed(params.seed)
     data = read_card(upstream.data)
     teacher, teacher_card = read_network(upstream.teacher)
-    student = build_network(params.distill.network, len(data["class_names"]), "distill.network")
+    student = build_student(params.distill, len(data["class_names"]))
     energy = read_scores(run.params, root, "train")["energy"]
     groups = fit_groups(params, energy)
     test_energy = read_scores(run.params, root, "test")["energy"]

@@ -50,7 +50,7 @@ def locate(params: Params, root: Path) -> Upstream:
     """Where under ``root`` the inputs of a run with these parameters lie or will lie."""
     data = root / f"data-{key_of(_packing(params))}"
     views = training_views(params.data)
-    given = None if params.teacher.checkpoint is None else _content_hash(Path(params.teacher.checkpoint))
+    given = content_hash(params.teacher.checkpoint)
     teacher_key = key_of(_packing(params), views, params.teacher.model_dump(mode="json"), given, params.seed)
     energy_key = key_of(teacher_key, params.energy.temperature)
     return Upstream(data, root / f"teacher-{teacher_key}", root / f"energy-{energy_key}")
@@ -115,8 +115,11 @@ def fit_groups(params: Params, energy: NDArray[np.float32]) -> EnergyGroups:
     return EnergyGroups.fit(torch.from_numpy(energy.copy()), params.energy.low_fraction, params.energy.high_fraction)
 
 
-def _content_hash(path: Path) -> str:
-    """Hash of a given checkpoint, "" where there is none: making the teacher says what is wrong with it."""
+def content_hash(checkpoint: str | None) -> str | None:
+    """Hash of a given checkpoint, None for None, "" where the file is missing: whoever loads it says so."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
     if not path.is_file():
         return ""
     status = path.stat()

@@ -174,6 +174,11 @@ def test_a_missing_checkpoint(workspace):
     assert "checkpoint checkpoints/none.pth does not exist; correct the path" in sentence(workspace, "check")
 
 
+def test_missing_weights_that_the_student_is_to_start_from(workspace):
+    set_params(workspace, {"distill.initial_weights": "checkpoints/none.pth"})
+    assert "checkpoint checkpoints/none.pth does not exist; correct the path" in sentence(workspace, "check")
+
+
 def test_an_unknown_network(workspace):
     set_params(workspace, {"teacher.network": "resnet21"})
     assert "params.yaml: teacher.network: There is no network resnet21" in sentence(workspace, "train_teacher")
