@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.device import statistics
 from pipeline.device.plan import Plan, Variant
-from pipeline.device.probe import device_name, slowdown, throttling
+from pipeline.device.probe import device_name
+from pipeline.device.sensors import slowdown, throttling
 from pipeline.runtimes.base import Executed, check_executed
 
 Json = dict[str, Any]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.device.probe import sensors
+from pipeline.device.sensors import sensors
 from pipeline.runtimes import Runtime, runtime_class
 from pipeline.runtimes.errors import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 
