@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.device.errors import DeviceError
 from pipeline.device.worker import EXIT_MODEL_FILE, EXIT_UNAVAILABLE
 
 _KIND_OF_EXIT = {EXIT_UNAVAILABLE: "unavailable", EXIT_MODEL_FILE: "model_file"}
 
 
-class WorkerError(Exception):
+class WorkerError(DeviceError):
     """One sentence, and its kind: "unavailable", "model_file", "timeout" or "failed"."""
 
     def __init__(self, message: str, kind: str) -> None:
