@@ -23,6 +23,7 @@ QUARTILE_LIMIT = 0.20  # distance of the quartiles
 TENTH_LIMIT = 0.10  # median of a tenth of a round against that of the round
 TENTHS_SHARE = 0.10  # of the tenths that may be above it; more reach into p90
 _MIN_SAMPLES_OF_TENTH = 5
+LOST_LIMIT = 0.10  # of a round's time, in inferences over twice its median: what another program takes in small pieces
 # With r rounds each, one variant's all lie below the other's by chance in 2 of C(2r, r) orders: 10 % at 3, 2.9 % at 4.
 MIN_ROUNDS_TO_COMPARE = 4
 _RESAMPLES = 2000
@@ -201,6 +202,9 @@ def _noise(arrays: Sequence[NDArray[np.float64]]) -> list[str]:
     distance = float(np.median([high - low for low, high in quartiles]))
     if distance > QUARTILE_LIMIT:
         reasons.append(f"quartiles within a round are {distance:.0%} apart.")
+    lost = float(np.median([array[array > 2 * np.median(array)].sum() / array.sum() for array in arrays]))
+    if lost > LOST_LIMIT:
+        reasons.append(f"{lost:.0%} of a round's time is in inferences over twice its median.")
     slow, tenths = _slow_tenths(arrays)
     if slow > TENTHS_SHARE * tenths:
         reasons.append(f"{slow} of {tenths} tenths of rounds are over {TENTH_LIMIT:.0%} slower than their round.")

@@ -91,7 +91,7 @@ class OpenVinoRuntime:
         check_batch(inputs, self._batch)
         # The input is read in place, as the other runtimes do; the outputs are copies that later runs do not overwrite.
         # By hand, because passing both through infer() takes Python about twice as long.
-        shared = self._tensor(np.require(inputs, np.float32, "CW"), shared_memory=True)
+        shared = self._tensor(np.require(inputs, np.float32, ("C", "W")), shared_memory=True)
         self._request.set_input_tensor(shared)
         self._request.infer(share_outputs=True)
         logits, *energy = (self._request.get_tensor(output).data.copy() for output in self._outputs)

@@ -103,6 +103,20 @@ def test_a_neighbour_that_stays_for_whole_rounds_is_noise() -> None:
     assert share("noisy", make) == 1.0
 
 
+def test_a_neighbour_that_takes_turns_with_short_inferences_is_noise_though_the_quartiles_agree() -> None:
+    def with_turns(generator: np.random.Generator) -> Samples:
+        """Inferences of 0.035 ms of which one in thirty waits for another program's turn of 1 to 4 ms."""
+        waits = np.where(generator.random(2000) < 1 / 30, generator.uniform(1.0, 4.0, 2000), 0.0)
+        return 0.0035 * steady(generator, 2000) + waits
+
+    def make(generator: np.random.Generator) -> dict[str, Any]:
+        return row([with_turns(generator) for _ in range(ROUNDS)])
+
+    assert share("noisy", make) == 1.0
+    [reason] = make(np.random.default_rng(0))["reasons"]
+    assert reason.endswith("of a round's time is in inferences over twice its median.")
+
+
 def test_a_busy_device_is_named_as_a_circumstance() -> None:
     busy = MACHINE | {"state": {"load_average": [3.5, 2.0, 1.0]}}
     found = row([with_neighbour(np.random.default_rng(0)) for _ in range(ROUNDS)], machine=busy)
