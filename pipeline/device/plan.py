@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.device.errors import PlanError
 
-SCHEMA = 1
+SCHEMA = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -25,6 +25,7 @@ class Variant:
         precision: that the file claims.
         batch: images in one inference.
         device: "cpu", or an accelerator as the runtime names it.
+        fixed_batch: the file takes ``batch`` images and no other number.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant:
     precision: str
     batch: int = 1
     device: str = "cpu"
+    fixed_batch: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -43,17 +45,28 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """Variants, and for how long each round measures each of them.
+    """Variants, what is measured of each of them, and for how long.
 
     A round ends when it has both ``min_seconds`` and ``min_count``, or at ``max_seconds`` whatever it has; the warm-up
     likewise.
 
     Attributes:
-        inputs: .npy file with float32 images [N, 3, H, W], preprocessed; inferences cycle through them.
+        inputs: .npy file with float32 images [N, 3, H, W], preprocessed.
         threads: of one inference on a CPU; 0 leaves the runtime's own choice.
         rounds: fresh processes for each variant.
         seed: of the order of the variants within a round.
-        timeout_seconds: for what a process does beside measuring: importing, loading, building an engine.
+        timeout_seconds: for what a process does beside measuring: importing, loading, building an engine; and for the
+            accuracy.
+        expected: .npz file with what is known of the N images: logits float32 [N, K] and energy float32 [N] of the
+            network, labels int64 [N], groups int8 [N] (0 low, 1 middle, 2 high energy, -1 unknown). None leaves the
+            accuracy out.
+        timing_images: the first so many images, which inferences cycle through while they are timed.
+        cold_rounds: further processes of each variant for the cold start, with the file cache dropped where the system
+            allows it.
+        memory_pass: measure the peak memory, in a process that does not time.
+        sustained_seconds: time limit of the measurement until a plateau, one variant after another; 0 leaves it out.
+        throughput: (batch, threads) points at which images per second are measured besides.
+        allow_device_tuning: set the CPU governor to "performance" meanwhile; otherwise nothing on the device changes.
     """
 
     variants: tuple[Variant, ...]
@@ -67,23 +80,34 @@ class Plan:
     max_seconds: float = 60.0
     seed: int = 0
     timeout_seconds: float = 900.0
+    expected: str | None = None
+    timing_images: int = 64
+    cold_rounds: int = 0
+    memory_pass: bool = False
+    sustained_seconds: float = 0.0
+    throughput: tuple[tuple[int, int], ...] = ()
+    allow_device_tuning: bool = False
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise PlanError(f"a plan needs variants with different names, but has {', '.join(names) or 'none'}.")
         positive = {"rounds": self.rounds, "min_count": self.min_count, "max_seconds": self.max_seconds}
-        positive["timeout_seconds"] = self.timeout_seconds
+        positive |= {"timeout_seconds": self.timeout_seconds, "timing_images": self.timing_images}
         for key, value in positive.items():
             if value <= 0:
                 raise PlanError(f"{key} is {value}; use a number above 0.")
         not_negative = {"threads": self.threads, "min_seconds": self.min_seconds, "seed": self.seed}
         not_negative |= {"warmup_seconds": self.warmup_seconds, "warmup_count": self.warmup_count}
+        not_negative |= {"cold_rounds": self.cold_rounds, "sustained_seconds": self.sustained_seconds}
         for key, value in not_negative.items():
             if value < 0:
                 raise PlanError(f"{key} is {value}; use 0 or more.")
         if self.max_seconds < max(self.min_seconds, self.warmup_seconds):
             raise PlanError(f"max_seconds is {self.max_seconds}, below min_seconds or warmup_seconds; raise it.")
+        for batch, threads in self.throughput:
+            if batch < 1 or threads < 0:
+                raise PlanError(f"throughput has batch {batch} with {threads} threads; use 1 or more, and 0 or more.")
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2)
@@ -101,6 +125,7 @@ class Plan:
             if schema != SCHEMA:
                 raise PlanError(f"the plan has schema {schema}, but this program reads {SCHEMA}; write it again.")
             variants = tuple(Variant(**variant) for variant in values.pop("variants"))
-            return cls(variants=variants, **values)
+            points = tuple((batch, threads) for batch, threads in values.pop("throughput", ()))
+            return cls(variants=variants, throughput=points, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"the plan cannot be read ({error}); write it again.") from error

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import stat
 from pathlib import Path
 
 import pytest
 
-from pipeline.device import probe
+from pipeline.device import probe, system
+from tests.device.fake_system import install_command, write
 
 KEYS = {
     "cpu",
     "board",
     "machine",
     "cpu_flags",
+    "emulated",
+    "cpu_boost",
+    "power_profile",
+    "memory_limit",
+    "swap_total_kb",
+    "page_bytes",
+    "libc",
+    "numpy",
     "logical_cores",
     "affinity",
     "cpu_quota",
@@ -33,23 +40,10 @@ KEYS = {
 }
 
 
-def write(root: Path, path: str, text: str) -> None:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text, encoding="utf-8")
-
-
-def install_command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir(exist_ok=True)
-    program = folder / name
-    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(folder) + os.pathsep + os.environ["PATH"])
-
-
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Raspberry Pi's /proc and /sys."""
-    monkeypatch.setattr(probe, "_affinity", lambda: [0, 1])
+    monkeypatch.setattr(system, "affinity", lambda: [0, 1])
     root = tmp_path / "root"
     write(root, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimddp\nHardware\t: BCM2712\n")
     write(root, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
@@ -79,7 +73,8 @@ def test_an_unknown_system_gives_nulls_and_no_exception(tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", "")
     found = probe.provenance(tmp_path)
     assert set(found) == KEYS
-    empty = ("board", "cpu_flags", "cpu_quota", "governors", "frequency_limits_khz", "memory_total_kb", "nvidia")
+    empty = ("board", "cpu_flags", "cpu_quota", "governors", "frequency_limits_khz", "cpu_boost", "power_profile")
+    empty += ("memory_total_kb", "memory_limit", "swap_total_kb", "nvidia")
     assert [found[key] for key in empty] == [None] * len(empty)
     assert found["state"]["temperatures_c"] is None
     assert found["state"]["raspberry_throttled"] is None
@@ -123,19 +118,6 @@ def test_vendor_tools_are_read_where_they_exist(tmp_path: Path, monkeypatch: pyt
     assert probe.device_name(gpu=True) == "Test GPU"
 
 
-def test_a_failing_vendor_tool_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("vcgencmd", "nvidia-smi"):
-        install_command(tmp_path / "bin", name, "echo broken driver; exit 9", monkeypatch)
-    found = probe.sensors(gpu=True)
-    assert (found["raspberry_throttled"], found["nvidia"]) == (None, None)
-
-
-def test_nvidia_smi_is_not_asked_for_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_command(tmp_path / "bin", "nvidia-smi", f"touch {tmp_path / 'asked'}", monkeypatch)
-    probe.sensors()
-    assert not (tmp_path / "asked").exists()
-
-
 def test_the_device_has_a_short_name() -> None:
     name = probe.device_name()
     assert name
@@ -143,40 +125,18 @@ def test_the_device_has_a_short_name() -> None:
     assert len(name) < 100
 
 
+def test_a_quota_is_read_from_either_version_of_control_groups(board: Path) -> None:
+    write(board, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
+    write(board, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
+    assert probe.provenance(board)["cpu_quota"] == "max 100000"
+    write(board, "sys/fs/cgroup/cpu.max", "50000 100000\n")
+    assert probe.provenance(board)["cpu_quota"] == "50000 100000"
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "sentences"),
-    [
-        ({}, {}, []),
-        ({"throttle_count": 3}, {"throttle_count": 3}, []),
-        ({"throttle_count": 3}, {"throttle_count": 5}, ["the CPU's thermal throttle counters went up by 2."]),
-        ({"raspberry_throttled": 0x50000}, {"raspberry_throttled": 0x50000}, []),
-        ({"raspberry_throttled": 0}, {"raspberry_throttled": 0x40000}, ["vcgencmd reports throttled."]),
-        ({"raspberry_throttled": 0}, {"raspberry_throttled": 0x5}, ["vcgencmd reports under-voltage, throttled."]),
-        ({}, {"nvidia": [{"clocks_throttle_reasons.active": "0x0000000000000001"}]}, []),
-        (
-            {},
-            {"nvidia": [{"clocks_throttle_reasons.active": "0x0000000000000060"}]},
-            ["GPU 0 reports software thermal slowdown, hardware thermal slowdown."],
-        ),
-        ({}, {"nvidia": [{"clocks_throttle_reasons.active": "[N/A]"}]}, []),
-    ],
+    ("path", "value", "boost"),
+    [("intel_pstate/no_turbo", "1", False), ("intel_pstate/no_turbo", "0", True), ("cpufreq/boost", "1", True)],
 )
-def test_throttling_is_proved_by_counters_and_bits(
-    before: dict[str, object], after: dict[str, object], sentences: list[str]
-) -> None:
-    assert probe.throttling(before, after) == sentences
-
-
-def test_a_lower_clock_and_a_hot_zone_are_signs_of_slowdown() -> None:
-    before = {"frequencies_khz": [2400000, 2400000]}
-    after = {
-        "frequencies_khz": [1500000, 1500000],
-        "temperatures_c": {"cpu-0": 81.0, "gpu-1": 90.0},
-        "temperature_limits_c": {"cpu-0": 80.0},
-    }
-    assert probe.slowdown(before, after) == [
-        "the CPU clock fell from 2400 to 1500 MHz.",
-        "cpu-0 is at 81 °C, its limit is 80 °C.",
-    ]
-    assert probe.slowdown(before, before) == []
-    assert probe.slowdown({}, {}) == []
+def test_boost_is_read_as_intel_and_others_have_it(board: Path, path: str, value: str, boost: bool) -> None:
+    write(board, f"sys/devices/system/cpu/{path}", value)
+    assert probe.provenance(board)["cpu_boost"] is boost
