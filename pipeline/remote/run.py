@@ -1,0 +1,188 @@
+"""A whole measurement on a device: check, copy, start, follow, fetch, clean."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.artifacts import atomic_file, sha256_file
+from pipeline.device.bundle import Bundle, open_bundle
+from pipeline.device.errors import DeviceError
+from pipeline.device.session import FINISHED, RESULT, SAMPLES
+from pipeline.remote import preflight
+from pipeline.remote.address import Address
+from pipeline.remote.device import Device, remaining
+from pipeline.remote.errors import LinkError, RemoteError
+from pipeline.remote.ticket import Ticket
+
+Json = dict[str, Any]
+Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+
+# After the run's own time limit on the device, for it to end and to say so.
+_GRACE_SECONDS = 60.0
+_OFFLINE_SECONDS = 600.0
+_PAUSES_SECONDS = (0.5, 1, 2, 5, 10, 20)
+
+
+def run_bundle(
+    bundle: Path,
+    address: Address,
+    destination: Path,
+    *,
+    timeout_seconds: float,
+    on_progress: Progress | None = None,
+) -> Json:
+    """Measure a bundle on a device and fetch the result.
+
+    The run goes on without its client. A client that was killed leaves a note in ``destination``; the same call finds
+    the run by it and does not measure again.
+
+    Args:
+        destination: folder of result.json and samples.npz, which are written last and whole.
+        timeout_seconds: for everything; the run on the device is ended then.
+        on_progress: called with steps done, steps in all (0: not known yet) and what comes next.
+
+    Returns:
+        what result.json holds.
+
+    Raises:
+        RemoteError: one sentence; ``destination`` holds nothing new.
+    """
+    try:
+        contents = open_bundle(bundle)
+    except DeviceError as error:
+        raise RemoteError(str(error)) from error
+    sha256 = sha256_file(bundle)
+    destination.mkdir(parents=True, exist_ok=True)
+    ticket = Ticket.take(destination, sha256, address)
+    deadline = time.monotonic() + timeout_seconds
+    device = Device(address, bundle, sha256, ticket.run, deadline + _GRACE_SECONDS)
+    attempt = _Attempt(device, contents, ticket, deadline, timeout_seconds, on_progress or (lambda *_: None))
+    return attempt.run(destination)
+
+
+class _LostError(RemoteError):
+    """The connection failed for too long; what it was used for may have happened or not."""
+
+
+class _Attempt:
+    def __init__(
+        self,
+        device: Device,
+        contents: Bundle,
+        ticket: Ticket,
+        deadline: float,
+        timeout_seconds: float,
+        report: Progress,
+    ) -> None:
+        self._device = device
+        self._contents = contents
+        self._ticket = ticket
+        self._deadline = deadline
+        self._timeout_seconds = timeout_seconds
+        self._report = report
+        self._heard = time.monotonic()
+
+    def run(self, destination: Path) -> Json:
+        try:
+            self._prepare()
+            self._patiently(lambda: self._device.start(remaining(self._deadline)))
+        except _LostError:
+            raise
+        except RemoteError:
+            # Nothing was started, unless by an earlier client.
+            if not self._ticket.kept:
+                self._ticket.drop()
+            raise
+        outcome = self._patiently(self._follow)
+        if outcome["status"] != FINISHED:
+            self._forget()
+            raise RemoteError(f"the run on {self._device.name} failed: {_sentence(outcome['message'])}")
+        self._report(0, 0, "fetching the result")
+        files = {
+            name: self._patiently(lambda name=name: self._device.fetch(name, outcome["sha256"][name]))  # type: ignore[misc]
+            for name in (SAMPLES, RESULT)
+        }
+        result: Json = json.loads(files[RESULT])
+        for name, content in files.items():
+            with atomic_file(destination / name) as temporary:
+                temporary.write_bytes(content)
+        self._forget()
+        return result
+
+    def _prepare(self) -> None:
+        """See that the device can measure and has the bundle.
+
+        Raises:
+            RemoteError: it cannot.
+        """
+        device, contents = self._device, self._contents
+        self._report(0, 0, f"asking {device.name}")
+        facts = device.facts(preflight.modules(contents))
+        preflight.check_python(device.name, device.python, facts)
+        if facts["run_exists"]:
+            return
+        preflight.check_lock(device.name, facts)
+        preflight.check_runtimes(device.name, device.python, contents, facts)
+        missing = facts["bundle"] != device.sha256
+        size = contents.path.stat().st_size
+        preflight.check_space(device.name, size if missing else 0, contents, facts)
+        if missing:
+            self._patiently(lambda: device.install(lambda sent: self._sent(sent, size)))
+
+    def _sent(self, sent: int, size: int) -> None:
+        self._heard = time.monotonic()
+        self._report(0, 0, f"copying the bundle, {sent / 1e6:.0f} of {size / 1e6:.0f} MB")
+
+    def _follow(self) -> Json:
+        for told in self._device.follow():
+            self._heard = time.monotonic()
+            if "progress" in told:
+                step = told["progress"]
+                self._report(step["done"], step["total"], step["label"])
+            if "end" in told:
+                return dict(told["end"])
+        raise LinkError(f"{self._device.name} stopped telling how its run is; run the same command again.")
+
+    def _forget(self) -> None:
+        self._ticket.drop()
+        # What stays there is removed after some days.
+        with suppress(RemoteError):
+            self._device.clean()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do something, again and again while the connection fails.
+
+        Raises:
+            RemoteError: any other error; or the connection failed for too long.
+        """
+        pauses = iter(_PAUSES_SECONDS)
+        failed_since: float | None = None
+        while True:
+            begun = time.monotonic()
+            try:
+                return action()
+            except LinkError as error:
+                now = time.monotonic()
+                if failed_since is None or self._heard > begun:
+                    failed_since, pauses = now, iter(_PAUSES_SECONDS)
+                if now > self._deadline + _GRACE_SECONDS or now - failed_since > _OFFLINE_SECONDS:
+                    raise _LostError(self._lost(error)) from error
+                self._report(0, 0, f"reconnecting ({error})")
+                time.sleep(next(pauses, _PAUSES_SECONDS[-1]))
+
+    def _lost(self, error: LinkError) -> str:
+        return (
+            f"the connection to {self._device.name} was lost and did not come back ({_sentence(str(error))}); a run "
+            f"that was started goes on for {self._timeout_seconds / 60:g} minutes at most, and the same command "
+            "fetches its result."
+        )
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(".")

@@ -1,0 +1,106 @@
+"""A device over ssh: the system's program, with the user's configuration, keys, agent and jump hosts.
+
+Files travel through the standard input and output of the commands: scp quotes remote names in one way or another
+depending on its version, and reports a full disk as "Failure".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from pipeline.remote.address import Address
+from pipeline.remote.errors import LinkError, RemoteError
+
+_SSH_FAILED = 255
+_ALIVE_SECONDS, _ALIVE_COUNT = 5, 4
+# What ssh writes where trying again would not help; the first that fits is the reason.
+_SENTENCES = (
+    (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "{name} shows another host key than the known one, so it was set up anew or another machine answers for it; "
+        "if you know that it was set up anew, remove the old key with `ssh-keygen -R` and run `ssh {name}` once.",
+    ),
+    (
+        "Host key verification failed|host key is known",
+        "the host key of {name} is unknown; run `ssh {name}` once, compare the fingerprint and accept it.",
+    ),
+    (
+        r"Permission denied \((?=[^)]*publickey)",
+        "{name} refused the login without a password; install your key with `ssh-copy-id {name}`.",
+    ),
+    (
+        r"Permission denied \(([^)]*)\)",
+        "{name} takes no keys, only {found}; allow PubkeyAuthentication in its sshd_config and install your key there.",
+    ),
+    (
+        "Too many authentication failures",
+        "{name} refused all keys of the agent; name the right one with IdentityFile in the ssh config.",
+    ),
+    (
+        "Could not resolve hostname",
+        "the name {name} is not known; check its spelling and the network's DNS, or give an address.",
+    ),
+    (
+        r".*(?:onfiguration option|Bad owner or permissions).*",
+        "the ssh config is refused, so {name} is out of reach ({found}); correct it.",
+    ),
+)
+
+
+class SshTransport:
+    """Starts commands on ``address.host``; never asks, never accepts a host key, never waits for ever."""
+
+    def __init__(self, address: Address) -> None:
+        assert address.host is not None  # noqa: S101
+        self.name = address.host
+        self.python = address.python
+        self._words = ssh_words(address)
+
+    def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [*self._words, " ".join(shlex.quote(word) for word in words)]
+        try:
+            return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
+        except FileNotFoundError:
+            raise RemoteError(f"ssh is not installed here, so {self.name} is out of reach; install it.") from None
+
+    def failure(self, code: int, stderr: str) -> RemoteError | None:
+        return explain(self.name, stderr) if code == _SSH_FAILED else None
+
+
+def ssh_words(address: Address) -> list[str]:
+    """The command up to the words for the device."""
+    options = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "yes",
+        "ConnectTimeout": str(math.ceil(address.connect_timeout_seconds)),
+        "ConnectionAttempts": "1",
+        "ServerAliveInterval": str(_ALIVE_SECONDS),
+        "ServerAliveCountMax": str(_ALIVE_COUNT),
+        # What an alias may set for a person's own logins, and what would mix with our messages.
+        "RemoteCommand": "none",
+        "LogLevel": "ERROR",
+    }
+    words = ["ssh", "-T"]
+    for key, value in options.items():
+        words += ["-o", f"{key}={value}"]
+    if address.ssh_config is not None:
+        words += ["-F", str(Path(address.ssh_config).expanduser())]
+    if address.port is not None:
+        words += ["-p", str(address.port)]
+    return [*words, "--", str(address.host)]
+
+
+def explain(name: str, stderr: str) -> RemoteError:
+    """One sentence for what ssh wrote before it gave up."""
+    for pattern, sentence in _SENTENCES:
+        if found := re.search(pattern, stderr):
+            return RemoteError(sentence.format(name=name, found=found.group(found.lastindex or 0)))
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = lines[-1].rstrip(".") if lines else "the connection was closed"
+    return LinkError(f"{name} cannot be reached ({last}); check that it is on, its address and its port.")
