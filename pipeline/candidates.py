@@ -25,19 +25,26 @@ class Candidate:
         return f"{self.file['name']}-{self.runtime}"
 
 
-def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candidate]:
+def candidates(
+    manifest: Path, runtimes: Sequence[str], key: str, names: Sequence[str] | None = None
+) -> list[Candidate]:
     """Every file of an export manifest in every asked-for runtime that reads its format.
 
     Args:
-        key: the entry of params.yaml that holds ``runtimes``, for the message.
+        key: where ``runtimes`` was asked for, as "params.yaml: evaluate.runtimes", for the message.
+        names: the files wanted; all unless given.
 
     Raises:
-        ParamsError: a runtime is not usable here, or none of the files is for it.
+        ParamsError: none of the files is for a runtime, or the manifest does not list a wanted one.
         DataError: a file is missing.
         LineageError: a file is not the one that the manifest lists.
     """
-    check_available(runtimes, key)
-    files = read_json(manifest)["files"]
+    listed = {file["name"]: file for file in read_json(manifest)["files"]}
+    unknown = [name for name in names or () if name not in listed]
+    if unknown:
+        where = key.partition(":")[0]
+        raise ParamsError(f"{where}: files asks for {unknown[0]}; choose of {manifest}: {', '.join(listed)}")
+    files = [listed[name] for name in listed if names is None or name in names]
     found = [
         Candidate(file, manifest.parent / file["name"], runtime)
         for file in files
@@ -47,8 +54,8 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
     idle = sorted(set(runtimes) - {candidate.runtime for candidate in found})
     if idle:
         raise ParamsError(
-            f"params.yaml: {key} asks for {idle[0]}, but {manifest.parent} holds no file for it; remove it there or "
-            f"have the export stage write {FORMAT_READ_BY[idle[0]]} files"
+            f"{key} asks for {idle[0]}, but {manifest.parent} holds no file for it among those wanted; remove it there "
+            f"or have the export stage write {FORMAT_READ_BY[idle[0]]} files"
         )
     for path, recorded in {candidate.path: candidate.file["sha256"] for candidate in found}.items():
         # what is measured must be what was proved, and a .pt2 file is code: only our own are loaded
@@ -60,8 +67,8 @@ def candidates(manifest: Path, runtimes: Sequence[str], key: str) -> list[Candid
 
 
 def check_available(runtimes: Iterable[str], key: str) -> None:
-    """Raise ParamsError for the first of the runtimes that cannot be used here."""
+    """Raise ParamsError for the first of the runtimes that cannot be used here; ``key`` as for :func:`candidates`."""
     for name in runtimes:
         reason = runtime_class(name).unavailable()
         if reason is not None:
-            raise ParamsError(f"params.yaml: {key} asks for {name}: {reason.rstrip('.')}; or remove it from {key}")
+            raise ParamsError(f"{key} asks for {name}: {reason.rstrip('.')}; or remove it there")

@@ -43,11 +43,13 @@ def _named_once(names: list[str]) -> list[str]:
 Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_named_once)]
 
 
-class _Block(BaseModel):
+class Block(BaseModel):
+    """A block of keys: an unknown one is refused, and values stay as they were read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LauncherParams(_Block):
+class LauncherParams(Block):
     processes: Literal["auto"] | Count
     machines: Count
     rendezvous: Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")] | None
@@ -59,7 +61,7 @@ class LauncherParams(_Block):
         return self
 
 
-class DataParams(_Block):
+class DataParams(Block):
     name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder"]
     root: Annotated[str, Field(min_length=1)]
     storage: Literal["auto", "packed", "files"]
@@ -75,7 +77,7 @@ class DataParams(_Block):
     horizontal_flip: bool
 
 
-class TrainingParams(_Block):
+class TrainingParams(Block):
     epochs: Annotated[int, Field(ge=1, le=10000)]
     batch_size: BatchSize
     learning_rate: Positive
@@ -98,14 +100,14 @@ class TrainingParams(_Block):
         return self
 
 
-class TeacherParams(_Block):
+class TeacherParams(Block):
     network: Annotated[str, Field(min_length=1)]
     checkpoint: str | None
     minimum_top1: Fraction
     training: TrainingParams
 
 
-class EnergyParams(_Block):
+class EnergyParams(Block):
     temperature: Positive
     low_fraction: Annotated[float, Field(ge=0, lt=1)]
     high_fraction: Annotated[float, Field(ge=0, lt=1)]
@@ -120,7 +122,7 @@ class EnergyParams(_Block):
         return self
 
 
-class HedaParams(_Block):
+class HedaParams(Block):
     fraction: Annotated[float, Field(gt=0, le=1)]
     subset: Literal["high_energy", "random", "low_energy"]
     mix: Literal["cutmix", "mixup", "none"]
@@ -128,7 +130,7 @@ class HedaParams(_Block):
     mixed_label_weight: NonNegative
 
 
-class KdParams(_Block):
+class KdParams(Block):
     ce_weight: NonNegative
     kd_weight: NonNegative
 
@@ -156,13 +158,13 @@ class FeatureParams(KdParams):
     teacher_stages: Annotated[list[str], Field(min_length=1)] | None
 
 
-class TemperatureParams(_Block):
+class TemperatureParams(Block):
     low_energy: Positive
     mid: Positive
     high_energy: Positive
 
 
-class DistillParams(_Block):
+class DistillParams(Block):
     network: Annotated[str, Field(min_length=1)]
     initial_weights: str | None
     loss: Literal["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
@@ -178,26 +180,26 @@ class DistillParams(_Block):
     training: TrainingParams
 
 
-class CalibrationParams(_Block):
+class CalibrationParams(Block):
     images: Annotated[int, Field(ge=8, le=10000)]
     selection: Literal["stratified", "random", "low_energy", "high_energy"]
     seed: Seed
 
 
-class Int8Params(_Block):
+class Int8Params(Block):
     ranges: Literal["error", "minmax"]
     rounding: bool
     bias_correction: bool
     float_share: Fraction
 
 
-class ParityParams(_Block):
+class ParityParams(Block):
     images: Annotated[int, Field(ge=8, le=10000)]
     fp32_max_abs: Positive
     minimum_agreement: Fraction
 
 
-class ExportParams(_Block):
+class ExportParams(Block):
     precisions: list[Precision]
     openvino: bool
     teacher: bool
@@ -215,7 +217,7 @@ class ExportParams(_Block):
         return self
 
 
-class EvaluateParams(_Block):
+class EvaluateParams(Block):
     runtimes: Runtimes
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     on_device_top1: Fraction
@@ -229,26 +231,65 @@ class EvaluateParams(_Block):
         return self
 
 
-class BenchmarkParams(_Block):
+Batch = Annotated[int, Field(ge=1, le=4096)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+
+
+class BenchmarkParams(Block):
+    """Of params.yaml and of each targets/<device>/device.yaml."""
+
     runtimes: Runtimes
-    batch_size: Annotated[int, Field(ge=1, le=4096)]
-    threads: Annotated[int, Field(ge=0, le=1024)]
+    batch_size: Batch
+    threads: Threads
+    images: Annotated[int, Field(ge=1, le=100_000)]
+    timing_images: Annotated[int, Field(ge=1, le=100_000)]
     rounds: Annotated[int, Field(ge=2, le=100)]
     warmup_seconds: NonNegative
     warmup_count: Count
     min_seconds: Positive
     min_count: Annotated[int, Field(ge=10)]
     max_seconds: Positive
+    cold_rounds: Annotated[int, Field(ge=0, le=100)]
+    memory_pass: bool
+    sustained_minutes: Annotated[float, Field(ge=0, le=240)]
+    throughput: list[tuple[Batch, Threads]]
+    allow_device_tuning: bool
     seed: Seed
 
     @model_validator(mode="after")
-    def _maximum_is_not_below_minimum(self) -> Self:
+    def _limits_fit_each_other(self) -> Self:
         if self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is below min_seconds; raise it")
+        if self.timing_images > self.images:
+            raise ValueError("timing_images is above images, which they are taken from; lower it")
+        if len(set(self.throughput)) != len(self.throughput):
+            raise ValueError("throughput names a pair of batch and threads twice; remove one of them")
         return self
 
+    def check_batch(self, fixed: int | None) -> None:
+        """Refuse batches that files of a fixed batch size, None for any, cannot run.
 
-class BudgetParams(_Block):
+        Raises:
+            ValueError: one sentence without the place.
+        """
+        if fixed is None:
+            return
+        if self.batch_size != fixed:
+            raise ValueError(
+                f"export.batch is {fixed}, but benchmark.batch_size is {self.batch_size}; make them equal, or "
+                "export.batch null"
+            )
+        other = [batch for batch, _ in self.throughput if batch != fixed]
+        if other:
+            raise ValueError(
+                f"export.batch is {fixed}, but benchmark.throughput asks for batch {other[0]}; remove that point, or "
+                "make export.batch null"
+            )
+
+
+class BudgetParams(Block):
+    """Of params.yaml and of each targets/<device>/device.yaml."""
+
     max_top1_drop: Fraction | None
     max_high_energy_drop: Fraction | None
     max_latency_p50_ms: Positive | None
@@ -257,7 +298,7 @@ class BudgetParams(_Block):
     max_size_mb: Positive | None
 
 
-class Params(_Block):
+class Params(Block):
     """The whole of params.yaml: one field per block."""
 
     seed: Seed
@@ -275,11 +316,7 @@ class Params(_Block):
 
     @model_validator(mode="after")
     def _batch_of_the_files_is_timed(self) -> Self:
-        if self.export.batch not in (None, self.benchmark.batch_size):
-            raise ValueError(
-                f"export.batch is {self.export.batch}, but benchmark.batch_size is {self.benchmark.batch_size}; make "
-                "them equal, or export.batch null"
-            )
+        self.benchmark.check_batch(self.export.batch)
         return self
 
 

@@ -7,9 +7,15 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 BAD_IMAGES = Path("bad_images.txt")
 CHECKPOINTS = Path(".checkpoints")
+DEVICE_RUNS = CHECKPOINTS / "devices"  # one folder for each, while it is measured
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")
 RESULTS = Path("docs/results")
+
+TARGETS = Path("targets")
+TARGET_EXAMPLES = TARGETS / "examples"
+TARGET_STAGES = TARGET_EXAMPLES / "stages.yaml"  # not dvc.yaml: DVC would take it for a pipeline
+TARGET_INDEX = TARGETS / "results.json"
 
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"

@@ -24,8 +24,8 @@ CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
 def check(params: Params) -> None:
     choose_device(params.device)
-    check_available(params.evaluate.runtimes, "evaluate.runtimes")
-    check_available(params.benchmark.runtimes, "benchmark.runtimes")
+    check_available(params.evaluate.runtimes, "params.yaml: evaluate.runtimes")
+    check_available(params.benchmark.runtimes, "params.yaml: benchmark.runtimes")
     classes = CLASSES_OF_DOWNLOADS.get(params.data.name)
     if classes is None:
         source = open_source(params.data)

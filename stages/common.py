@@ -87,6 +87,19 @@ def progress(label: str, total: int, unit: str, *, shown: bool = True) -> Iterat
         yield bar.update
 
 
+@contextmanager
+def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr; yields the function that sets it: done, in all (0: not known), and what comes next."""
+    with tqdm(desc=label, unit=unit, dynamic_ncols=True) as bar:
+
+        def on_progress(done: int, total: int, what: str) -> None:
+            if total:
+                bar.total, bar.n = total, done
+            bar.set_postfix_str(what)
+
+        yield on_progress
+
+
 def write_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Columns of equal length as CSV, for `dvc plots`."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import check_lineage, read_json, read_table, write_json
-from pipeline.candidates import candidates
+from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
@@ -18,9 +18,12 @@ from pipeline.runtimes import RuntimesError
 from pipeline.weights import read_network
 from stages.common import progress, run
 
+RUNTIMES_KEY = "params.yaml: evaluate.runtimes"
+
 
 def evaluate(params: Params) -> None:
-    chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, "evaluate.runtimes")
+    check_available(params.evaluate.runtimes, RUNTIMES_KEY)
+    chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, RUNTIMES_KEY)
     data = read_card(DATA)
     student, card = read_network(STUDENT)
     scores, lineage = read_table(ENERGY_TEST)

@@ -73,6 +73,15 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("seed",), -1, "seed is -1"),
         (("export", "batch"), 4, "export.batch is 4, but benchmark.batch_size is 1; make them equal"),
         (("data",), None, "data is None"),
+        (("benchmark", "images"), 0, "benchmark.images is 0"),
+        (("benchmark", "timing_images"), 257, "benchmark: timing_images is above images"),
+        (("benchmark", "cold_rounds"), -1, "benchmark.cold_rounds is -1"),
+        (("benchmark", "memory_pass"), "often", "benchmark.memory_pass is 'often'"),
+        (("benchmark", "sustained_minutes"), 241, "benchmark.sustained_minutes is 241"),
+        (("benchmark", "throughput"), [[0, 1]], "benchmark.throughput"),
+        (("benchmark", "throughput"), [[8]], "benchmark.throughput"),
+        (("benchmark", "throughput"), 8, "benchmark.throughput is 8"),
+        (("benchmark", "allow_device_tuning"), None, "benchmark.allow_device_tuning is None"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path, keys, value, words):
@@ -86,6 +95,12 @@ def test_groups_that_overlap_are_refused(tmp_path):
 
 def test_a_step_schedule_needs_milestones(tmp_path):
     assert "milestone" in message_of(changed(tmp_path, "teacher", "training", "schedule", value="step"))
+
+
+def test_files_of_a_fixed_batch_have_no_other_point_of_throughput(tmp_path):
+    path = changed(tmp_path, "export", "batch", value=1)
+    path.write_text(path.read_text().replace("throughput: []", "throughput: [[1, 2], [8, 0]]"))
+    assert "export.batch is 1, but benchmark.throughput asks for batch 8; remove that point" in message_of(path)
 
 
 def test_a_missing_key_is_named(tmp_path):
