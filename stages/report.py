@@ -9,7 +9,7 @@ from pipeline.artifacts import atomic_file, write_json
 from pipeline.config import Params
 from pipeline.errors import BudgetError
 from pipeline.layout import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
-from pipeline.report import budget_sentence, build_report, read_inputs, write_deploy
+from pipeline.report import OnDevice, budget_sentence, build_report, read_inputs, write_deploy
 from pipeline.runtimes import runtime_class
 from stages.common import run
 
@@ -21,12 +21,22 @@ def report(params: Params) -> None:
     write_json(METRICS, result.metrics)
     with atomic_file(PAGE) as temporary:
         temporary.write_text(result.html, encoding="utf-8")
+    for device in result.devices:
+        print(f"{device.entry['name']}: {_of_device(device)}")
     row = result.recommendation.row
     if row is None:
         shutil.rmtree(DEPLOY, ignore_errors=True)  # an earlier recommendation must not be taken for this one
         raise BudgetError(budget_sentence(result.recommendation))
     write_deploy(DEPLOY, row, EXPORT, inputs.data)
     print(f"deploy {row['name']} with {row['runtime']}: {DEPLOY}/, see {PAGE}")
+
+
+def _of_device(device: OnDevice) -> str:
+    entry = device.entry
+    chosen = entry["recommended"]
+    if chosen is None:
+        return "; ".join([f"no file is recommended, {entry['not_recommended']}", *entry["notes"]])
+    return "; ".join([f"deploy {chosen['name']} with {chosen['runtime']}", *entry["notes"]])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ write_deploy(folder, report.recommendation.row, export_folder, inputs.data)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.compare import compare, round_medians
 from pipeline.report.deploy import write_deploy
+from pipeline.report.devices import Device, OnDevice, on_device
 from pipeline.report.inputs import Curve, Inputs, Table, check_one_run, read_inputs
 from pipeline.report.metrics import build_metrics
 from pipeline.report.page import render_page
@@ -22,7 +24,9 @@ from pipeline.report.summary import build_summary
 
 __all__ = [
     "Curve",
+    "Device",
     "Inputs",
+    "OnDevice",
     "Recommendation",
     "Report",
     "Table",
@@ -32,6 +36,7 @@ __all__ = [
     "build_summary",
     "check_one_run",
     "compare",
+    "on_device",
     "read_inputs",
     "recommend",
     "render_page",
@@ -49,12 +54,14 @@ class Report:
         metrics: content of reports/metrics.json; numbers only.
         html: content of reports/report.html.
         recommendation: its row is None if no file is within the budget; the page then says which limit each file broke.
+        devices: of targets/, each with a recommendation of its own.
     """
 
     summary: dict[str, Any]
     metrics: dict[str, float]
     html: str
     recommendation: Recommendation
+    devices: Sequence[OnDevice]
 
 
 def build_report(inputs: Inputs) -> Report:
@@ -63,6 +70,7 @@ def build_report(inputs: Inputs) -> Report:
     Raises:
         LineageError: a measurement is of another file than the exported one, or of another student.
     """
+    devices = [on_device(device, inputs.export["files"]) for device in inputs.devices]
     summary, recommendation = build_summary(
         data=inputs.data,
         teacher=inputs.teacher,
@@ -72,15 +80,18 @@ def build_report(inputs: Inputs) -> Report:
         benchmark=inputs.benchmark,
         budget=inputs.budget,
         tensorrt_unavailable=inputs.tensorrt_unavailable,
+        devices=devices,
     )
     row = recommendation.row
     comparison = None
     if row is not None:
         images, rounds = inputs.evaluation["test_images"], round_medians(inputs.benchmark)
-        comparison = compare(row, summary["rows"], images=images, rounds=rounds)
+        own = [other for other in summary["rows"] if other["target"] is None]
+        comparison = compare(row, own, images=images, rounds=rounds)
     return Report(
         summary=summary,
         metrics=build_metrics(summary, row, comparison),
-        html=render_page(inputs, summary, recommendation, comparison),
+        html=render_page(inputs, summary, recommendation, comparison, devices),
+        devices=devices,
         recommendation=recommendation,
     )

@@ -27,6 +27,7 @@ from pipeline.layout import (
     TEACHER,
     TEACHER_CURVES,
 )
+from pipeline.report.devices import Device, read_devices
 
 DATA_CARD, TEACHER_CARD, STUDENT_CARD = DATA / "data.json", TEACHER / "card.json", STUDENT / "card.json"
 
@@ -57,6 +58,7 @@ class Inputs:
         curves: role ("teacher", "student") -> metric ("train_loss", "val_top1") -> curve; a role that was not trained
             here is absent.
         tensorrt_unavailable: why TensorRT cannot run here, in one sentence; None where it can.
+        devices: of targets/, by name.
     """
 
     data: Json
@@ -73,6 +75,7 @@ class Inputs:
     subset_sha256: str
     tensorrt_unavailable: str | None
     budget: BudgetParams
+    devices: Sequence[Device] = ()
 
 
 def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | None) -> Inputs:
@@ -97,6 +100,7 @@ def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | No
         subset_sha256=sha256_file(root / SUBSET),
         tensorrt_unavailable=tensorrt_unavailable,
         budget=budget,
+        devices=read_devices(root),
     )
     check_one_run(inputs)
     return inputs

@@ -13,9 +13,12 @@ from markupsafe import Markup
 from pipeline.layout import ENERGY, EXPORT, SUBSET
 from pipeline.report import formatting
 from pipeline.report.compare import Comparison, verdict_sentence, wilson_interval
+from pipeline.report.devices import OnDevice
 from pipeline.report.figure import inline
 from pipeline.report.formatting import flatten, plain, runtime
 from pipeline.report.inputs import DATA_CARD, STUDENT_CARD, TEACHER_CARD, Inputs, Json
+from pipeline.report.notes import Notes
+from pipeline.report.page_devices import device_sections, has_passes, passes, side_by_side, sustained_figure
 from pipeline.report.pareto import pareto_plot
 from pipeline.report.plots import confidence_plot, energy_plot, learning_plot, routing_plot
 from pipeline.report.recommend import Recommendation, budget_sentence
@@ -26,15 +29,22 @@ _CLASSES_SHOWN = 12
 _LONG_TEXT = 160  # characters; longer settings are folded
 
 
-def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, comparison: Comparison | None) -> str:
+def render_page(
+    inputs: Inputs,
+    summary: Json,
+    recommendation: Recommendation,
+    comparison: Comparison | None,
+    devices: Sequence[OnDevice] = (),
+) -> str:
     """The content of reports/report.html.
 
     Args:
         summary: of :func:`pipeline.report.summary.build_summary`.
         comparison: of the recommended row with the teacher; None if no file is within the budget.
+        devices: of targets/.
     """
     decimals = formatting.accuracy_decimals(inputs.evaluation["test_images"])
-    rows: list[Row] = summary["rows"]
+    rows: list[Row] = [row for row in summary["rows"] if row["target"] is None]
     shown = [row for row in rows if _has_numbers(row)]
     chosen = recommendation.row
     if chosen is not None and comparison is not None:
@@ -44,7 +54,7 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
         if not recommendation.broken:
             reason = budget_sentence(recommendation)
             verdict = f"{reason[0].upper()}{reason[1:]}."
-    notes = list(dict.fromkeys(note for row in shown for note in row["notes"]))
+    here = [passes(row) for row in inputs.benchmark["rows"]]
     curves = learning_plot(inputs.curves)
     plot = pareto_plot(shown, chosen)
     return (
@@ -65,8 +75,11 @@ def render_page(inputs: Inputs, summary: Json, recommendation: Recommendation, c
             limits=[pair for pair in flatten(inputs.budget.model_dump()) if pair[1] != formatting.NOT_MEASURED],
             rows=shown,
             is_chosen=lambda row: chosen is not None and _key(row) == _key(chosen),
-            notes=notes,
-            numbers_of=lambda row: [notes.index(note) + 1 for note in dict.fromkeys(row["notes"])],
+            notes=Notes.of(shown),
+            passes=here if has_passes(here) else None,
+            sustained=sustained_figure(inputs.benchmark["rows"], "here"),
+            devices=device_sections(devices),
+            beside=side_by_side(shown, devices),
             pareto=None if plot is None else Markup(inline(plot)),  # noqa: S704  our own SVG, its text is outlines
             pareto_text=_describe(shown, decimals),
             energy=Markup(inline(energy_plot(inputs.energy, inputs.energy_test))),  # noqa: S704

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import BudgetParams
-from pipeline.report import Curve, Inputs, Recommendation, Table, build_summary
+from pipeline.report import Curve, Device, Inputs, Recommendation, Table, build_summary, on_device
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 NO_TENSORRT = "tensorrt is not installed; install it with `pip install tensorrt`."
@@ -253,6 +253,94 @@ def benchmark() -> dict[str, Any]:
     }
 
 
+def device_result() -> dict[str, Any]:
+    """What the stage measure leaves of a device that runs the ONNX files, ten times slower than this machine."""
+    rows = []
+    for name, role, form, precision, size in FILES:
+        if form != "onnx":
+            continue
+        low, mid, high = ERRORS[name]
+        p50 = 10 * LATENCY[name]
+        rows.append(
+            {
+                "name": name,
+                "role": role,
+                "format": form,
+                "precision": precision,
+                "runtime": "onnxruntime",
+                "batch": 1,
+                "sha256": sha(name),
+                "size_bytes": size,
+                "device_name": "Example Board",
+                "samples": 1500,
+                "rounds": [{"median_ms": factor * p50} for factor in (0.98, 0.99, 1.0, 1.01, 1.02)],
+                "error": None,
+                "error_kind": None,
+                "latency_p50_ms": p50,
+                "latency_p90_ms": 1.1 * p50,
+                "latency_p99_ms": 1.3 * p50,
+                "latency_ci_low_ms": 0.98 * p50,
+                "latency_ci_high_ms": 1.02 * p50,
+                "throughput_ips": 1000 / p50,
+                "verdict": "throttled" if role == "teacher" else "stable",
+                "reasons": ["the CPU clock fell from 2400 to 1500 MHz."] if role == "teacher" else [],
+                "precision_executed": executed(name, precision),
+                "notes": ["energy not measured: RAPL is not here; the board shows no INA sensor."],
+                "accuracy": {
+                    "images": 256,
+                    "top1": 1 - (low + mid + high) / 256,
+                    "top1_low_energy": 1 - low / 49,
+                    "top1_mid_energy": 1 - mid / 156,
+                    "top1_high_energy": 1 - high / 51,
+                    "top1_reference": 1 - 9 / 256,
+                    "delta_top1": (9 - low - mid - high) / 256,
+                    "delta_ci_low": (9 - low - mid - high) / 256 - 0.01,
+                    "delta_ci_high": (9 - low - mid - high) / 256 + 0.01,
+                    "delta_top1_high_energy": (7 - high) / 51,
+                    "parity_max_abs": 5.1e-6,
+                    "parity_mean_abs": 4.0e-7,
+                    "parity_top1_agreement": 1.0,
+                    "energy_max_abs": 2.0e-6,
+                },
+                "cold": {
+                    "rounds": 3,
+                    "import_ms": 412.0,
+                    "load_ms": 31.0,
+                    "first_inference_ms": 9.7,
+                    "dropped_cache": True,
+                },
+                "memory": {"peak_rss_kb": 81_240, "model_rss_kb": 5_120},
+                "sustained": {
+                    "minutes": [{"p50_ms": factor * p50, "p90_ms": None} for factor in (1.0, 1.2, 1.21, 1.2)],
+                    "plateau_ms": 1.2 * p50,
+                    "ended_by": "plateau",
+                },
+                "throughput": [{"batch": 8, "threads": 4, "images_per_second": 2500 / p50}],
+                "joules_per_inference": None,
+                "meter": None,
+            }
+        )
+    return {
+        "schema": 1,
+        "device": "Example Board",
+        "machine": {"board": "Example Board", "cpu": "Cortex-A76", "machine": "aarch64", "emulated": False},
+        "settings": {"runtimes": ["onnxruntime"], "images": 256, "threads": 4},
+        "lineage": {"student": sha("student")},
+        "bundle_sha256": sha("bundle"),
+        "started_at": 1795381664.05,
+        "seconds": 912.0,
+        "tuning": {"allowed": False, "changed": {}, "notes": []},
+        "notes": [],
+        "rows": rows,
+    }
+
+
+def device(name: str = "board", measured: dict[str, Any] | None = None, **limits: float) -> Device:
+    """A measured device with the limits of its budget."""
+    budget = BudgetParams(**(dict.fromkeys(BudgetParams.model_fields) | limits))
+    return Device(name, device_result() if measured is None else measured, budget)
+
+
 def energy_table(images: int, seed: int, split: str) -> Table:
     generator = np.random.default_rng(seed)
     energy = (-11.5 - 3.2 * generator.beta(6, 2.2, images)).astype(np.float32)
@@ -327,6 +415,7 @@ def summary_of(inputs: Inputs) -> tuple[dict[str, Any], Recommendation]:
         benchmark=inputs.benchmark,
         budget=inputs.budget,
         tensorrt_unavailable=inputs.tensorrt_unavailable,
+        devices=[on_device(found, inputs.export["files"]) for found in inputs.devices],
     )
 
 
@@ -340,6 +429,18 @@ def make_inputs() -> Callable[..., Inputs]:
 def summarise() -> Callable[[Inputs], tuple[dict[str, Any], Recommendation]]:
     """The summary of inputs, and its recommendation, without page and plots."""
     return summary_of
+
+
+@pytest.fixture(scope="session")
+def make_device() -> Callable[..., Device]:
+    """A measured device at every call: its name, its result.json, and the limits of its budget."""
+    return device
+
+
+@pytest.fixture
+def measured() -> dict[str, Any]:
+    """A result.json, free to change."""
+    return device_result()
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
-from pipeline.report import Inputs, Table, build_report, page
+from pipeline.report import Device, Inputs, Table, build_report, page, page_devices
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -58,6 +59,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a page; a test of its words does without."""
     for name in ("pareto_plot", "energy_plot", "confidence_plot", "learning_plot"):
         monkeypatch.setattr(page, name, lambda shown, *_: "<svg></svg>" if shown else None)
+    monkeypatch.setattr(page_devices, "sustained_plot", lambda *_: None)
 
 
 def test_page_is_the_same_for_the_same_input(inputs: Inputs, html: str) -> None:
@@ -173,3 +175,71 @@ def test_the_subset_is_named_as_what_it_is(make_inputs: Callable[..., Inputs], k
     subset = make_inputs().subset
     inputs = make_inputs(subset=Table(subset.columns, {**subset.lineage, "subset": kind}))
     assert words in text_of(build_report(inputs).html)
+
+
+def test_devices_have_a_table_side_by_side_and_a_section_each(
+    make_inputs: Callable[..., Inputs], make_device: Callable[..., Device]
+) -> None:
+    html = build_report(make_inputs(devices=[make_device("pi5"), make_device("orin", max_latency_p50_ms=0.5)])).html
+    attributes = [found for _, found in read(html).tags]
+    ids = [found["id"] for found in attributes if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert {str(found["href"])[1:] for found in attributes if "href" in found} <= set(ids)
+    assert {"device-pi5", "device-orin"} <= set(ids)
+    assert sum(found.get("role") == "img" for found in attributes) == 7, "a sustained curve of each"
+    text = text_of(html)
+    assert "File Runtime this machine pi5 orin" in text
+    assert "student_int8.onnx ONNX Runtime 0.298 2.98 2.98" in text
+    assert "Deploy student_int8.onnx with ONNX Runtime: 11\N{MULTIPLICATION SIGN} smaller than the teacher" in text
+    assert "at \N{MINUS SIGN}2.0 points of top-1 accuracy" in text
+    assert "no speed-up is claimed, because the latency of the teacher is throttled" in text
+    assert "latency throttled: the CPU clock fell from 2400 to 1500 MHz" in text
+    start = "student_int8.onnx ONNX Runtime 412 31.0 9.70 dropped 83.2 MB 5.24 MB"
+    assert f"{start} \N{EN DASH} \N{EN DASH} 3.58 plateau 839 (8, 4)" in text
+    assert "this machine; energy not measured: RAPL is not here; the board shows no INA sensor. Cold start" in text
+    assert "No file is recommended for it: each file breaks a limit of its budget." in text
+    assert "student_int8.onnx : its p50 is 2.98 ms of 0.500 (max_latency_p50_ms)" in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_an_emulated_device_is_marked(
+    make_inputs: Callable[..., Inputs], make_device: Callable[..., Device], measured: dict[str, Any]
+) -> None:
+    measured["machine"]["emulated"] = True
+    text = text_of(build_report(make_inputs(devices=[make_device("arm", measured)])).html)
+    assert "arm: Example Board (emulated)" in text
+    assert "No file is recommended for it: it is emulated" in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_device_without_a_result_of_these_files_names_the_command(
+    make_inputs: Callable[..., Inputs], make_device: Callable[..., Device], measured: dict[str, Any]
+) -> None:
+    for row in measured["rows"]:
+        row["sha256"] = "0" * 64
+    text = text_of(build_report(make_inputs(devices=[make_device("pi5", measured)])).html)
+    assert "results of pi5 that belong to older files are left out" in text
+    assert "run `dvc repro targets/pi5/dvc.yaml`" in text
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
+@pytest.mark.usefixtures("no_plots")
+def test_what_a_device_says_is_text_and_never_markup(
+    make_inputs: Callable[..., Inputs], make_device: Callable[..., Device], measured: dict[str, Any], name: str
+) -> None:
+    measured.update(device=name)
+    measured["machine"]["board"] = name
+    for row in measured["rows"]:
+        row.update(meter=name, device_name=name, verdict="noisy", reasons=[name], precision_executed=name)
+        row["sustained"]["ended_by"] = name
+    found = read(build_report(make_inputs(devices=[make_device("pi5", measured)])).html)
+    assert not {tag for tag, _ in found.tags} & {"script", "img"}
+    assert name in "".join(found.text)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_note_of_all_rows_is_said_once(inputs: Inputs) -> None:
+    for row in inputs.benchmark["rows"]:
+        row["notes"] = [*row["notes"], "energy not measured: no meter."]
+    text = text_of(build_report(inputs).html)
+    assert text.count("All rows: energy not measured: no meter.") == 1

@@ -17,11 +17,12 @@ KEYS_OF_DESIGN = {
     *("parity_top1_agreement", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput_ips", "verdict"),
     *("size_bytes", "sha256"),
 }
-ADDED_KEYS = {"role", "notes", "batch", "latency_ci_low_ms", "latency_ci_high_ms"}
+ADDED_KEYS = {"role", "notes", "batch", "target", "images", "latency_ci_low_ms", "latency_ci_high_ms"}
 ADDED_KEYS |= {"delta_top1_high_energy", "delta_high_energy_ci_low", "delta_high_energy_ci_high"}
 ADDED_KEYS |= {"energy_threshold", "on_device_coverage", "on_device_top1"}
 # What a note on a null must name.
 SUBJECTS = {
+    "images": "accuracy",
     "top1": "accuracy",
     "top1_low_energy": "low-energy",
     "top1_mid_energy": "middle-energy",
@@ -58,7 +59,7 @@ def assert_nulls_are_explained(row: dict[str, Any]) -> None:
     notes = " ".join(row["notes"])
     for key, value in row.items():
         if (
-            key != "batch"
+            key not in ("batch", "target")
             and value is None
             and "not measured on this machine" not in notes
             and "accuracy not measured" not in notes
@@ -68,7 +69,7 @@ def assert_nulls_are_explained(row: dict[str, Any]) -> None:
 
 def test_every_row_has_exactly_the_flat_keys(summarise: Summarise, inputs: Inputs) -> None:
     summary = summarise(inputs)[0]
-    assert set(summary) == {"schema", "student", "teacher", "rows", "recommended"}
+    assert set(summary) == {"schema", "student", "teacher", "rows", "recommended", "devices"}
     assert summary["schema"] == 1
     for row in summary["rows"]:
         assert set(row) == KEYS_OF_DESIGN | ADDED_KEYS
@@ -84,6 +85,19 @@ def test_row_joins_manifest_accuracy_and_latency_of_one_file_and_runtime(summari
     assert row["verdict"] == "stable"
     assert row["device"] == "Example CPU"
     assert row["notes"] == []
+
+
+def test_parity_that_the_export_stage_did_not_measure_is_that_of_the_benchmark(
+    summarise: Summarise, inputs: Inputs
+) -> None:
+    entry = next(file for file in inputs.export["files"] if file["name"] == "student_int8.onnx")
+    entry["parity"]["runtime"] = "tensorrt"
+    timed = next(row for row in inputs.benchmark["rows"] if row["name"] == "student_int8.onnx")
+    assert "parity not measured" in " ".join(row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")["notes"])
+    timed["accuracy"] = {"parity_max_abs": 0.3, "parity_top1_agreement": 0.98}
+    row = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
+    assert (row["parity_max_abs"], row["parity_top1_agreement"]) == (0.3, 0.98)
+    assert "parity" not in " ".join(row["notes"])
 
 
 @pytest.mark.parametrize(

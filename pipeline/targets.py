@@ -1,0 +1,102 @@
+"""Target devices: their names and files, and the index of what was measured on them.
+
+The index targets/results.json is what the stage report depends on: the file exists on every machine, so a laptop's
+``dvc repro`` needs no device, and it changes whenever a device was measured or its budget was changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import read_json, sha256_file, write_json
+from pipeline.config import BudgetParams, validated
+from pipeline.errors import DataError, ParamsError
+from pipeline.layout import TARGET_INDEX, TARGETS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+
+
+def check_name(name: str) -> str:
+    """The name of a device, if it can be that of its folder.
+
+    Raises:
+        ParamsError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ParamsError(
+            f"device name {name!r} may hold only letters, digits, _ and -, 40 at most, a letter or digit first; "
+            "choose another"
+        )
+    return name
+
+
+def device_file(name: str) -> Path:
+    """targets/<name>/device.yaml."""
+    return TARGETS / name / "device.yaml"
+
+
+def result_file(name: str) -> Path:
+    """targets/<name>/result.json, what the stage measure writes."""
+    return TARGETS / name / "result.json"
+
+
+def samples_file(name: str) -> Path:
+    """targets/<name>/samples.npz, the latency of every timed call."""
+    return TARGETS / name / "samples.npz"
+
+
+def remeasure(name: str) -> str:
+    """The command that measures a device again where it must."""
+    return f"dvc repro {TARGETS}/{name}/dvc.yaml"
+
+
+def read_index(path: Path = TARGET_INDEX) -> dict[str, Any]:
+    """Device -> {"result_sha256", "budget"}, by name.
+
+    Raises:
+        DataError: the file is missing or is not such an index.
+    """
+    remedy = f"restore it with `git checkout {TARGET_INDEX}`, or write {{}} into it and show the devices again"
+    try:
+        index = read_json(path)
+    except DataError as error:
+        raise DataError(f"{str(error).partition(';')[0]}; {remedy}") from None
+    if not isinstance(index, dict):
+        raise DataError(f"{path} is not an index of device results; {remedy}")
+    for name, entry in index.items():
+        if not isinstance(entry, dict) or entry.keys() != {"result_sha256", "budget"} or not _NAME.fullmatch(name):
+            raise DataError(f"{path} has a damaged entry {name!r}; {remedy}")
+        validated(BudgetParams, entry["budget"], f"{path}: {name}.budget")
+    return index
+
+
+def enter_result(name: str, budget: BudgetParams) -> None:
+    """Put the device's present result and budget into the index.
+
+    Raises:
+        DataError: it was not measured, or the index is damaged.
+    """
+    path = result_file(name)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; run `{remeasure(name)}` to make it")
+    entry = {"result_sha256": sha256_file(path), "budget": budget.model_dump()}
+    with _locked(TARGETS):
+        index = read_index()
+        write_json(TARGET_INDEX, dict(sorted((index | {name: entry}).items())))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Devices may be measured at the same time, each by its own `dvc repro`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
