@@ -1,5 +1,5 @@
-# `make repro` runs the pipeline, `make test` the tests, `make ablation` a study, `make bench` measures our own speed.
-# All set everything up first.
+# `make repro` runs the pipeline, `make target` adds a device to measure on, `make test` runs the tests, `make ablation`
+# a study, `make bench` measures our own speed. All set everything up first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,8 +12,10 @@ STUDY ?= ablations/digits.yaml
 JOBS ?= 2
 # arguments of `make bench`, for example --images FOLDER --out docs/results/bench; --help lists them
 BENCH ?=
+# of `make target`: the example in targets/examples/ that the new device begins with
+LIKE ?= raspberry_pi
 
-.PHONY: repro test ablation bench lint clean setup
+.PHONY: repro target test ablation bench lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -28,6 +30,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 repro: setup
 	python -m stages.check
 	dvc repro
+
+target: setup
+	python -m stages.target --like '$(LIKE)' -- "$$NAME" "$$HOST"
 
 ablation: setup
 	python -m stages.ablation $(STUDY) --jobs $(JOBS)

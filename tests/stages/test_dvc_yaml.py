@@ -11,6 +11,9 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT
 
 GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+# of a device called DEVICE, relative to the root as well
+DEVICE_GRAPH = YAML(typ="safe").load(ROOT / "targets/examples/stages.yaml")["stages"]
+ALL_STAGES = GRAPH | DEVICE_GRAPH
 PACKAGES = ("pipeline", "models", "stages")
 # constants and exceptions: a change there that matters changes a module that is listed as well
 NOT_LISTED = {"pipeline/__init__.py", "stages/__init__.py", "pipeline/errors.py", "pipeline/layout.py"}
@@ -42,9 +45,9 @@ def code_of(stage: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in seen}
 
 
-@pytest.mark.parametrize("stage", GRAPH)
+@pytest.mark.parametrize("stage", [stage for stage in ALL_STAGES if stage != "show"])
 def test_a_stage_depends_on_all_the_code_it_runs_and_no_other(stage):
-    listed = {dep for dep in GRAPH[stage]["deps"] if dep.split("/")[0] in PACKAGES}
+    listed = {dep for dep in ALL_STAGES[stage]["deps"] if dep.split("/")[0] in PACKAGES}
     used = code_of(stage) - NOT_LISTED
     missing = {file for file in used if not any(file == dep or file.startswith(dep + "/") for dep in listed)}
     unused = {dep for dep in listed if not any(file == dep or file.startswith(dep + "/") for file in used)}
@@ -56,6 +59,33 @@ def test_a_stage_depends_on_all_the_code_it_runs_and_no_other(stage):
 def test_a_stage_is_the_program_of_its_name(stage):
     assert GRAPH[stage]["cmd"] == f"python -m stages.{stage}"
     assert (ROOT / "stages" / f"{stage}.py").exists()
+
+
+def test_the_stages_of_a_device_run_at_the_root_and_are_the_programs_of_their_names():
+    for stage, entry in DEVICE_GRAPH.items():
+        commands = [entry["cmd"]] if isinstance(entry["cmd"], str) else entry["cmd"]
+        assert commands[0] == f"python -m stages.{stage} DEVICE"
+        assert (ROOT / "stages" / f"{stage}.py").exists()
+        assert (ROOT / "targets/DEVICE" / entry["wdir"]).resolve() == ROOT
+
+
+def test_every_setting_of_a_device_that_changes_what_is_measured_or_shown_is_a_parameter_of_its_stages():
+    listed = {
+        entry
+        for stage in DEVICE_GRAPH.values()
+        for file in stage["params"]
+        for entry in file["targets/DEVICE/device.yaml"]
+    }
+    settings = YAML(typ="safe").load(ROOT / "targets/examples/jetson.yaml")
+    assert listed == settings.keys() - {"timeout_minutes"}
+
+
+def test_no_clone_needs_a_device():
+    """What the report reads of devices is no output of theirs, and DVC finds no pipeline before one is made."""
+    assert "targets/results.json" in GRAPH["report"]["deps"]
+    outs = {path for stage in DEVICE_GRAPH.values() for out in stage.get("outs", []) for path in out}
+    assert outs.isdisjoint(GRAPH["report"]["deps"])
+    assert not list((ROOT / "targets/examples").rglob("dvc.yaml"))
 
 
 def test_every_parameter_belongs_to_a_stage_that_lists_it():

@@ -1,0 +1,68 @@
+"""Not a stage: writes the folder of a new device, targets/NAME, from one of the examples.
+
+python -m stages.target NAME HOST [--like EXAMPLE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from pipeline.artifacts import atomic_folder
+from pipeline.errors import ParamsError
+from pipeline.layout import TARGET_EXAMPLES, TARGET_STAGES, TARGETS
+from pipeline.remote import Address
+from pipeline.targets import check_name, remeasure
+from stages.common import run_program
+
+THIS_MACHINE = "local"
+HEAD = "# Device {}: docs/devices.md says how to set it up and how to read its results."
+PLACEHOLDER = "DEVICE"
+DEFAULT = "raspberry_pi"
+
+
+def examples() -> list[str]:
+    return sorted(path.stem for path in TARGET_EXAMPLES.glob("*.yaml") if path != TARGET_STAGES)
+
+
+def target(name: str, host: str, like: str) -> None:
+    folder = TARGETS / check_name(name)
+    address = {"transport": "local", "host": "null"} if host == THIS_MACHINE else {"host": Address(host=host).host}
+    if folder.exists():
+        raise ParamsError(f"{folder} exists already; choose another name, or remove the folder first")
+    if like not in examples():
+        raise ParamsError(f"{TARGET_EXAMPLES} has no example {like!r}; choose of {', '.join(examples())}")
+    # what stands above the first empty line says that the example is one
+    _, _, settings = (TARGET_EXAMPLES / f"{like}.yaml").read_text(encoding="utf-8").partition("\n\n")
+    for key, value in address.items():
+        settings = replaced(settings, key, value)
+    stages = TARGET_STAGES.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
+    with atomic_folder(folder) as temporary:
+        (temporary / "device.yaml").write_text(f"{HEAD.format(name)}\n\n{settings}", encoding="utf-8")
+        (temporary / "dvc.yaml").write_text(stages, encoding="utf-8")
+    print(f"{folder}/device.yaml and {folder}/dvc.yaml are written; look into the first, then `{remeasure(name)}`")
+
+
+def replaced(settings: str, key: str, value: str) -> str:
+    """Another value in the line of an address's key, the comment where it was."""
+
+    def line(found: re.Match[str]) -> str:
+        before, space = found.group(2), found.group(3)
+        return f"{found.group(1)}{value:<{len(before) + len(space) - 1}} "
+
+    return re.sub(rf"^(  {key}: )(\S+)( +)", line, settings, count=1, flags=re.MULTILINE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.target", description=__doc__)
+    parser.add_argument("name", help="of the device and its folder in targets/")
+    parser.add_argument("host", help=f"user@host or an alias of the ssh configuration; {THIS_MACHINE}: this machine")
+    parser.add_argument(
+        "--like", default=DEFAULT, help=f"example of targets/examples/ to begin with; default {DEFAULT}"
+    )
+    arguments = parser.parse_args()
+    run_program(lambda: target(arguments.name, arguments.host, arguments.like))
+
+
+if __name__ == "__main__":
+    main()
