@@ -9,8 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 from ruamel.yaml import YAML
 
@@ -44,13 +46,15 @@ SMALL = {
     "benchmark.warmup_seconds": 0.01,
     "benchmark.min_seconds": 0.02,
     "benchmark.min_count": 40,
+    "benchmark.images": 64,
+    "benchmark.cold_rounds": 1,
     "budget.max_top1_drop": 1.0,
 }
 
 
-def set_params(folder: Path, values: dict[str, object]) -> None:
+def set_params(folder: Path, values: dict[str, object], name: str = "params.yaml") -> None:
     yaml = YAML()
-    path = folder / "params.yaml"
+    path = folder / name
     content = yaml.load(path)
     for key, value in values.items():
         block = content
@@ -89,7 +93,16 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
+def own_home(tmp_path_factory) -> Iterator[None]:
+    """Where the lock of this machine lies: another measurement on it must not fail these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, own_home) -> Path:
     """The files that git would clone, in a repository of their own, after a first `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone")
     names = command(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
@@ -147,6 +160,36 @@ def test_a_second_repro_changes_nothing(clone):
     before = (clone / "dvc.lock").read_bytes()
     assert "Data and pipelines are up to date." in command(clone, "dvc", "repro").stdout
     assert (clone / "dvc.lock").read_bytes() == before
+
+
+def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(clone):
+    def ran() -> list[str]:
+        return re.findall(r"Running stage '(\S+)'", command(clone, "dvc", "repro", device).stdout)
+
+    device = "targets/here/dvc.yaml"
+    command(clone, sys.executable, "-m", "stages.target", "here", "local")
+    benchmark = {key: value for key, value in SMALL.items() if key.startswith("benchmark.")}
+    settings = benchmark | {"benchmark.images": 64, "benchmark.throughput": [[2, 1]], "benchmark.sustained_minutes": 0}
+    set_params(clone, settings, "targets/here/device.yaml")
+    recommended = json.loads((clone / "reports/summary.json").read_text())["recommended"]
+    assert ran() == [f"{device}:measure", f"{device}:show", "report"]
+    summary = json.loads((clone / "reports/summary.json").read_text())
+    (entry,) = summary["devices"]
+    rows = [row for row in summary["rows"] if row["target"] == "here"]
+    assert entry["name"] == "here"
+    assert {row["name"] for row in rows} == {f"student_{p}.onnx" for p in ("fp32", "fp16", "int8")} | {
+        "teacher_fp32.onnx"
+    }
+    assert all(row["images"] == 64 and row["latency_p50_ms"] is not None for row in rows)
+    assert summary["recommended"] == recommended
+    assert 'id="device-here"' in (clone / "reports/report.html").read_text()
+    for target in (device, "report"):
+        assert "Data and pipelines are up to date." in command(clone, "dvc", "repro", target).stdout
+    set_params(clone, {"budget.max_latency_p50_ms": 1e-6}, "targets/here/device.yaml")
+    assert ran() == [f"{device}:show", "report"], "a budget is no reason to measure again"
+    (entry,) = json.loads((clone / "reports/summary.json").read_text())["devices"]
+    assert entry["recommended"] is None
+    assert set(entry["broken"]) == {row["name"] for row in rows if row["role"] == "student"}
 
 
 def test_a_benchmark_parameter_reruns_benchmark_and_report_only(clone):
