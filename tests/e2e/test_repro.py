@@ -185,6 +185,16 @@ def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(c
     assert 'id="device-here"' in (clone / "reports/report.html").read_text()
     for target in (device, "report"):
         assert "Data and pipelines are up to date." in command(clone, "dvc", "repro", target).stdout
+
+    result = (clone / "targets/here/result.json").read_bytes()
+    set_params(clone, {"address.python": "/nowhere/python3"}, "targets/here/device.yaml")
+    failed = command(clone, "dvc", "repro", device, check=False)
+    assert failed.returncode != 0
+    assert "error: this machine has no program /nowhere/python3" in failed.stderr
+    assert (clone / "targets/here/result.json").read_bytes() == result
+    assert "Data and pipelines are up to date." in command(clone, "dvc", "repro").stdout, "no device is needed here"
+    set_params(clone, {"address.python": None}, "targets/here/device.yaml")
+
     set_params(clone, {"budget.max_latency_p50_ms": 1e-6}, "targets/here/device.yaml")
     assert ran() == [f"{device}:show", "report"], "a budget is no reason to measure again"
     (entry,) = json.loads((clone / "reports/summary.json").read_text())["devices"]
