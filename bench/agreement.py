@@ -244,7 +244,7 @@ def _report(result: Mapping[str, Any]) -> str:
 benchmark_app was compiled with {settings}; ours with {ours["detail"]["performance_hint"]}, {ours["threads"]} threads, \
 {ours["detail"]["precision_hint_requested"]}, {ours["detail"]["streams"]} streams, and executed {ours["precision"]}; \
 ONNX Runtime executed {result["executed"]["onnxruntime"]["precision"]}. benchmark_app leaves Python's share of an \
-inference out, ours is the time that a Python program waits, with the outputs copied.
+inference out and prints two decimals; ours is the time that a Python program waits, with the outputs copied.
 
 {machine.described(result["machine"])}
 
