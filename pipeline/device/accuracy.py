@@ -59,8 +59,8 @@ def answers_of(runtime: Runtime, images: NDArray[np.float32], batch: int) -> Ans
 
     def parts() -> Iterator[Answers]:
         for start in range(0, len(images), batch):
-            part = np.ascontiguousarray(images[start : start + batch])
-            yield run_padded(runtime, part, batch)
+            # A copy, because the images may be a read-only map of their file.
+            yield run_padded(runtime, np.array(images[start : start + batch]), batch)
 
     return joined(parts())
 

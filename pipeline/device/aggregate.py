@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.device import statistics
+from pipeline.device.collected import Collected, Json, samples_ns
+from pipeline.device.pass_rows import pass_rows
 from pipeline.device.plan import Plan, Variant
 from pipeline.device.probe import device_name
 from pipeline.device.sensors import slowdown, throttling
 from pipeline.runtimes.base import Executed, check_executed
-
-Json = dict[str, Any]
 
 _PERCENTILES = {"latency_p50_ms": 0.5, "latency_p90_ms": 0.9, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 _ROUND_KEYS = (
@@ -30,6 +27,7 @@ _ROUND_KEYS = (
     "sensors_before",
     "sensors_after",
 )
+_EMULATED = "the processor is emulated, so this latency is not that of a real device."
 _EMPTY = (
     *_PERCENTILES,
     "latency_mean_ms",
@@ -54,26 +52,14 @@ _EMPTY = (
 )
 
 
-@dataclass
-class Collected:
-    """What the workers of one variant gave, one result a round; ``error`` says why the later rounds are missing."""
-
-    rounds: list[Json]
-    error: str | None = None
-    error_kind: str | None = None
-
-
-def samples_ns(result: Json) -> NDArray[np.int64]:
-    """Nanoseconds [M] of a worker's result, in time order."""
-    return np.asarray(result["samples_ns"], dtype=np.int64)
-
-
 def _round_medians(rounds: Sequence[Json]) -> list[float]:
     return [float(np.median(samples_ns(result))) / 1e6 for result in rounds]
 
 
 def summarise(plan: Plan, variant: Variant, collected: Collected, machine: Json) -> Json:
     """One row: what was asked for, what was executed, the numbers, and what they can carry.
+
+    Beside the keys of the latency there are those of ``pass_rows``.
 
     Percentiles are over the samples of all rounds; the interval ``latency_ci_*`` is over rounds and belongs to
     ``latency_median_ms``, the median of the round medians. With up to five rounds it holds ``latency_p50_ms`` as well.
@@ -92,15 +78,18 @@ def summarise(plan: Plan, variant: Variant, collected: Collected, machine: Json)
         "error": collected.error,
         "error_kind": collected.error_kind,
     }
+    values, pass_notes = pass_rows(plan, variant, collected)
+    summary.update(values)
+    pass_notes += collected.notes
     if not collected.rounds:
-        summary["notes"] = [f"latency not measured: {collected.error}"]
+        summary["notes"] = [f"latency not measured: {collected.error}", *pass_notes]
         return summary
     summary.update(_executed(variant, collected.rounds[0]))
     latency, notes = _latency(plan, variant, collected.rounds)
     summary.update(latency)
-    summary["notes"] = notes
     if collected.error is not None:
         notes.append(f"only {len(collected.rounds)} of {plan.rounds} rounds measured: {collected.error}")
+    summary["notes"] = [*notes, *pass_notes]
     verdict = _verdict(collected.rounds, machine)
     summary.update(verdict=verdict.name, reasons=list(verdict.reasons))
     return summary
@@ -171,6 +160,7 @@ def _verdict(rounds: Sequence[Json], machine: Json) -> statistics.Verdict:
         throttling=_once(sentence for reading in readings for sentence in throttling(*reading)),
         slowdown=_once(sentence for reading in readings for sentence in slowdown(*reading)),
         circumstances=busy,
+        provisos=[_EMULATED] if machine["emulated"] else [],
     )
 
 

@@ -20,6 +20,10 @@ ALLOWED_OVER_LIMIT = 1
 SPREAD_LIMIT = 0.10  # range of the round medians
 DRIFT_LIMIT = 0.10  # second half of a round against its first, or late rounds against early ones
 QUARTILE_LIMIT = 0.20  # distance of the quartiles
+TENTH_LIMIT = 0.10  # median of a tenth of a round against that of the round
+TENTHS_SHARE = 0.10  # of the tenths that may be above it; more reach into p90
+_MIN_SAMPLES_OF_TENTH = 5
+LOST_LIMIT = 0.10  # of a round's time, in inferences over twice its median: what another program takes in small pieces
 # With r rounds each, one variant's all lie below the other's by chance in 2 of C(2r, r) orders: 10 % at 3, 2.9 % at 4.
 MIN_ROUNDS_TO_COMPARE = 4
 _RESAMPLES = 2000
@@ -145,6 +149,7 @@ def judge(
     throttling: Sequence[str] = (),
     slowdown: Sequence[str] = (),
     circumstances: Sequence[str] = (),
+    provisos: Sequence[str] = (),
 ) -> Verdict:
     """The verdict on a variant's rounds, each samples [M] in time order.
 
@@ -153,6 +158,7 @@ def judge(
         throttling: evidence that proves throttling, such as a counter that went up.
         slowdown: evidence that only suggests it, such as a lower clock; counts where latency rose too.
         circumstances: what may explain noise, such as other load; named only where there is noise.
+        provisos: what has to be said whatever the samples are like; the last reasons of every verdict.
     """
     arrays = [np.asarray(samples, dtype=np.float64) for samples in rounds]
     noise = _noise(arrays)
@@ -161,12 +167,12 @@ def judge(
     few = _too_few(arrays, cut_short)
     reasons = (*throttled, *few, *noise)
     if throttled:
-        return Verdict("throttled", reasons)
+        return Verdict("throttled", (*reasons, *provisos))
     if few:
-        return Verdict("too_few_samples", reasons)
+        return Verdict("too_few_samples", (*reasons, *provisos))
     if noise:
-        return Verdict("noisy", (*reasons, *circumstances))
-    return Verdict("stable", ())
+        return Verdict("noisy", (*reasons, *circumstances, *provisos))
+    return Verdict("stable", tuple(provisos))
 
 
 def _too_few(arrays: Sequence[NDArray[np.float64]], cut_short: bool) -> list[str]:
@@ -196,7 +202,25 @@ def _noise(arrays: Sequence[NDArray[np.float64]]) -> list[str]:
     distance = float(np.median([high - low for low, high in quartiles]))
     if distance > QUARTILE_LIMIT:
         reasons.append(f"quartiles within a round are {distance:.0%} apart.")
+    lost = float(np.median([array[array > 2 * np.median(array)].sum() / array.sum() for array in arrays]))
+    if lost > LOST_LIMIT:
+        reasons.append(f"{lost:.0%} of a round's time is in inferences over twice its median.")
+    slow, tenths = _slow_tenths(arrays)
+    if slow > TENTHS_SHARE * tenths:
+        reasons.append(f"{slow} of {tenths} tenths of rounds are over {TENTH_LIMIT:.0%} slower than their round.")
     return reasons
+
+
+def _slow_tenths(arrays: Sequence[NDArray[np.float64]]) -> tuple[int, int]:
+    """Tenths of rounds that something slowed down for a while, and tenths that are long enough to tell."""
+    slow = tenths = 0
+    for array in arrays:
+        length = array.size // 10
+        if length >= _MIN_SAMPLES_OF_TENTH:
+            medians = np.median(array[: 10 * length].reshape(10, length), axis=1)
+            slow += int((medians > (1 + TENTH_LIMIT) * np.median(array)).sum())
+            tenths += 10
+    return slow, tenths
 
 
 def _drifts(arrays: Sequence[NDArray[np.float64]]) -> tuple[float, float]:

@@ -81,8 +81,9 @@ def put_back(path: Path | str, *, wait: bool = False) -> list[str]:
 
 
 def _record_path() -> Path:
-    base = os.environ.get("ENERGYKD_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "energykd" / "tuning.json"
+    base = os.environ.get("ENERGYKD_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    # Path.expanduser() raises for a user without a home
+    return Path(os.path.expanduser(base)) / "energykd" / "tuning.json"  # noqa: PTH111
 
 
 def _open_record(path: Path, notes: list[str], *, wait: bool = False) -> IO[str] | None:

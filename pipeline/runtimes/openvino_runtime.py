@@ -59,6 +59,7 @@ class OpenVinoRuntime:
         import openvino
 
         self._version = openvino.__version__
+        self._tensor = openvino.Tensor
         core = openvino_core()
         target = device.upper()
         if target not in {name.split(".")[0] for name in core.available_devices}:
@@ -89,8 +90,11 @@ class OpenVinoRuntime:
     def run(self, inputs: NDArray[np.float32]) -> Answers:
         check_batch(inputs, self._batch)
         # The input is read in place, as the other runtimes do; the outputs are copies that later runs do not overwrite.
-        results = self._request.infer({0: inputs}, share_inputs=True, share_outputs=False)
-        logits, *energy = (results[output] for output in self._outputs)
+        # By hand, because passing both through infer() takes Python about twice as long.
+        shared = self._tensor(np.require(inputs, np.float32, ("C", "W")), shared_memory=True)
+        self._request.set_input_tensor(shared)
+        self._request.infer(share_outputs=True)
+        logits, *energy = (self._request.get_tensor(output).data.copy() for output in self._outputs)
         return Answers(logits, energy[0] if energy else None)
 
     def executed(self) -> Executed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import pytest
 
 @dataclass(frozen=True)
 class TinyModel:
-    """An .onnx file that takes [N, 3, 8, 8], and a .npy file with 6 images."""
+    """An .onnx file that takes [N, 3, 8, 8], a .npy file with 6 images, and a .npz file with what is expected of them:
+    the network's own answers, of which the last two are wrong."""
 
     path: Path
     inputs: Path
+    expected: Path
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,37 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
         [numpy_helper.from_array(weights, "weights")],
     )
-    model = TinyModel(folder / "tiny.onnx", folder / "inputs.npy")
+    model = TinyModel(folder / "tiny.onnx", folder / "inputs.npy", folder / "expected.npz")
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), model.path)
-    np.save(model.inputs, generator.standard_normal((6, 3, 8, 8)).astype(np.float32))
+    images = generator.standard_normal((6, 3, 8, 8)).astype(np.float32)
+    np.save(model.inputs, images)
+    logits = np.einsum("nchw,kchw->nk", images, weights)
+    labels = logits.argmax(axis=1)
+    labels[4:] = (labels[4:] + 1) % 4
+    groups = np.array([0, 0, 1, 1, 2, 2], dtype=np.int8)
+    np.savez(model.expected, logits=logits, energy=-logits.max(axis=1), labels=labels, groups=groups)
     return model
+
+
+@pytest.fixture
+def job(tiny_model: TinyModel, tmp_path: Path) -> dict[str, Any]:
+    """What a worker reads."""
+    return {
+        "pass": "round",
+        "name": "tiny",
+        "runtime": "onnxruntime",
+        "path": str(tiny_model.path),
+        "precision": "fp32",
+        "batch": 2,
+        "device": "cpu",
+        "threads": 1,
+        "inputs": str(tiny_model.inputs),
+        "expected": str(tiny_model.expected),
+        "timing_images": 64,
+        "warmup_seconds": 0.0,
+        "warmup_count": 3,
+        "min_seconds": 0.0,
+        "min_count": 20,
+        "max_seconds": 5.0,
+        "output": str(tmp_path / "result.json"),
+    }
