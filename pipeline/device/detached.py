@@ -18,6 +18,8 @@ from pipeline.device.lock import DeviceLock, Holder, LockedError, boot_id
 from pipeline.device.processes import MARK, end_marked, started_ticks
 from pipeline.device.session import DIED, FAILED, FINISHED, RESULT, SAMPLES, Session
 
+LATE = "it did not end within its time limit; measure less or raise the limit"
+STOPPED = "it was stopped on request"
 _GRACE_SECONDS = 15
 
 
@@ -94,8 +96,7 @@ def supervise(session: Session, lock: int, limit_seconds: float) -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         if not reasons:
-            late = f"it did not end within {limit_seconds:g} s; measure less or raise the time limit"
-            reasons.append(late if number == signal.SIGALRM else "it was stopped on request")
+            reasons.append(LATE if number == signal.SIGALRM else STOPPED)
             os.kill(child, signal.SIGTERM)
             signal.setitimer(signal.ITIMER_REAL, _GRACE_SECONDS)
         elif number == signal.SIGALRM:
@@ -121,9 +122,10 @@ def _measure(session: Session) -> int:
     except DeviceError as error:
         return _failed(session, str(error))
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            traceback.print_exc()
-        return _failed(session, f"{error.strerror or error} ({error.filename or session.folder})")
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return _failed(session, f"no space is left in {session.folder}; free space there or use another folder")
+        traceback.print_exc()
+        return _failed(session, f"{error.strerror or error} ({error.filename or session.folder}); see {session.log}")
     except SystemExit:
         return 1
     except BaseException as error:

@@ -7,8 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+from pipeline.device.session import BUNDLE
+
 # In the environment of a run and of all that it starts: the folder whose lock the run holds.
 MARK = "ENERGYKD_RUN_FOLDER"
+# Of their command lines. Any other process that a run starts ends by itself and may have something to put in order.
+_MEASURING = (b"pipeline.device.worker", BUNDLE.encode())
 _PROC = Path("/proc")
 
 
@@ -26,15 +30,17 @@ def started_ticks(pid: int) -> int | None:
 
 
 def marked(folder: Path) -> list[int]:
-    """Processes of this user that belong to a run in ``folder``; none where the system does not tell."""
+    """Processes of this user that measure for a run in ``folder``; none where the system does not tell."""
     wanted = f"{MARK}={folder}".encode()
     found = []
     for path in _PROC.glob("[0-9]*") if _PROC.is_dir() else []:
         try:
             environment = (path / "environ").read_bytes()
+            command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if wanted in environment.split(b"\0") and int(path.name) != os.getpid():
+        measuring = any(sign in command for sign in _MEASURING)
+        if measuring and wanted in environment.split(b"\0") and int(path.name) != os.getpid():
             found.append(int(path.name))
     return found
 

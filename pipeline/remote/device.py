@@ -8,7 +8,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.device.attend import BEAT_SECONDS
 from pipeline.device.session import BUNDLE
 from pipeline.remote import scripts
 from pipeline.remote.address import Address
-from pipeline.remote.errors import LinkError, RemoteError
+from pipeline.remote.errors import RemoteError
 from pipeline.remote.local import LocalTransport
 from pipeline.remote.ssh import SshTransport
 from pipeline.remote.transport import RefusedError, Transport, converse
@@ -113,20 +113,26 @@ class Device:
     def clean(self) -> None:
         self._command("clean", self._choice)
 
-    def fetch(self, name: str, sha256: str) -> bytes:
-        """A file of the run.
+    def fetch(self, sha256: Mapping[str, str]) -> dict[str, bytes]:
+        """Files of the run.
+
+        Args:
+            sha256: of each name.
 
         Raises:
-            RemoteError: it did not arrive as it was written.
+            RemoteError: one did not arrive as it was written.
         """
-        words = scripts.words(scripts.FETCH, **self._place, name=name)
-        found = converse(self._transport, words, silence_seconds=_STALL_SECONDS, deadline=self._deadline)
-        content = b"".join(base64.b64decode(values["piece"]) for values in found if "piece" in values)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise LinkError(
-                f"{name} arrived from {self.name} with another sha256; run the same command to fetch it again."
-            )
-        return content
+        words = scripts.words(scripts.FETCH, **self._place, names=list(sha256))
+        found = dict.fromkeys(sha256, b"")
+        for told in converse(self._transport, words, silence_seconds=_STALL_SECONDS, deadline=self._deadline):
+            if told.get("name") in found:
+                found[told["name"]] += base64.b64decode(told["piece"])
+        for name, content in found.items():
+            if hashlib.sha256(content).hexdigest() != sha256[name]:
+                raise RemoteError(
+                    f"{name} arrived from {self.name} with another sha256; run the same command to fetch it again."
+                )
+        return found
 
     def _command(self, command: str, choice: list[str]) -> Json:
         return self._only(self._converse(command, choice, self._short + _STALL_SECONDS))

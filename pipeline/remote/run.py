@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import atomic_file, sha256_file
 from pipeline.device.bundle import Bundle, open_bundle
+from pipeline.device.detached import LATE
 from pipeline.device.errors import DeviceError
 from pipeline.device.session import FINISHED, RESULT, SAMPLES
 from pipeline.remote import preflight
@@ -102,12 +103,11 @@ class _Attempt:
         outcome = self._patiently(self._follow)
         if outcome["status"] != FINISHED:
             self._forget()
-            raise RemoteError(f"the run on {self._device.name} failed: {_sentence(outcome['message'])}")
+            raise RemoteError(self._failed(outcome["message"]))
         self._report(0, 0, "fetching the result")
-        files = {
-            name: self._patiently(lambda name=name: self._device.fetch(name, outcome["sha256"][name]))  # type: ignore[misc]
-            for name in (SAMPLES, RESULT)
-        }
+        files = self._patiently(
+            lambda: self._device.fetch({name: outcome["sha256"][name] for name in (SAMPLES, RESULT)})
+        )
         result: Json = json.loads(files[RESULT])
         for name, content in files.items():
             with atomic_file(destination / name) as temporary:
@@ -176,10 +176,18 @@ class _Attempt:
                 self._report(0, 0, f"reconnecting ({error})")
                 time.sleep(next(pauses, _PAUSES_SECONDS[-1]))
 
+    def _failed(self, message: str) -> str:
+        if message == LATE:
+            minutes = f"{self._timeout_seconds / 60:.3g} minutes"
+            return (
+                f"the run on {self._device.name} was ended at the limit of {minutes}; measure less or raise the limit."
+            )
+        return f"the run on {self._device.name} failed: {_sentence(message)}."
+
     def _lost(self, error: LinkError) -> str:
         return (
             f"the connection to {self._device.name} was lost and did not come back ({_sentence(str(error))}); a run "
-            f"that was started goes on for {self._timeout_seconds / 60:g} minutes at most, and the same command "
+            f"that was started goes on for {self._timeout_seconds / 60:.3g} minutes at most, and the same command "
             "fetches its result."
         )
 

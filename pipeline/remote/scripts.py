@@ -117,14 +117,16 @@ finally:
         pass
 """
 
-# In text, so that what login scripts write to standard output is not taken for a part of the file.
+# In text, so that what login scripts write to standard output is not taken for a part of a file.
 FETCH = r"""
 import base64, json, os, sys
 
-path = os.path.join(os.path.expanduser("~"), P["folder"], P["sha256"], P["run"], P["name"])
-with open(path, "rb") as file:
-    for chunk in iter(lambda: file.read(3 << 16), b""):
-        sys.stdout.write("energykd " + json.dumps({"piece": base64.b64encode(chunk).decode()}) + "\n")
+for name in P["names"]:
+    path = os.path.join(os.path.expanduser("~"), P["folder"], P["sha256"], P["run"], name)
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(3 << 16), b""):
+            told = json.dumps({"name": name, "piece": base64.b64encode(chunk).decode()})
+            sys.stdout.write("energykd " + told + "\n")
 """
 
 

@@ -7,6 +7,7 @@ depending on its version, and reports a full disk as "Failure".
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -65,7 +66,15 @@ class SshTransport:
     def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [*self._words, " ".join(shlex.quote(word) for word in words)]
         try:
-            return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
+            return subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                # Without a terminal a jump host, which does not inherit BatchMode, cannot ask either.
+                start_new_session=True,
+                env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+            )
         except FileNotFoundError:
             raise RemoteError(f"ssh is not installed here, so {self.name} is out of reach; install it.") from None
 

@@ -1,0 +1,128 @@
+"""What a device is asked before anything is copied to it, on this machine and with Pythons of all ages."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.remote import Address, LinkError, RemoteError, scripts
+from pipeline.remote.local import LocalTransport
+from pipeline.remote.transport import converse
+from tests.remote.server import refusal
+
+OLD_PYTHONS = [
+    path
+    for version in ("2.7", "3.6", "3.7", "3.8", "3.9")
+    for path in sorted(Path(sys.base_prefix).parent.glob(f"{version}.*/bin/python{version}"))
+]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Address:
+    return Address(folder=str(tmp_path / "device"))
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_question_is_written_for_any_python() -> None:
+    tree = ast.parse(scripts.PREFLIGHT, feature_version=(3, 4))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.AnnAssign | ast.NamedExpr)]
+
+
+@pytest.mark.parametrize("python", OLD_PYTHONS or [None], ids=lambda path: path.name if path else "none")
+def test_an_old_python_is_refused(bundle: Path, address: Address, python: Path | None, tmp_path: Path) -> None:
+    if python is None:
+        pytest.skip("no old Python beside this one")
+    sentence = refusal(bundle, dataclasses.replace(address, python=str(python)), tmp_path / "out")
+    version = python.name.removeprefix("python")
+    assert f"{python} on this machine is Python {version}." in sentence
+    assert "too old for the benchmark, which needs 3.10 or newer" in sentence
+    assert not (tmp_path / "device").exists()
+
+
+def test_a_python_that_says_it_is_old_is_refused(bundle: Path, address: Address, tmp_path: Path) -> None:
+    claim = "import sys; sys.version_info = (3, 8, 10); exec(sys.argv[2])"
+    fake = script(tmp_path / "python3", f"exec {sys.executable} -c '{claim}' \"$@\"")
+    sentence = refusal(bundle, dataclasses.replace(address, python=fake), tmp_path / "out")
+    assert "is Python 3.8.10, too old for the benchmark" in sentence
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("echo hello", "gave no answer to"),
+        ("echo 'some reason' >&2; exit 1", "this machine: some reason"),
+        ("exit 127", "has no program"),
+        ("exit 9", "the program ended with exit code 9 and said nothing"),
+    ],
+)
+def test_a_program_that_is_no_python_is_refused(
+    bundle: Path, address: Address, body: str, words: str, tmp_path: Path
+) -> None:
+    fake = dataclasses.replace(address, python=script(tmp_path / "python3", body))
+    with pytest.raises(RemoteError, match=words):
+        from pipeline.remote import run_bundle
+
+        run_bundle(bundle, fake, tmp_path / "out", timeout_seconds=20)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sentence = refusal(bundle, Address(folder=str(tmp_path / "file/device")), tmp_path / "out")
+    assert f"{tmp_path}/file/device on this machine cannot be written; set address.folder" in sentence
+
+
+def test_a_damaged_bundle_is_refused_here(bundle: Path, address: Address, tmp_path: Path) -> None:
+    bundle.write_bytes(bundle.read_bytes()[:-100])
+    with pytest.raises(RemoteError, match="is no"):
+        from pipeline.remote import run_bundle
+
+        run_bundle(bundle, address, tmp_path / "out", timeout_seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("silence", "limit", "words"), [(0.3, 30, "did not answer within 0.3 s"), (30, 0.3, "before its time limit")]
+)
+def test_a_device_that_says_nothing_is_given_up(
+    address: Address, silence: float, limit: float, words: str, tmp_path: Path
+) -> None:
+    transport = LocalTransport(dataclasses.replace(address, python="/bin/sleep"))
+    begun = time.monotonic()
+    with pytest.raises(LinkError, match=words):
+        list(converse(transport, ["20"], silence_seconds=silence, deadline=begun + limit))
+    assert time.monotonic() - begun < 5
+
+
+def test_bytes_that_move_are_a_sign_of_life(address: Address, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"\0" * 1000)
+    reads = "import sys, time\nfor _ in range(10): sys.stdin.buffer.raw.read(100); time.sleep(0.15)"
+    sent: list[int] = []
+    words = ["-c", reads]
+    transport = LocalTransport(address)
+    deadline = time.monotonic() + 30
+    list(converse(transport, words, silence_seconds=1.0, deadline=deadline, source=source, on_sent=sent.append))
+    assert sent[-1] == 1000
+    assert sent == sorted(sent)
+    assert len(sent) > 2
+
+
+def test_nothing_is_imported_to_see_whether_it_is_there(tmp_path: Path, make_python: Callable[..., Path]) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('imported')")
+    words = scripts.words(scripts.PREFLIGHT, folder=str(tmp_path), sha256="0", run="0", modules=["onnxruntime", "nope"])
+    environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
+    ended = subprocess.run([make_python(), *words], capture_output=True, text=True, check=True, env=environment)
+    assert '"onnxruntime": true' in ended.stdout
+    assert '"nope": false' in ended.stdout

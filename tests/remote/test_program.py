@@ -1,0 +1,104 @@
+"""``python3 bundle.pyz``: measuring in the foreground."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import sha256_file
+from pipeline.device.lock import DeviceLock, Holder
+from pipeline.device.processes import marked
+from pipeline.remote import BundleContent
+from tests.remote.conftest import write
+from tests.remote.server import wait_for
+
+
+def words(bundle: Path, folder: Path, python: Path | str = sys.executable) -> list[str]:
+    out = str(folder / "out")
+    return [str(python), str(bundle), "--out", out, "--folder", str(folder / "device")]
+
+
+def test_it_measures_shows_progress_and_writes_the_result(bundle: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(words(bundle, tmp_path), capture_output=True, text=True, check=True)
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["bundle_sha256"] == sha256_file(bundle)
+    assert result["card"] == {"labels": ["a", "b", "c", "d"]}
+    header, row, written = ended.stdout.splitlines()
+    assert header.split() == ["file", "runtime", "executed", "p50", "ms", "p90", "ms", "verdict"]
+    assert row.split()[:3] == ["ort", "onnxruntime", "fp32"]
+    assert written.startswith("written to ")
+    assert ended.stderr.splitlines()[-1].endswith("done")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["result.json", "samples.npz"]
+    assert sorted(path.name for path in (tmp_path / "device").iterdir()) == ["lock", "lock.json"]
+
+
+def test_only_the_bundle_is_used_of_our_code(bundle: Path, tmp_path: Path, make_python: Callable[..., Path]) -> None:
+    python = make_python("*")
+    subprocess.run(
+        words(bundle, tmp_path, python), capture_output=True, check=True, cwd="/", env={"HOME": str(tmp_path)}
+    )
+    assert (tmp_path / "out/result.json").is_file()
+
+
+def test_it_is_refused_while_another_run_holds_the_device(bundle: Path, tmp_path: Path) -> None:
+    descriptor = DeviceLock(tmp_path / "device").take(Holder.now("ann@laptop", "0" * 64, "run"))
+    ended = subprocess.run(words(bundle, tmp_path), capture_output=True, text=True, check=False)
+    os.close(descriptor)
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("error: locked by ann@laptop's run of bundle 00000000 since ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_writes_nothing_and_does_not_hold_up_the_next(
+    content: BundleContent, bundle: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    long = write(tmp_path / "long.pyz", content, min_seconds=40)
+    process = subprocess.Popen(words(long, tmp_path), stderr=subprocess.PIPE, text=True)
+    device = tmp_path / "device"
+    wait_for(lambda: marked(device), "the first worker")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "out").iterdir())
+    if number != signal.SIGKILL:
+        assert marked(device) == []
+        assert not (device / "here").exists()
+    subprocess.run(words(bundle, tmp_path), capture_output=True, check=True)
+    assert marked(device) == []
+    assert not (device / "here").exists()
+
+
+def test_a_damaged_bundle_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
+    content = bundle.read_bytes()
+    bundle.write_bytes(content.replace(b"\x93NUMPY", b"\x93NUMPX", 1))
+    ended = subprocess.run(words(bundle, tmp_path), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "device").write_text("a file in the way")
+    ended = subprocess.run(words(bundle, tmp_path), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_outside_a_bundle_it_says_what_to_do() -> None:
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.device"], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "run it as `python3 bundle.pyz`" in ended.stderr
