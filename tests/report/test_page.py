@@ -195,8 +195,10 @@ def test_devices_have_a_table_side_by_side_and_a_section_each(
     assert "no speed-up is claimed, because the latency of the teacher is throttled" in text
     assert "latency throttled: the CPU clock fell from 2400 to 1500 MHz" in text
     start = "student_int8.onnx ONNX Runtime 412 31.0 9.70 dropped 83.2 MB 5.24 MB"
-    assert f"{start} \N{EN DASH} \N{EN DASH} 3.58 plateau 839 (8, 4)" in text
-    assert "this machine; energy not measured: RAPL is not here; the board shows no INA sensor. Cold start" in text
+    assert f"{start} 3.58 plateau 839 (8, 4)" in text
+    assert "mJ per" not in text, "no device has a meter"
+    assert "this machine; energy not measured: RAPL is not here; the board shows no INA sensor. Top-1" in text
+    assert "student_int8.onnx ONNX Runtime 100.0 98.1 86.3 5.1e\N{MINUS SIGN}06 100.0" in text
     assert "No file is recommended for it: each file breaks a limit of its budget." in text
     assert "student_int8.onnx : its p50 is 2.98 ms of 0.500 (max_latency_p50_ms)" in text
 
@@ -212,13 +214,22 @@ def test_an_emulated_device_is_marked(
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_energy_is_shown_with_its_meter_where_there_is_one(
+    make_inputs: Callable[..., Inputs], make_device: Callable[..., Device], measured: dict[str, Any]
+) -> None:
+    measured["rows"][0].update(joules_per_inference=0.0123, meter="ina3221 VDD_IN (whole board)")
+    text = text_of(build_report(make_inputs(devices=[make_device("orin", measured)])).html)
+    assert "83.2 MB 5.24 MB 12.3 ina3221 VDD_IN (whole board) 4.94 plateau" in text
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_a_device_without_a_result_of_these_files_names_the_command(
     make_inputs: Callable[..., Inputs], make_device: Callable[..., Device], measured: dict[str, Any]
 ) -> None:
     for row in measured["rows"]:
         row["sha256"] = "0" * 64
     text = text_of(build_report(make_inputs(devices=[make_device("pi5", measured)])).html)
-    assert "results of pi5 that belong to older files are left out" in text
+    assert "Results of pi5 that belong to older files are left out" in text
     assert "run `dvc repro targets/pi5/dvc.yaml`" in text
 
 
