@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.device.accuracy import Expected, answers_of, score
 from pipeline.device.memory import current_memory_kb, peak_memory_kb, reset_peak
 from pipeline.device.page_cache import drop_from_cache, files_of_cold_start, is_cached
-from pipeline.device.power import IDLE_SECONDS, MeterError, find_meter
+from pipeline.device.power import IDLE_SECONDS, SETTLE_SECONDS, MeterError, find_meter
 from pipeline.device.sensors import sensors
 from pipeline.device.sustained import cool_down, sustain
 from pipeline.device.timing import make_batches, measure
@@ -112,6 +112,7 @@ def consume(job: Job) -> Json:
     meter, reason = find_meter(gpu=is_gpu(job["device"], job["runtime"]))
     if meter is None:
         raise MeterError(reason)
+    time.sleep(SETTLE_SECONDS)
     idle, _ = meter.measure(lambda: time.sleep(IDLE_SECONDS))
     batches = _batches(job)
     runtime = _start(job, batches[0]).runtime

@@ -14,6 +14,7 @@ from pipeline.device.errors import DeviceError
 from pipeline.device.system import nvidia_smi, read_number, read_text
 
 IDLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0  # before that: clocks and the mean that some meters show follow the load with a delay
 _MIN_READINGS = 5
 _HWMON_INTERVAL = 0.05
 _NVIDIA_INTERVAL = 0.2

@@ -28,6 +28,8 @@ from pipeline.device.tuning import tuned
 
 Progress = Callable[[int, int, str], None]
 
+_MEASURED_BY = {"cold": "cold start", "memory": "peak memory", "power": "energy", "sustained": "sustained latency"}
+
 
 def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> Json:
     """Measure all variants of a plan.
@@ -62,7 +64,7 @@ def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> Json:
         jumps = _run_all(plan, todo, collected, report)
     errors = [mine.error for mine in collected.values() if not mine.rounds]
     if len(errors) == len(collected):
-        raise BenchmarkError(str(errors[0]))
+        raise BenchmarkError(" ".join([str(errors[0]), *tuning["notes"]]))
     result = {
         "schema": SCHEMA,
         "device": device_name(),
@@ -143,7 +145,7 @@ def _record_failure(mine: Collected, step: Step, failure: WorkerError) -> None:
     elif step.kind == "throughput":  # the next point may well work
         mine.results[step.kind].append({**step.changes, "error": str(failure)})
     else:
-        mine.reasons[step.kind] = f"{step.kind} not measured: {failure}"
+        mine.reasons[step.kind] = f"{_MEASURED_BY[step.kind]} not measured: {failure}"
 
 
 def _jump_sentence(seconds: float, during: str) -> str:

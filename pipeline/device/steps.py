@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.device.plan import Plan, Variant
-from pipeline.device.power import IDLE_SECONDS
+from pipeline.device.power import IDLE_SECONDS, SETTLE_SECONDS
 from pipeline.device.sustained import COOL_LIMIT_SECONDS
 
 Json = dict[str, Any]
@@ -130,7 +130,7 @@ def limit_seconds(plan: Plan, step: Step) -> float:
     if step.kind in _TIMED:
         limit += 2 * plan.max_seconds  # the warm-up and the measurement
     if step.kind == "power":
-        limit += IDLE_SECONDS
+        limit += SETTLE_SECONDS + IDLE_SECONDS
     if step.kind == "sustained":
         limit += cool_limit_seconds(plan) + plan.sustained_seconds
     return limit

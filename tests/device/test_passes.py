@@ -115,6 +115,7 @@ def test_idle_power_is_measured_before_the_model_is_loaded(
     meter = Counter("RAPL package-0", (tmp_path / "zone",))
     monkeypatch.setattr(passes, "find_meter", lambda gpu: (meter, ""))
     monkeypatch.setattr(passes, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(passes, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(passes, "_start", lambda *given, start=passes._start: order.append("load") or start(*given))
     found = passes.consume(job)
     assert order == ["measure", "load", "measure"]

@@ -176,7 +176,7 @@ def test_a_pass_that_fails_leaves_its_number_out_and_the_rest_in(plan: Plan, mon
     [row] = run_benchmark(more)["variants"]
     assert ran == ["round", "cold", "memory", "throughput", "throughput"]
     assert (row["error"], row["samples"], row["cold"], row["memory"]) == (None, 40, None, None)
-    assert "cold not measured: the cold worker ended." in row["notes"]
+    assert "cold start not measured: the cold worker ended." in row["notes"]
     assert [point["note"] for point in row["throughput"]] == [
         f"at batch {batch} with 1 threads not measured: the throughput worker ended." for batch in (1, 2)
     ]
@@ -236,6 +236,8 @@ def test_nothing_is_tuned_unless_it_is_allowed(plan: Plan, monkeypatch: pytest.M
     assert asked == [False, True]
     assert results[1]["tuning"]["allowed"] is True
     assert results[1]["notes"] == ["it shows no governor."]
+    with pytest.raises(BenchmarkError, match=r"gone\.onnx does not exist.* it shows no governor\.$"):
+        run_benchmark(only(plan, path="gone.onnx"))
 
 
 def test_one_round_has_no_interval_and_too_few_samples(plan: Plan) -> None:

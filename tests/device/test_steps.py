@@ -68,7 +68,7 @@ def test_a_worker_gets_time_for_all_that_it_waits_for() -> None:
         "cold": 10,
         "memory": 10,
         "throughput": 20,
-        "power": 25,
+        "power": 28,
         "sustained": 50,
     }
 
