@@ -14,7 +14,7 @@ from pipeline.device.detached import death, runs
 from pipeline.device.errors import DeviceError
 from pipeline.device.lock import DeviceLock
 from pipeline.device.processes import end_marked, started_ticks
-from pipeline.device.session import DIED, Session, bundle_folders
+from pipeline.device.session import DIED, RESULT, Session, bundle_folders
 
 # Looking rarely, because looking is work that the device does while it is timed.
 _LOOK_SECONDS = 0.5
@@ -106,7 +106,7 @@ def clean(session: Session, *, keep: int, days: float) -> list[str]:
     others = sorted((path for path in bundle_folders(session.folder) if path.name not in busy), key=_age)
     removed = []
     for rank, path in enumerate(others):
-        surplus = rank >= keep and _age(path) > _UNUSED_SECONDS and not any(item.is_dir() for item in path.iterdir())
+        surplus = rank >= keep and _age(path) > _UNUSED_SECONDS and not any(path.glob(f"*/{RESULT}"))
         if surplus or _age(path) > days * 86400:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path.name)

@@ -16,7 +16,7 @@ from pipeline.device.errors import DeviceError
 from pipeline.device.execute import execute
 from pipeline.device.lock import DeviceLock, Holder, LockedError, boot_id
 from pipeline.device.processes import MARK, end_marked, started_ticks
-from pipeline.device.session import DIED, FAILED, FINISHED, RESULT, SAMPLES, Session
+from pipeline.device.session import DIED, FAILED, FINISHED, RESULT, SAMPLES, Session, drop_leftovers
 
 LATE = "it did not end within its time limit; measure less or raise the limit"
 STOPPED = "it was stopped on request"
@@ -54,6 +54,7 @@ def start(session: Session, owner: str, limit_seconds: float) -> str:
     try:
         # Who holds the lock knows that all other runs are over, whatever their last workers believe.
         end_marked(session.folder)
+        drop_leftovers(session.folder)
         session.create()
         process = _spawn(session, descriptor, limit_seconds)
         lock.describe(dataclasses.replace(holder, pid=process.pid, started=started_ticks(process.pid)))

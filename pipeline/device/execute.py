@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,26 @@ def execute(bundle: Bundle, sha256: str, files: Path, out: Path, on_progress: Pr
     samples = io.BytesIO()
     np.savez_compressed(samples, **result.pop("samples_ns"))
     result.update(bundle_sha256=sha256, card=dict(bundle.card))
-    result = portable(result, {f"{files}/": "", f"{Path.home()}/": "~/"})
+    # The benchmark has written "~" for the home folder.
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises for a user without one
+    short = f"~{str(files).removeprefix(home)}/"
+    result = portable(result, [f"{files}/", short])
     write_atomically(out / SAMPLES, samples.getvalue())
     write_atomically(out / RESULT, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     return result
 
 
-def portable(value: Any, replaced: dict[str, str]) -> Any:
-    """The value without the device's own paths, and with null for numbers that JSON does not have."""
+def portable(value: Any, places: Sequence[str]) -> Any:
+    """The value with paths below ``places`` relative to them, and null for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: portable(item, replaced) for key, item in value.items()}
+        return {key: portable(item, places) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [portable(item, replaced) for item in value]
+        return [portable(item, places) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):
-        for path, short in replaced.items():
-            # A user without a folder has "/", which is no one's.
-            value = value.replace(path, short) if len(path) > 2 else value
+        for place in places:
+            value = value.replace(place, "")
     return value
 
 

@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None, archive: Path | None = None) -> int
     try:
         if archive.suffix == ".py":
             raise DeviceError("this program is part of a bundle; run it as `python3 bundle.pyz`.")
-        folder = Path(choice.folder).expanduser().absolute()
+        folder = _expanded(choice.folder)
         if choice.command is None:
             if choice.self_test:
                 return 0 if selftest.report(archive, folder) else BAD_INPUT
@@ -62,6 +62,13 @@ def main(words: Sequence[str] | None = None, archive: Path | None = None) -> int
     except KeyboardInterrupt:
         return _fail("interrupted, so nothing was written.", 128 + signal.SIGINT)
     return 0
+
+
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise DeviceError("this user has no home folder; name another with --folder.") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -104,6 +104,13 @@ class Session:
         return lines[-1][:300] if lines else "it wrote nothing"
 
 
+def drop_leftovers(folder: Path) -> None:
+    """Remove what runs have extracted that were killed; only for the one who holds the lock of ``folder``."""
+    for bundle in bundle_folders(folder):
+        for files in bundle.glob("*/files"):
+            shutil.rmtree(files, ignore_errors=True)
+
+
 def bundle_folders(folder: Path) -> list[Path]:
     """The folders of all bundles on the device."""
     return [path for path in folder.iterdir() if _SHA256.fullmatch(path.name)] if folder.is_dir() else []

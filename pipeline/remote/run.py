@@ -102,7 +102,8 @@ class _Attempt:
             raise
         outcome = self._patiently(self._follow)
         if outcome["status"] != FINISHED:
-            self._forget()
+            # Its log stays on the device for some days.
+            self._ticket.drop()
             raise RemoteError(self._failed(outcome["message"]))
         self._report(0, 0, "fetching the result")
         files = self._patiently(
@@ -112,7 +113,10 @@ class _Attempt:
         for name, content in files.items():
             with atomic_file(destination / name) as temporary:
                 temporary.write_bytes(content)
-        self._forget()
+        self._ticket.drop()
+        # What stays there is removed after some days.
+        with suppress(RemoteError):
+            self._device.clean()
         return result
 
     def _prepare(self) -> None:
@@ -148,12 +152,6 @@ class _Attempt:
             if "end" in told:
                 return dict(told["end"])
         raise LinkError(f"{self._device.name} stopped telling how its run is; run the same command again.")
-
-    def _forget(self) -> None:
-        self._ticket.drop()
-        # What stays there is removed after some days.
-        with suppress(RemoteError):
-            self._device.clean()
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do something, again and again while the connection fails.

@@ -103,14 +103,18 @@ def test_the_run_has_a_session_of_its_own_and_none_of_our_descriptors(long_sessi
         wait_for(lambda: measuring(long_session), "the first round")
         holder = DeviceLock(long_session.folder).holder()
         assert holder is not None
-        for pid in (holder.pid, *connections(holder.pid)):
+        [child] = connections(holder.pid)
+        for pid in (holder.pid, child):
             assert os.getsid(pid) == holder.pid
-            opened = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.exists()}
-            assert str(tmp_path / "ours") not in opened
-            assert not [name for name in opened if name.startswith(("pipe:", "socket:", "/dev/pts"))]
+            opened = {
+                path.name: str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()
+            }
+            assert str(tmp_path / "ours") not in opened.values()
+            log = str(long_session.log)
+            assert [opened[number] for number in "012"] == ["/dev/null", log, log]
         assert not any(
             path.readlink() == long_session.folder / "lock"
-            for worker in connections(connections(holder.pid)[0])
+            for worker in connections(child)
             for path in Path(f"/proc/{worker}/fd").iterdir()
         )
 
@@ -199,6 +203,29 @@ def test_following_shows_signs_of_life_and_ends_when_its_reader_is_gone(
     os.close(descriptor)
 
 
+def test_following_ends_quietly_when_its_reader_is_gone(long_session: Session) -> None:
+    start(long_session, "ann@laptop", 60)
+    ids = ["--folder", long_session.folder, "--bundle", long_session.bundle, "--run", RUN]
+    words = [sys.executable, long_session.archive, "follow", *ids]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert DeviceLock(long_session.folder).holder() is not None
+
+
+def test_what_a_killed_run_had_extracted_is_removed_by_the_next(session: Session) -> None:
+    old = Session(session.folder, "7" * 64, RUN)
+    old.files.mkdir(parents=True)
+    (old.files / "model.onnx").touch()
+    start(session, "ann@laptop", 60)
+    assert not old.files.exists()
+    assert end_of(session)["status"] == "finished"
+
+
 def test_following_a_run_that_was_never_started_is_refused(session: Session) -> None:
     with pytest.raises(DeviceError, match="there is no run"):
         follow(session, lambda values: None)
@@ -224,6 +251,9 @@ def test_cleaning_keeps_what_is_new_in_use_or_not_fetched(session: Session) -> N
     ancient, surplus, recent, new, busy = old("1", 30), old("2", 3), old("3", 2), old("4", 0), old("5", 30)
     unfetched = old("6", 4)
     (unfetched / RUN).mkdir()
+    (unfetched / RUN / "result.json").touch()
+    (surplus / RUN).mkdir()
+    os.utime(surplus, (time.time() - 3 * 86400,) * 2)
     os.utime(unfetched, (time.time() - 4 * 86400,) * 2)
     foreign = session.folder / "engines"
     foreign.mkdir()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.remote import Address, LinkError, RemoteError, scripts
+from pipeline.device.files import told
+from pipeline.remote import Address, LinkError, RemoteError, run_bundle, scripts
 from pipeline.remote.local import LocalTransport
 from pipeline.remote.transport import converse
 from tests.remote.server import refusal
@@ -72,8 +73,6 @@ def test_a_program_that_is_no_python_is_refused(
 ) -> None:
     fake = dataclasses.replace(address, python=script(tmp_path / "python3", body))
     with pytest.raises(RemoteError, match=words):
-        from pipeline.remote import run_bundle
-
         run_bundle(bundle, fake, tmp_path / "out", timeout_seconds=20)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -87,8 +86,6 @@ def test_a_folder_that_cannot_be_written_is_refused(bundle: Path, tmp_path: Path
 def test_a_damaged_bundle_is_refused_here(bundle: Path, address: Address, tmp_path: Path) -> None:
     bundle.write_bytes(bundle.read_bytes()[:-100])
     with pytest.raises(RemoteError, match="is no"):
-        from pipeline.remote import run_bundle
-
         run_bundle(bundle, address, tmp_path / "out", timeout_seconds=20)
 
 
@@ -126,3 +123,30 @@ def test_nothing_is_imported_to_see_whether_it_is_there(tmp_path: Path, make_pyt
     ended = subprocess.run([make_python(), *words], capture_output=True, text=True, check=True, env=environment)
     assert '"onnxruntime": true' in ended.stdout
     assert '"nope": false' in ended.stdout
+
+
+def test_a_bundle_of_which_only_a_part_arrives_is_not_installed(bundle: Path, tmp_path: Path) -> None:
+    words = scripts.words(scripts.INSTALL, folder=str(tmp_path / "device"), sha256="0" * 64, run="0")
+    half = bundle.read_bytes()[: bundle.stat().st_size // 2]
+    ended = subprocess.run([sys.executable, *words], input=half, capture_output=True, check=True)
+    [answer] = [values for line in ended.stdout.decode().splitlines() if (values := told(line)) is not None]
+    assert answer["received"] == len(half)
+    assert "wrong" in answer
+    assert list((tmp_path / "device").iterdir()) == []
+
+
+def test_this_machine_is_measured_in_the_folder_below_home(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    steps: list[tuple[int, int, str]] = []
+    result = run_bundle(
+        bundle, Address(), tmp_path / "out", timeout_seconds=60, on_progress=lambda *step: steps.append(step)
+    )
+    assert result["plan"]["variants"][0]["path"] == result["variants"][0]["path"] == "bundle/models/tiny.onnx"
+    assert (tmp_path / ".cache/energykd/lock").is_file()
+    assert steps[0] == (0, 0, "asking this machine")
+    assert steps[-1] == (0, 0, "fetching the result")
+    totals = {total for _, total, _ in steps if total}
+    assert len(totals) == 1
+    assert str(tmp_path) not in (tmp_path / "out/result.json").read_text()

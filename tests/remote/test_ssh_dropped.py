@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.remote import BundleContent, RemoteError, run_bundle
 from pipeline.remote import device as device_module
+from pipeline.remote import run as run_module
 from tests.remote.conftest import write
 from tests.remote.server import (
     NEEDS_SSHD,
@@ -31,6 +32,7 @@ CLIENT = """
 import sys
 from pathlib import Path
 from pipeline.remote import device as device_module
+from pipeline.remote import run as run_module
 from pipeline.remote import Address, run_bundle
 bundle, config, python, folder, out = sys.argv[1:]
 address = Address("device", ssh_config=config, python=python, folder=folder)
@@ -79,6 +81,25 @@ def test_a_server_that_was_killed_and_comes_back_is_found_again(
     wait_for(lambda: client.reported("reconnecting (device cannot be reached"), "the client to find nobody")
     with serving(device):
         client.result()
+    assert device.worker_count() == undisturbed
+
+
+def test_a_server_that_stays_away_is_given_up_and_the_run_goes_on(
+    server: Running, slow_bundle: Path, undisturbed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, listener = server
+    monkeypatch.setattr(run_module, "_OFFLINE_SECONDS", 1.0)
+    client = Client(slow_bundle, device.address, tmp_path / "out")
+    client.wait_until_measuring()
+    cut(listener.pid, listener=True)
+    listener.wait()
+    with pytest.raises(
+        RemoteError, match=r"^the connection to device was lost .* the same command fetches its result\.$"
+    ):
+        client.result()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".run.json"]
+    with serving(device):
+        run_bundle(slow_bundle, device.address, tmp_path / "out", timeout_seconds=60)
     assert device.worker_count() == undisturbed
 
 
@@ -163,6 +184,7 @@ def test_a_run_killed_with_its_watcher_is_noticed_and_its_worker_ended_by_the_ne
         client.result()
     assert workers
     assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert list((tmp_path / "out").iterdir()) == []
     run_bundle(bundle, device.address, tmp_path / "out", timeout_seconds=60)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
