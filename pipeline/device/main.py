@@ -136,6 +136,8 @@ def _here(archive: Path, folder: Path, out: Path) -> None:
         shutil.rmtree(files, ignore_errors=True)
         result = execute(bundle, sha256, files, out, _shown())
     finally:
+        # A worker that was just being started when the interrupt came is not known to who started it.
+        end_marked(folder)
         shutil.rmtree(files, ignore_errors=True)
         os.close(lock)
     sys.stdout.write(f"{table(result)}\nwritten to {out / RESULT} and {out / SAMPLES}\n")

@@ -9,7 +9,7 @@ from typing import Any
 # Must run on Python 2.7 and 3.4 too, which can then be refused in a sentence. Nothing is imported to see if it is
 # there, nothing is written, and the bundle is read only while nobody measures.
 PREFLIGHT = r"""
-import hashlib, json, os, platform, sys
+import hashlib, json, os, platform, sys, time
 
 def importable(name):
     try:
@@ -29,6 +29,11 @@ def text(path):
             return file.read()
     except (IOError, OSError):
         return None
+
+def uptime():
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic() if hasattr(time, "monotonic") else 0.0
 
 def locked(folder):
     import fcntl
@@ -71,7 +76,7 @@ facts = {
     "locked": busy,
     "holder": text(os.path.join(folder, "lock.json")) if busy else None,
     "boot": (text("/proc/sys/kernel/random/boot_id") or "").strip() or None,
-    "uptime": float((text("/proc/uptime") or "0").split()[0]),
+    "uptime": uptime(),
     "run_exists": os.path.isdir(os.path.join(folder, P["sha256"], P["run"])),
     "bundle": None if busy else digest(bundle),
 }

@@ -96,6 +96,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def running(pid: int) -> bool:
+    """Whether a process does anything still: one that waits for its parent to notice its end does not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 def connections(listener: int) -> list[int]:
     """The processes of a listener's connections."""
     children = []

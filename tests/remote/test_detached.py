@@ -26,7 +26,7 @@ from pipeline.device.lock import DeviceLock, Holder, LockedError
 from pipeline.device.session import Session
 from pipeline.remote import BundleContent
 from tests.remote.conftest import write
-from tests.remote.server import connections, wait_for
+from tests.remote.server import connections, running, wait_for
 
 RUN = "0123456789abcdef"
 
@@ -129,7 +129,7 @@ def test_a_run_can_be_stopped_and_takes_its_worker_along(long_session: Session) 
     assert stop(long_session)
     assert not stop(long_session)
     assert end_of(long_session) == {"status": "died", "message": detached.STOPPED}
-    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in family[1:]), "the end of all")
+    wait_for(lambda: not any(running(pid) for pid in family), "the end of all")
     assert not long_session.files.exists()
 
 

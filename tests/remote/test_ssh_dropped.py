@@ -23,6 +23,7 @@ from tests.remote.server import (
     cut,
     on_device,
     processes_of_run,
+    running,
     serving,
     wait_for,
 )
@@ -183,10 +184,10 @@ def test_a_run_killed_with_its_watcher_is_noticed_and_its_worker_ended_by_the_ne
     with pytest.raises(RemoteError, match="all its processes were ended from outside"):
         client.result()
     assert workers
-    assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert all(running(pid) for pid in workers)
     assert list((tmp_path / "out").iterdir()) == []
     run_bundle(bundle, device.address, tmp_path / "out", timeout_seconds=60)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not any(running(pid) for pid in workers)
 
 
 def test_a_run_over_the_time_limit_is_ended_on_the_device(
