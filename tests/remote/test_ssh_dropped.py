@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts import sha256_file
+from pipeline.device.lock import DeviceLock
 from pipeline.remote import BundleContent, RemoteError, run_bundle
 from pipeline.remote import device as device_module
 from pipeline.remote import run as run_module
@@ -121,6 +123,39 @@ def test_a_killed_client_leaves_the_run_and_the_same_command_finds_it(
     assert device.worker_count() == undisturbed
     assert not any(label.startswith("copying") for label in client.labels)
     assert sorted(path.name for path in out.iterdir()) == ["result.json", "samples.npz"]
+
+
+def test_a_killed_clients_run_is_ended_by_the_same_client_with_another_bundle(
+    server: Running, content: BundleContent, bundle: Path, tmp_path: Path
+) -> None:
+    device, _ = server
+    out = tmp_path / "out"
+    address = device.address
+    long = write(tmp_path / "long.pyz", content, min_seconds=40)
+    words = [long, address.ssh_config, address.python, address.folder, out]
+    killed = subprocess.Popen([sys.executable, "-c", CLIENT, *map(str, words)], cwd=Path(__file__).parents[2])
+    wait_for(device.worker_count, "the first worker", 30)
+    killed.kill()
+    killed.wait()
+    result = run_bundle(bundle, address, out, timeout_seconds=60)
+    assert result["bundle_sha256"] == sha256_file(bundle)
+
+
+def test_an_interrupted_client_ends_its_run(server: Running, content: BundleContent, tmp_path: Path) -> None:
+    device, _ = server
+    out = tmp_path / "out"
+    address = device.address
+    long = write(tmp_path / "long.pyz", content, min_seconds=40)
+    words = [long, address.ssh_config, address.python, address.folder, out]
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + CLIENT
+    client = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
+    )
+    wait_for(device.worker_count, "the first worker", 30)
+    client.send_signal(signal.SIGINT)
+    assert client.wait(30) != 0
+    assert DeviceLock(device.folder / "device").holder() is None
+    assert list(out.iterdir()) == []
 
 
 def test_a_run_that_ended_without_its_client_is_fetched_and_not_repeated(
