@@ -12,6 +12,8 @@ from pipeline.remote.errors import RemoteError
 _HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._+-]*@)?[A-Za-z0-9_:][A-Za-z0-9._:-]*")
 _PATH = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+@,=-]*")
 
+_LOCAL_PATH = re.compile(r"[^-~\0\n][^\0\n]*")
+
 
 @dataclass(frozen=True)
 class Address:
@@ -45,7 +47,9 @@ class Address:
         if self.port is not None and not 0 < self.port < 65536:
             raise RemoteError(f"port {self.port} of {self.name} does not exist; use 1 to 65535.")
         for key, value in (("python", self.python), ("folder", self.folder)):
-            if not _PATH.fullmatch(value) or ".." in value.split("/"):
+            # No shell reads the paths of this machine.
+            plain = _PATH if self.host is not None else _LOCAL_PATH
+            if not plain.fullmatch(value) or ".." in value.split("/"):
                 raise RemoteError(
                     f"{key} {value!r} of {self.name} is no plain path; use letters, digits and ._/+@,=- without `..`, "
                     "relative to the home folder there or absolute."

@@ -46,6 +46,7 @@ class Device:
     """
 
     def __init__(self, address: Address, bundle: Path, sha256: str, run: str, deadline: float) -> None:
+        self._address = address
         self._transport = transport_to(address)
         self.sha256 = sha256
         self._bundle = bundle
@@ -108,7 +109,12 @@ class Device:
         yield from self._converse("follow", self._choice, _SILENT_BEATS * BEAT_SECONDS + self._short)
 
     def stop(self) -> None:
+        """End the run."""
         self._command("stop", self._choice)
+
+    def other(self, sha256: str, run: str) -> Device:
+        """Another run there."""
+        return Device(self._address, self._bundle, sha256, run, self._deadline)
 
     def clean(self) -> None:
         self._command("clean", self._choice)

@@ -28,6 +28,12 @@ def holder_of(facts: Mapping[str, Any]) -> Holder | None:
         return None
 
 
+def holds(facts: Mapping[str, Any], bundle: str, run: str) -> bool:
+    """Whether this run holds the device's lock."""
+    holder = holder_of(facts)
+    return holder is not None and (holder.bundle, holder.run) == (bundle, run)
+
+
 def check_python(name: str, python: str, facts: Mapping[str, Any]) -> None:
     """Raises RemoteError: the device's Python is too old, or has no numpy."""
     version = tuple(facts["python"])

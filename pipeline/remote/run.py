@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ def run_bundle(
     """Measure a bundle on a device and fetch the result.
 
     The run goes on without its client. A client that was killed leaves a note in ``destination``; the same call finds
-    the run by it and does not measure again.
+    the run by it and does not measure again, and a call with another bundle ends it. KeyboardInterrupt ends the run.
 
     Args:
         destination: folder of result.json and samples.npz, which are written last and whole.
@@ -92,7 +92,8 @@ class _Attempt:
     def run(self, destination: Path) -> Json:
         try:
             self._prepare()
-            self._patiently(lambda: self._device.start(remaining(self._deadline)))
+            with self._ended_if_interrupted():
+                self._patiently(lambda: self._device.start(remaining(self._deadline)))
         except _LostError:
             raise
         except RemoteError:
@@ -100,7 +101,8 @@ class _Attempt:
             if not self._ticket.kept:
                 self._ticket.drop()
             raise
-        outcome = self._patiently(self._follow)
+        with self._ended_if_interrupted():
+            outcome = self._patiently(self._follow)
         if outcome["status"] != FINISHED:
             # Its log stays on the device for some days.
             self._ticket.drop()
@@ -119,6 +121,17 @@ class _Attempt:
             self._device.clean()
         return result
 
+    @contextmanager
+    def _ended_if_interrupted(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            # Whoever interrupts wants the run to end; whoever is killed, or loses the connection, does not.
+            with suppress(RemoteError):
+                self._device.stop()
+                self._ticket.drop()
+            raise
+
     def _prepare(self) -> None:
         """See that the device can measure and has the bundle.
 
@@ -131,6 +144,9 @@ class _Attempt:
         preflight.check_python(device.name, device.python, facts)
         if facts["run_exists"]:
             return
+        if self._ticket.replaced is not None and preflight.holds(facts, *self._ticket.replaced):
+            device.other(*self._ticket.replaced).stop()
+            facts = device.facts(preflight.modules(contents))
         preflight.check_lock(device.name, facts)
         preflight.check_runtimes(device.name, device.python, contents, facts)
         missing = facts["bundle"] != device.sha256

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,3 +194,25 @@ def refusal(bundle: Path, address: Address, out: Path, seconds: float = 30) -> s
     assert address.name in sentence
     assert not out.exists() or not list(out.iterdir())
     return sentence
+
+
+CLIENT = """
+import signal, sys
+from pathlib import Path
+from pipeline.remote import Address, run_bundle
+signal.signal(signal.SIGINT, signal.default_int_handler)
+bundle, config, python, folder, out = sys.argv[1:]
+address = Address("device", ssh_config=config, python=python, folder=folder)
+run_bundle(Path(bundle), address, Path(out), timeout_seconds=60)
+"""
+
+
+def client_process(bundle: Path, server: Server, out: Path) -> subprocess.Popen[bytes]:
+    """A client that can be killed, once its run on the device has launched a worker."""
+    address = server.address
+    words = [bundle, address.ssh_config, address.python, address.folder, out]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", CLIENT, *map(str, words)]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    wait_for(server.worker_count, "the first worker", 30)
+    return process

@@ -63,6 +63,13 @@ def test_paths_that_a_shell_could_read_differently_are_refused(key: str, value: 
         Address("pi5", **{key: value})  # type: ignore[arg-type]
 
 
+def test_paths_of_this_machine_may_hold_what_a_shell_would_read_differently() -> None:
+    assert Address(folder="/home/ann/my $files").folder == "/home/ann/my $files"
+    for value in ("-x", "~/x", "a/../b", "", "x\n"):
+        with pytest.raises(RemoteError, match="of this machine is no plain path"):
+            Address(folder=value)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -138,13 +138,15 @@ def test_a_bundle_of_which_only_a_part_arrives_is_not_installed(bundle: Path, tm
 def test_this_machine_is_measured_in_the_folder_below_home(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "home of $ann"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
     steps: list[tuple[int, int, str]] = []
     result = run_bundle(
         bundle, Address(), tmp_path / "out", timeout_seconds=60, on_progress=lambda *step: steps.append(step)
     )
     assert result["plan"]["variants"][0]["path"] == result["variants"][0]["path"] == "bundle/models/tiny.onnx"
-    assert (tmp_path / ".cache/energykd/lock").is_file()
+    assert (home / ".cache/energykd/lock").is_file()
     assert steps[0] == (0, 0, "asking this machine")
     assert steps[-1] == (0, 0, "fetching the result")
     totals = {total for _, total, _ in steps if total}
