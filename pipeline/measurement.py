@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +38,14 @@ _NO_PARITY = "parity on the device not measured: the answers sent along are thos
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class KnownAnswers:
-    """Test images and what is known of them without the device.
-
-    Attributes:
-        inputs: float32 [N, 3, S, S], normalised.
-        logits: float32 [N, K] of the torch student.
-        energy: float32 [N] of these logits.
-        labels: int64 [N].
-        groups: energy group under the teacher, int8 [N].
-        card: names, labels, preprocessing and hashes, ready for JSON.
-    """
-
-    inputs: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    energy: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int8]
-    card: Mapping[str, Any]
-
-
 def spread_over(total: int, wanted: int) -> NDArray[np.int64]:
     """``wanted`` indices, all if there are fewer, at equal distances from 0 to ``total``."""
     count = min(wanted, total)
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def known_answers(wanted: int) -> KnownAnswers:
-    """Images spread over the test split, with the answers of the student's weights.
+def bundle_content(plan: Plan, wanted: int) -> BundleContent:
+    """A plan with images spread over the test split, the answers of the student's weights, and the teacher's groups.
 
     Raises:
         DataError: an artifact is missing or damaged.
@@ -85,7 +63,8 @@ def known_answers(wanted: int) -> KnownAnswers:
     student.eval()
     with torch.inference_mode():
         logits = torch.cat([student(part).float() for part in torch.split(inputs, inference_batch(images))])
-    return KnownAnswers(
+    return BundleContent(
+        plan=plan,
         inputs=inputs.numpy(),
         logits=logits.numpy(),
         energy=energy_score(logits, scored["temperature"]).numpy(),
@@ -165,50 +144,41 @@ def measure(
         DataError, LineageError, ParamsError: the files are not fit to be measured.
     """
     plan = make_plan(chosen, settings, key, process_seconds)
-    known = known_answers(settings.images)
+    content = bundle_content(plan, settings.images)
     folder.mkdir(parents=True, exist_ok=True)
     bundle = folder / BUNDLE
-    content = BundleContent(
-        plan=plan,
-        inputs=known.inputs,
-        logits=known.logits,
-        energy=known.energy,
-        labels=known.labels,
-        groups=known.groups,
-        card=known.card,
-    )
     write_bundle(bundle, content)
     result = run_bundle(bundle, address, folder, timeout_seconds=timeout_seconds, on_progress=on_progress)
-    return document(result, chosen, settings, known)
+    return document(result, chosen, settings, content)
 
 
-def document(result: Json, chosen: Sequence[Candidate], settings: BenchmarkParams, known: KnownAnswers) -> Json:
+def document(result: Json, chosen: Sequence[Candidate], settings: BenchmarkParams, sent: BundleContent) -> Json:
     """What a run gave as it is kept: one row per file and runtime, with the hash of the file."""
     files = {candidate.name: candidate.file for candidate in chosen}
     return {
         "schema": SCHEMA,
         "device": result["device"],
         "machine": result["provenance"],
-        "settings": settings.model_dump(mode="json") | {"images": len(known.labels)},
-        "lineage": dict(known.card["lineage"]),
+        "settings": settings.model_dump(mode="json") | {"images": len(sent.labels)},
+        "lineage": dict(sent.card["lineage"]),
         "bundle_sha256": result["bundle_sha256"],
         "started_at": result["started_at"],
         "seconds": result["seconds"],
         "tuning": result["tuning"],
         "notes": result["notes"],
-        "rows": [_row(variant, files[variant["name"]], known) for variant in result["variants"]],
+        "rows": [_row(variant, files[variant["name"]], sent) for variant in result["variants"]],
     }
 
 
-def _row(variant: Json, file: Mapping[str, Any], known: KnownAnswers) -> Json:
+def _row(variant: Json, file: Mapping[str, Any], sent: BundleContent) -> Json:
     # a variant's name is unique in the plan; the report joins rows by file and runtime
     row = {key: value for key, value in variant.items() if key != "path"}
     row |= {key: file[key] for key in _OF_THE_FILE}
     accuracy = row.get("accuracy")
     if accuracy is None:
         return row
-    high = known.groups == HIGH
-    reference = top1_correct(known.logits, known.labels)
+    high = sent.groups == HIGH
+    reference = top1_correct(sent.logits, sent.labels)
     found = accuracy["top1_high_energy"]
     row["accuracy"] = accuracy | {
         "delta_top1_high_energy": None if found is None or not high.any() else found - float(reference[high].mean())

@@ -18,7 +18,8 @@ from pipeline.config import load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
 from pipeline.layout import DATA, ENERGY_TEST, EXPORT_MANIFEST
-from pipeline.measurement import document, known_answers, make_plan, spread_over
+from pipeline.measurement import bundle_content, document, make_plan, spread_over
+from pipeline.remote import BundleContent
 from pipeline.runtimes import load
 from pipeline.target_config import find_target, load_target
 from stages.measure import measure_device
@@ -106,17 +107,22 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
     assert read_json(Path("targets/results.json"))["here"]["budget"]["max_latency_p50_ms"] == 3.5
 
 
+def content(wanted: int) -> BundleContent:
+    chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
+    return bundle_content(make_plan(chosen, load_params().benchmark, "k", 60), wanted)
+
+
 def test_the_answers_sent_along_are_those_of_the_students_file_on_the_same_images(exported: Path) -> None:
-    known = known_answers(40)
-    assert known.inputs.shape == (40, 3, 8, 8)
-    answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(known.inputs)
-    np.testing.assert_allclose(answers.logits, known.logits, atol=1e-4)
-    np.testing.assert_allclose(answers.energy, known.energy, atol=1e-3)
+    sent = content(40)
+    assert sent.inputs.shape == (40, 3, 8, 8)
+    answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(sent.inputs)
+    np.testing.assert_allclose(answers.logits, sent.logits, atol=1e-4)
+    np.testing.assert_allclose(answers.energy, sent.energy, atol=1e-3)
     total = len(read_split(DATA, "test").labels)
     index = spread_over(total, 40)
-    np.testing.assert_array_equal(known.labels, np.asarray(read_split(DATA, "test").labels)[index])
-    assert known.card["labels"] == [str(digit) for digit in range(10)]
-    assert known.card["lineage"] == read_json(EXPORT_MANIFEST)["lineage"]
+    np.testing.assert_array_equal(sent.labels, np.asarray(read_split(DATA, "test").labels)[index])
+    assert sent.card["labels"] == [str(digit) for digit in range(10)]
+    assert sent.card["lineage"] == read_json(EXPORT_MANIFEST)["lineage"]
 
 
 def test_images_are_spread_over_the_whole_split_each_once() -> None:
@@ -134,7 +140,7 @@ def test_scores_of_another_teacher_are_refused(exported: Path) -> None:
     card["lineage"]["teacher"] = "f" * 64
     (exported / "artifacts/student/card.json").write_text(json.dumps(card))
     with pytest.raises(LineageError, match=r"energy_test\.parquet was made from teacher"):
-        known_answers(8)
+        content(8)
 
 
 def accuracy(**changes: float) -> dict[str, float]:
@@ -161,10 +167,10 @@ def run_result(chosen: list) -> dict[str, object]:
 
 def test_a_teacher_is_scored_but_not_compared_with_the_answers_of_the_student(exported: Path) -> None:
     chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
-    known = known_answers(40)
-    student, teacher = document(run_result(chosen), chosen, load_params().benchmark, known)["rows"]
-    high = known.groups == 2
-    reference = (known.logits.argmax(axis=1) == known.labels)[high].mean()
+    sent = content(40)
+    student, teacher = document(run_result(chosen), chosen, load_params().benchmark, sent)["rows"]
+    high = sent.groups == 2
+    reference = (sent.logits.argmax(axis=1) == sent.labels)[high].mean()
     assert student["accuracy"]["delta_top1_high_energy"] == pytest.approx(0.25 - reference)
     assert student["accuracy"]["parity_max_abs"] == 0.1
     assert teacher["accuracy"]["top1"] == 0.1
