@@ -245,7 +245,10 @@ def test_a_device_is_never_overwritten(here: Path) -> None:
         ({"address.host": "pi"}, "address: transport local is this machine; make host, port and ssh_config null"),
         ({"address.transport": "ssh", "address.host": "-l root"}, "address: host '-l root' is no host name"),
         ({"address.folder": "a/../../b"}, "address: folder 'a/../../b' of this machine is no plain path"),
-        ({"address.python": "python3; reboot"}, "address: python 'python3; reboot' of this machine is no plain path"),
+        (
+            {"address.transport": "ssh", "address.host": "pi", "address.python": "python3; reboot"},
+            "address: python 'python3; reboot' of pi is no plain path",
+        ),
         ({"address.transport": "ssh", "address.host": "pi", "address.port": 70000}, "address: port 70000 of pi"),
         ({"address.transport": "ssh", "address.host": "pi", "address.ssh_config": "none"}, "ssh_config none of pi"),
         ({"timeout_minutes": 0}, "timeout_minutes is 0"),
