@@ -83,7 +83,7 @@ def _joules(power: Json | None) -> tuple[float | None, str | None]:
     over = power["watts"] - power["idle_watts"]
     if over <= 0:
         watts = f"{power['watts']:.2f} W against {power['idle_watts']:.2f} W"
-        return None, f"energy not measured: {power['meter']} shows no more than when idle, {watts}."
+        return None, f"energy per inference not measured: {power['meter']} shows no more than when idle, {watts}."
     return over * power["seconds"] / power["inferences"], None
 
 

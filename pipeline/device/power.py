@@ -136,7 +136,7 @@ def find_meter(root: Path = Path("/"), *, gpu: bool = False) -> tuple[Meter | No
         if meter is not None:
             return meter, ""
         reasons.append(reason)
-    return None, f"energy not measured: {'; '.join(reasons)}."
+    return None, f"energy per inference not measured: {'; '.join(reasons)}."
 
 
 def _rapl(root: Path) -> tuple[Meter | None, str]:

@@ -54,7 +54,9 @@ def run_worker(job: dict[str, Any], *, limit_seconds: float, name: str) -> dict[
             env={**_patience(job["pass"]), **os.environ, "PYTHONPATH": path},
         )
     except subprocess.TimeoutExpired:
-        message = f"{name} did not end within {limit_seconds:g} s; raise timeout_seconds or use a smaller model."
+        message = (
+            f"{name} did not end within {limit_seconds:g} s; give the measurement more time or use a smaller model."
+        )
         raise WorkerError(message, "timeout") from None
     if ended.returncode:
         kind = _KIND_OF_EXIT.get(ended.returncode, "failed")

@@ -41,7 +41,8 @@ def test_energy_is_that_beyond_the_idle_device() -> None:
 def test_energy_not_above_idle_is_null_with_the_reason(watts: float) -> None:
     values, notes = pass_rows(PLAN, VARIANT, collected(power=[POWER | {"watts": watts}]))
     assert (values["joules_per_inference"], values["meter"]) == (None, "RAPL package-0")
-    assert f"energy not measured: RAPL package-0 shows no more than when idle, {watts:.2f} W against 10.00 W." in notes
+    shown = f"RAPL package-0 shows no more than when idle, {watts:.2f} W against 10.00 W."
+    assert f"energy per inference not measured: {shown}" in notes
 
 
 def test_a_cold_start_is_the_median_of_its_rounds() -> None:
@@ -92,13 +93,13 @@ def test_another_engine_than_the_one_whose_accuracy_is_known_is_said() -> None:
 
 def test_reasons_of_passes_that_failed_are_notes() -> None:
     found = collected(accuracy=[{"accuracy": {}} | EXECUTED], memory=[{"peak_rss_kb": 5, "model_rss_kb": None}])
-    found.reasons = {"cold": "cold not measured: it ended.", "power": "energy not measured: no meter."}
+    found.reasons = {"cold": "cold not measured: it ended.", "power": "energy per inference not measured: no meter."}
     values, notes = pass_rows(PLAN, VARIANT, found)
     assert values["cold"] is None
     assert values["memory"] == {"peak_rss_kb": 5, "model_rss_kb": None}
     assert notes == [
         "cold not measured: it ended.",
-        "energy not measured: no meter.",
+        "energy per inference not measured: no meter.",
         "memory of the model not measured: this system cannot tell it from that of the runtime.",
     ]
 

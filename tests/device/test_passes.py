@@ -124,7 +124,9 @@ def test_idle_power_is_measured_before_the_model_is_loaded(
 
 
 def test_without_a_meter_there_is_no_energy(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "find_meter", lambda gpu: (None, "energy not measured: RAPL is not here."))
+    monkeypatch.setattr(
+        passes, "find_meter", lambda gpu: (None, "energy per inference not measured: RAPL is not here.")
+    )
     with pytest.raises(MeterError, match="RAPL is not here"):
         passes.consume(job)
 

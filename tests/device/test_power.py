@@ -79,9 +79,8 @@ def test_a_counter_that_may_not_be_read_is_the_reason(root: Path, monkeypatch: p
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
     meter, reason = find_meter(root)
     assert meter is None
-    assert reason == (
-        f"energy not measured: this user may not read {zone / 'energy_uj'}; the board shows no INA sensor."
-    )
+    words = f"this user may not read {zone / 'energy_uj'}; the board shows no INA sensor."
+    assert reason == f"energy per inference not measured: {words}"
 
 
 def test_the_rail_of_a_whole_board_is_taken_alone(root: Path) -> None:
@@ -166,8 +165,11 @@ def test_a_gpu_without_a_clear_reading_has_no_meter(
     install_command(tmp_path / "bin", "nvidia-smi", script, monkeypatch)
     meter, reason = find_meter(root, gpu=True)
     assert meter is None
-    assert reason == f"energy not measured: {words}; the board shows no INA sensor."
+    assert reason == f"energy per inference not measured: {words}; the board shows no INA sensor."
 
 
 def test_a_machine_without_a_meter_says_what_was_looked_for(root: Path) -> None:
-    assert find_meter(root) == (None, "energy not measured: RAPL is not here; the board shows no INA sensor.")
+    assert find_meter(root) == (
+        None,
+        "energy per inference not measured: RAPL is not here; the board shows no INA sensor.",
+    )

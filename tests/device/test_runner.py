@@ -20,7 +20,7 @@ from pipeline.device.process import WorkerError
 from pipeline.device.steps import Step
 from tests.device.conftest import TinyModel
 
-NO_METER = "energy not measured: no meter in this test."
+NO_METER = "energy per inference not measured: no meter in this test."
 NO_ANSWERS = "accuracy not measured here: the plan has no expected answers."
 QUICK = {"threads": 1, "warmup_seconds": 0.0, "warmup_count": 2, "min_seconds": 0.0, "min_count": 40}
 

@@ -285,7 +285,7 @@ def device_result() -> dict[str, Any]:
                 "verdict": "throttled" if role == "teacher" else "stable",
                 "reasons": ["the CPU clock fell from 2400 to 1500 MHz."] if role == "teacher" else [],
                 "precision_executed": executed(name, precision),
-                "notes": ["energy not measured: RAPL is not here; the board shows no INA sensor."],
+                "notes": ["energy per inference not measured: RAPL is not here; the board shows no INA sensor."],
                 "accuracy": {
                     "images": 256,
                     "top1": 1 - (low + mid + high) / 256,

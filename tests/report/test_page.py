@@ -197,7 +197,10 @@ def test_devices_have_a_table_side_by_side_and_a_section_each(
     start = "student_int8.onnx ONNX Runtime 412 31.0 9.70 dropped 83.2 MB 5.24 MB"
     assert f"{start} 3.58 plateau 839 (8, 4)" in text
     assert "mJ per" not in text, "no device has a meter"
-    assert "this machine; energy not measured: RAPL is not here; the board shows no INA sensor. Top-1" in text
+    assert (
+        "this machine; energy per inference not measured: RAPL is not here; the board shows no INA sensor. Top-1"
+        in text
+    )
     assert "student_int8.onnx ONNX Runtime 100.0 98.1 86.3 5.1e\N{MINUS SIGN}06 100.0" in text
     assert "No file is recommended for it: each file breaks a limit of its budget." in text
     assert "student_int8.onnx : its p50 is 2.98 ms of 0.500 (max_latency_p50_ms)" in text
@@ -251,6 +254,6 @@ def test_what_a_device_says_is_text_and_never_markup(
 @pytest.mark.usefixtures("no_plots")
 def test_a_note_of_all_rows_is_said_once(inputs: Inputs) -> None:
     for row in inputs.benchmark["rows"]:
-        row["notes"] = [*row["notes"], "energy not measured: no meter."]
+        row["notes"] = [*row["notes"], "energy per inference not measured: no meter."]
     text = text_of(build_report(inputs).html)
-    assert text.count("All rows: energy not measured: no meter.") == 1
+    assert text.count("All rows: energy per inference not measured: no meter.") == 1
