@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError, LineageError
+from pipeline.errors import BusyError, DataError, LineageError
 
 LINEAGE_KEY = b"energykd"
 
+_LEFTOVER = re.compile(r"[a-z0-9_]{8}(\.earlier)?")  # what tempfile appends
+_DYING_SECONDS = 10.0  # a data loader's workers look for their parent every 5 seconds
 
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
@@ -37,36 +43,196 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed."""
+    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed.
+
+    It is on the disk before it has the name: a power cut leaves the file from before or this one, never an empty one.
+    What killed writers of ``path`` left behind is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with _naming(path):
-            yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_leftovers(path)
+    with _claimed(lambda: Path(_new_file(path))) as temporary:
+        try:
+            with _naming(path):
+                yield temporary
+                temporary.chmod(0o644)
+                _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well."""
+    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well.
+
+    As :func:`atomic_file`, but for a moment in which there is neither: a kill or a power cut then leaves none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    earlier = temporary.with_name(f"{temporary.name}.earlier")
+    remove_leftovers(path)
+    with _claimed(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))) as temporary:
+        earlier = temporary.with_name(f"{temporary.name}.earlier")
+        try:
+            with _naming(path):
+                yield temporary
+                temporary.chmod(0o755)
+                for part in (*temporary.rglob("*"), temporary):
+                    _flush(part)
+            if path.exists():
+                path.replace(earlier)  # in one piece: removing it may fail half way
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(earlier, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of writers of ``path`` that were killed; those of living ones stay."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if not _LEFTOVER.fullmatch(leftover.name.removeprefix(f".{path.name}.")):
+            continue
+        try:
+            handle = os.open(leftover, os.O_RDONLY)
+        except OSError:
+            continue  # its writer ended in this moment, or it is not ours to open
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def exclusive(lock: Path, work: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; the file names the process, for the one that finds it held.
+
+    The lock ends with the process, however that ends. One whose holder is dead is held for a few seconds more by the
+    processes that it had started, which notice its end: they are waited for.
+
+    Args:
+        work: what is done under it, as "training this teacher".
+
+    Raises:
+        BusyError: another process holds it; names the process, and says if what started that one is gone.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _DYING_SECONDS
+    with lock.open("a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = _holder(file.read())
+                if holder is None or not holder.dead or time.monotonic() > deadline:
+                    raise BusyError(_busy(lock, work, holder)) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename}))
+        file.flush()
+        yield
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock: its process, that one's parent when it took the lock, and the machine of both."""
+
+    pid: int
+    parent: int
+    host: str
+
+    @property
+    def here(self) -> bool:
+        return self.host == os.uname().nodename
+
+    @property
+    def dead(self) -> bool:
+        return self.here and _status(self.pid) is None
+
+    @property
+    def orphaned(self) -> bool:
+        status = _status(self.pid) if self.here else None
+        return status is not None and status != self.parent
+
+
+def _holder(text: str) -> _Holder | None:
+    """None if the file does not tell, for the moment in which its holder writes it."""
     try:
-        with _naming(path):
-            yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            path.replace(earlier)  # in one piece: removing it may fail half way
-        temporary.replace(path)
+        return _Holder(**json.loads(text))
+    except (json.JSONDecodeError, TypeError):
+        return None
+
+
+def _status(pid: int) -> int | None:
+    """The parent of a process that runs on this machine, else None; also for one that is dead but not yet reaped."""
+    try:
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)
+
+
+def _busy(lock: Path, work: str, holder: _Holder | None) -> str:
+    if holder is None:
+        return f"another process is already {work} (it holds {lock}); wait for it or stop it"
+    if not holder.here:
+        return (
+            f"process {holder.pid} on {holder.host} is already {work} (it holds {lock}); wait for it or stop it there"
+        )
+    if holder.dead:
+        return (
+            f"processes that the ended process {holder.pid} started are still {work} (they hold {lock}); "
+            f"`fuser {lock}` names them: wait for them or stop them"
+        )
+    if holder.orphaned:
+        return (
+            f"process {holder.pid} is already {work}, left behind by a dvc that was killed (it holds {lock}); wait "
+            f"until it ends or stop it with `kill {holder.pid}`, then run the same command again"
+        )
+    return f"process {holder.pid} is already {work} (it holds {lock}); wait for it or stop it with `kill {holder.pid}`"
+
+
+def _new_file(path: Path) -> str:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    return name
+
+
+@contextmanager
+def _claimed(make: Callable[[], Path]) -> Iterator[Path]:
+    """A new temporary file or folder, locked for as long as its writer lives, which is how a leftover is known."""
+    while True:
+        temporary = make()
+        try:
+            handle = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # taken for a leftover before it was locked
+        with suppress(OSError):  # a file system without locks: its leftovers stay
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
+        os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

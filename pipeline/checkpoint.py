@@ -7,12 +7,11 @@ was.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.artifacts import atomic_file
+from pipeline.artifacts import atomic_file, exclusive
 from pipeline.distributed import ALONE, World
-from pipeline.errors import TrainingError
+from pipeline.errors import BusyError, TrainingError
 
 _FILE = "epoch.safetensors"
+_FINISHED = "finished"
 _CODE = Path(__file__).parent.parent
 
 
@@ -77,8 +77,10 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any], world: World = ALONE) -> Iterator[Checkpoint]:
-    """The checkpoint of the run that ``decides`` describes, locked; removed when the block ends well.
+def open_checkpoint(
+    root: Path, role: str, decides: Mapping[str, Any], world: World = ALONE, *, keep: bool = False
+) -> Iterator[Checkpoint]:
+    """The checkpoint of the run that ``decides`` describes, locked; the rest as for :func:`crash_folder`.
 
     Args:
         root: folder of all checkpoints.
@@ -86,15 +88,19 @@ def open_checkpoint(root: Path, role: str, decides: Mapping[str, Any], world: Wo
         decides: parameters and hashes of inputs, JSON-like. The code of the repository is added here.
 
     Raises:
-        TrainingError: another process is training the same run.
+        BusyError: another process is training the same run.
     """
-    with crash_folder(root, role, decides, f"training this {role}", world) as folder:
+    with crash_folder(root, role, decides, f"training this {role}", world, keep=keep) as folder:
         yield Checkpoint(folder)
 
 
 @contextmanager
-def crash_folder(root: Path, role: str, decides: Mapping[str, Any], work: str, world: World = ALONE) -> Iterator[Path]:
-    """The folder for what the run that ``decides`` describes has finished, locked; removed when the block ends well.
+def crash_folder(
+    root: Path, role: str, decides: Mapping[str, Any], work: str, world: World = ALONE, *, keep: bool = False
+) -> Iterator[Path]:
+    """The folder for what the run that ``decides`` describes has finished, locked.
+
+    When the block ends well it is removed, or kept until the next run of its role ends well.
 
     Args:
         root, decides: as for :func:`open_checkpoint`.
@@ -102,9 +108,11 @@ def crash_folder(root: Path, role: str, decides: Mapping[str, Any], work: str, w
         work: what the run does, for the sentence that refuses a second one.
         world: the processes that share the folder; the first one holds the lock and removes the folder, so all must
             have met after the last use by another.
+        keep: for a stage. A dvc that is killed after the stage ended, or whose stage ended without it, has not taken
+            note of the outputs: the next one removes them and runs the stage again, which then finds all of it here.
 
     Raises:
-        TrainingError: another run does the same.
+        BusyError: another run does the same.
     """
     key = hashlib.sha256(json.dumps([decides, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
@@ -112,22 +120,21 @@ def crash_folder(root: Path, role: str, decides: Mapping[str, Any], work: str, w
         with world.together():
             if world.first:
                 folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(_locked(root / f"{role}-{key}.lock", work))
+                held.enter_context(exclusive(root / f"{role}-{key}.lock", work))
         yield folder
-        if world.first:
+        if world.first and keep:
+            (folder / _FINISHED).touch()
+            _remove_finished(root, role, folder)
+        elif world.first:
             shutil.rmtree(folder)
 
 
-@contextmanager
-def _locked(lock: Path, work: str) -> Iterator[None]:
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"another process is already {work} (it holds {lock}); wait for it or stop it"
-            ) from None
-        yield
+def _remove_finished(root: Path, role: str, kept: Path) -> None:
+    """Of what finished runs left, only the last one's is of use; unfinished ones may go on some day."""
+    for marker in root.glob(f"{role}-*/{_FINISHED}"):
+        if marker.parent != kept:
+            with suppress(BusyError), exclusive(root / f"{marker.parent.name}.lock", "using these"):
+                shutil.rmtree(marker.parent)
 
 
 def code_hash() -> str:

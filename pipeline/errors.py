@@ -27,6 +27,10 @@ class TrainingError(EnergyKDError):
     """Training cannot go on, for example because the loss is no longer finite."""
 
 
+class BusyError(EnergyKDError):
+    """Another process does the same work in the same folder."""
+
+
 class StoppedError(EnergyKDError):
     """Another of the processes that compute together met an error, which the first one shows."""
 

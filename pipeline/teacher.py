@@ -91,7 +91,7 @@ def _train(
         "seed": params.seed,
         "data": card["fingerprint"],
     }
-    with open_checkpoint(checkpoints, "teacher", decides, world) as checkpoint:
+    with open_checkpoint(checkpoints, "teacher", decides, world, keep=True) as checkpoint:
         records = train_classifier(
             network,
             open_images(data, "train", device, **views),

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pipeline.candidates import check_available
 from pipeline.compute import choose_device
-from pipeline.config import Params
+from pipeline.config import Params, load_params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import check_all_usable, name_problems_of
 from pipeline.feature_loss import feature_loss
 from pipeline.layout import BAD_IMAGES, FOREIGN_CHECKPOINTS
 from pipeline.weights import build_network, build_student, check_runs, load_foreign
-from stages.common import run
+from stages.common import run_program
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
@@ -46,4 +46,4 @@ def check(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(check)
+    run_program(lambda: check(load_params()))  # writes nothing, so beside any other

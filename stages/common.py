@@ -10,14 +10,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.artifacts import atomic_file
+from pipeline.artifacts import atomic_file, exclusive
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
+from pipeline.layout import CHECKPOINTS
 from stages import restore_environment
 
 BAD_INPUT = 2
@@ -41,7 +42,22 @@ _REMEDIES = {
 
 def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
     """Run a stage on params.yaml; the rest as for :func:`run_program`."""
-    run_program(lambda: stage(load_params()), *bad_input)
+
+    def program() -> None:
+        with only_one(stage):
+            stage(load_params())
+
+    run_program(program, *bad_input)
+
+
+def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
+    """Refuse a second process of a stage in this folder: a killed dvc leaves its stage alive, which would then write
+    its outputs between those of the next one.
+
+    Raises:
+        BusyError: names the first process; raised on entry.
+    """
+    return exclusive(CHECKPOINTS / f"{stage.__name__}.lock", f"running stage {stage.__name__} here")
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:

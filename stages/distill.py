@@ -67,7 +67,7 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": params.heda.model_dump(mode="json")}
     decides = {**choices, **lineage, "views": views, "seed": params.seed, "data": data["fingerprint"]}
     with (
-        open_checkpoint(CHECKPOINTS, "student", decides, world) as checkpoint,
+        open_checkpoint(CHECKPOINTS, "student", decides, world, keep=True) as checkpoint,
         learning_curves(STUDENT_CURVES, "distill", training.epochs, steps, world) as curves,
     ):
         records = distillation.distill(

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from pipeline.compute import choose_device
 from pipeline.config import LauncherParams, Params, load_params
 from pipeline.distributed import started_by_torchrun
 from pipeline.errors import TrainingError
-from stages.common import SENTENCES, run_program
+from stages.common import SENTENCES, only_one, run_program
 
 _STDERR = "stderr.log"  # torchrun's name for it
 
@@ -38,10 +39,15 @@ def run_together(stage: Callable[[Params], None], module: str) -> None:
         params = load_params()
         device = choose_device(params.device)
         processes = _processes(params.launcher, device)
-        if started_by_torchrun() or processes * params.launcher.machines == 1:
+        if started_by_torchrun():
             stage(params)
-        else:
-            _start(module, processes, params.launcher, device)
+            return
+        # several machines may share this folder, and run the stage in it together
+        with only_one(stage) if params.launcher.machines == 1 else nullcontext():
+            if processes * params.launcher.machines == 1:
+                stage(params)
+            else:
+                _start(module, processes, params.launcher, device)
 
     run_program(program)
 

@@ -39,7 +39,7 @@ def _score_energy(params: Params, device: torch.device, world: World) -> None:
     lineage = {"temperature": params.energy.temperature, "data": data, "teacher": card["weights_sha256"]}
     # a CPU and a GPU do not round alike, so one does not go on with the energies of the other
     with crash_folder(
-        CHECKPOINTS, "energy", lineage | {"device": device.type}, "scoring these images", world
+        CHECKPOINTS, "energy", lineage | {"device": device.type}, "scoring these images", world, keep=True
     ) as folder:
         total = sum(len(images) for images in splits.values())
         with progress("score_energy", total, "image", shown=world.first) as advance:

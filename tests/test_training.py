@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups
-from pipeline.errors import TrainingError
+from pipeline.errors import BusyError, TrainingError
 from pipeline.heda import cutmix
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.seeds import CLEAN, COMPANIONS, GROUPS, MIXING, PER_PROCESS, STRONG, SUBSET, stream_seed
@@ -155,10 +157,42 @@ def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(tmp_path):
     assert not checkpoint.folder.exists()
 
 
+def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(params, tmp_path):
+    def finish(setting: int) -> Path:
+        with open_checkpoint(tmp_path, "student", {"lr": setting}, keep=True) as checkpoint:
+            run(params, network(1), checkpoint=checkpoint)
+        return checkpoint.folder
+
+    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {"lr": 0}, keep=True) as unfinished:
+        raise Killed
+    first = finish(1)
+    student, steps = network(7), []
+    with open_checkpoint(tmp_path, "student", {"lr": 1}, keep=True) as checkpoint:
+        records = train(
+            student,
+            lambda epoch: steps.append(epoch) or [],
+            STEPS,
+            lambda *_: None,
+            settings(params),
+            seed=0,
+            device=CPU,
+            validate=lambda trained: 0.0,
+            checkpoint=checkpoint,
+        )
+    assert not steps, "nothing is trained again"
+    undisturbed = network(1)
+    assert records == run(params, undisturbed)
+    assert state_hash(student) == state_hash(undisturbed)
+    second = finish(2)
+    assert second.exists()
+    assert not first.exists()
+    assert unfinished.folder.exists(), "it may go on some day"
+
+
 def test_two_trainers_of_one_run_are_refused(tmp_path):
     with (
         open_checkpoint(tmp_path, "student", {}),
-        pytest.raises(TrainingError, match="already training this student"),
+        pytest.raises(BusyError, match=f"process {os.getpid()} is already training this student"),
         open_checkpoint(tmp_path, "student", {}),
     ):
         pass

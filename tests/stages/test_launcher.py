@@ -106,6 +106,27 @@ def test_what_is_wrong_in_all_processes_is_said_once_with_exit_code_2(workspace)
     assert not (workspace / "artifacts/teacher").exists()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_process_of_a_stage_is_refused_and_told_of_the_first(workspace, processes):
+    set_params(workspace, {"launcher.processes": processes, "teacher.training.epochs": 60})
+    before = start(workspace, "train_teacher")
+    lock = workspace / ".checkpoints/train_teacher.lock"
+    deadline = time.monotonic() + 120
+    try:
+        while not (lock.exists() and lock.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        set_params(workspace, {"seed": 1})  # another run, which would write the same files
+        error = run(workspace, "train_teacher", expected=2)
+    finally:
+        os.killpg(before.pid, signal.SIGKILL)
+    before.communicate()
+    assert error == (
+        f"error: process {before.pid} is already running stage train_teacher here (it holds "
+        f".checkpoints/train_teacher.lock); wait for it or stop it with `kill {before.pid}`\n"
+    )
+
+
 @pytest.mark.parametrize(("victim", "code"), [("worker", 128 + signal.SIGKILL), ("launcher", 128 + signal.SIGTERM)])
 def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace, victim, code):
     set_params(workspace, {"launcher.processes": 2, "teacher.training.epochs": 60})
