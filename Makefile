@@ -1,5 +1,5 @@
 # `make repro` runs the pipeline, `make target` adds a device to measure on, `make test` runs the tests, `make ablation`
-# a study, `make bench` measures our own speed. All set everything up first.
+# a study, `make bench` measures our own speed, `make torture` kills runs at random moments. All set everything up first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,10 +12,12 @@ STUDY ?= ablations/digits.yaml
 JOBS ?= 2
 # arguments of `make bench`, for example --images FOLDER --out docs/results/bench; --help lists them
 BENCH ?=
+# of `make torture`, for example --moments 50 --seed 1 --out docs/results/torture
+TORTURE ?=
 # of `make target`: the example in targets/examples/ that the new device begins with
 LIKE ?= raspberry_pi
 
-.PHONY: repro target test ablation bench lint clean setup
+.PHONY: repro target test ablation bench torture lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -39,6 +41,9 @@ ablation: setup
 
 bench: setup
 	python -m bench $(BENCH)
+
+torture: setup
+	python -m bench.torture $(TORTURE)
 
 test: setup lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile

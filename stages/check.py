@@ -18,6 +18,7 @@ from pipeline.feature_loss import feature_loss
 from pipeline.layout import BAD_IMAGES, FOREIGN_CHECKPOINTS
 from pipeline.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run_program
+from stages.dvc_files import mend
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
@@ -45,5 +46,10 @@ def check(params: Params) -> None:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
 
 
+def main() -> None:
+    mend()
+    check(load_params())  # writes nothing, so beside any stage
+
+
 if __name__ == "__main__":
-    run_program(lambda: check(load_params()))  # writes nothing, so beside any other
+    run_program(main)

@@ -1,0 +1,123 @@
+"""A clone of this repository with a configuration that runs in a minute, and what a `dvc repro` in it gives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from ruamel.yaml import YAML
+
+from pipeline.layout import PARAMS
+
+ROOT = Path(__file__).parent.parent.parent
+GRAPH: Mapping[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+MEASURED = ("benchmark", "report")  # their outputs hold times, or are chosen by them
+SMALL: Mapping[str, object] = {
+    "device": "cpu",
+    "data.image_size": 16,
+    "data.crop_padding": 2,
+    "teacher.network": "resnet8",
+    "teacher.minimum_top1": 0.05,
+    "teacher.training.epochs": 4,
+    "distill.training.epochs": 4,
+    "export.calibration.images": 32,
+    "export.parity.images": 64,
+    "export.parity.minimum_agreement": 0.5,
+    "benchmark.runtimes": ["onnxruntime"],
+    "benchmark.rounds": 2,
+    "benchmark.warmup_count": 2,
+    "benchmark.warmup_seconds": 0.01,
+    "benchmark.min_seconds": 0.02,
+    "benchmark.min_count": 40,
+    "benchmark.images": 64,
+    "benchmark.cold_rounds": 1,
+    "budget.max_top1_drop": 1.0,
+}
+
+
+def clone(folder: Path, values: Mapping[str, object] = SMALL) -> Path:
+    """The files that git would clone, in a repository of their own, with ``values`` in params.yaml."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607  the user's git
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    yaml = YAML()
+    content = yaml.load(folder / PARAMS)
+    for key, value in values.items():
+        block = content
+        *outer, last = key.split(".")
+        for part in outer:
+            block = block[part]
+        block[last] = value
+    yaml.dump(content, folder / PARAMS)
+    for arguments in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "clone"],
+    ):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)  # noqa: S607
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For programs in the clone: its own code, this interpreter, one thread unless set otherwise, as nothing here is
+    big enough for more, and another home, so that no other measurement of this machine holds the lock."""
+    home, temporary = folder.parent / "home", folder.parent / "tmp"
+    for each in (home, temporary):
+        each.mkdir(exist_ok=True)
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "MPLCONFIGDIR": matplotlib.get_configdir(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+    }
+
+
+def outputs(stage: str) -> list[str]:
+    """The files and folders that a stage writes."""
+    entry = GRAPH[stage]
+    return [
+        name
+        for out in (*entry["outs"], *entry.get("metrics", []))
+        for name in (out if isinstance(out, dict) else [out])
+    ]
+
+
+def hashes(folder: Path, stage: str) -> dict[str, str]:
+    """SHA-256 of each file that a stage wrote, by its path in the clone."""
+    paths = [folder / name for name in outputs(stage)]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }
+
+
+def names(folder: Path) -> set[str]:
+    """All that lies in the folders that stages write to, to find what a killed one left behind.
+
+    Without the contents of crash folders, which belong to a run; a lock stays, so that none is held on a removed file.
+    """
+    crash = {path.relative_to(folder).as_posix() for path in (folder / ".checkpoints").glob("*")}
+    return crash | {
+        path.relative_to(folder).as_posix() for top in ("artifacts", "reports") for path in (folder / top).rglob("*")
+    }

@@ -1,0 +1,190 @@
+"""Kills stages, dvc, or both at random moments, lets `dvc repro` finish, and compares with an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+from bench.torture.clone import GRAPH, MEASURED, clone, hashes, names
+from bench.torture.repro import Repro, alive
+
+STAGES = tuple(GRAPH)
+VICTIMS = ("stage", "dvc", "group")
+_ATTEMPTS = 3  # to hit a stage that ended before its moment, each time earlier
+_NAMED = re.compile(r"process (\d+) is already running stage (\w+) here, left behind by a dvc that was killed")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill what: ``share`` of the stage's duration in the undisturbed run, 0 to 1."""
+
+    stage: str
+    victim: str
+    share: float
+
+
+@dataclass
+class Kill:
+    """What happened.
+
+    Attributes:
+        stage, after_seconds: the stage that was running, and for how long.
+        victim: what was killed: stage, dvc or group.
+        orphan: what became of a stage that lived on; "" if none did.
+        recovered: `dvc repro`, again and again, came to its end.
+        identical: the stage's outputs are those of the undisturbed run; None where they hold times.
+    """
+
+    stage: str
+    victim: str
+    share: float
+    after_seconds: float
+    orphan: str = ""
+    recovered: bool = False
+    identical: bool | None = None
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that was let alone: how long each stage took with what dvc did for it, and what it wrote."""
+
+    folder: Path
+    seconds: Mapping[str, float]
+
+    def differing(self, other: Path, stage: str) -> list[str]:
+        """Files of a stage that the other run lacks, has in addition or has with other bytes."""
+        ours, theirs = hashes(self.folder, stage), hashes(other, stage)
+        return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def moments(count: int, seed: int, stages: Sequence[str] = STAGES) -> list[Moment]:
+    """Stages in turn, so that each is hit; each by another victim in the next turn; the moment is drawn."""
+    draw = random.Random(seed)  # noqa: S311  not for secrets
+    return [
+        Moment(stages[i % len(stages)], VICTIMS[(i + i // len(stages)) % len(VICTIMS)], draw.random())
+        for i in range(count)
+    ]
+
+
+def undisturbed(folder: Path) -> Undisturbed:
+    """Run the pipeline once.
+
+    Raises:
+        RuntimeError: it failed, so there is nothing to compare with.
+    """
+    repro = Repro(clone(folder))
+    if repro.wait() != 0:
+        raise RuntimeError(f"the undisturbed run failed:\n{repro.output}")
+    marks = [*repro.begun, ("", time.monotonic())]
+    return Undisturbed(folder, {stage: later - start for (stage, start), (_, later) in pairwise(marks)})
+
+
+class Pass:
+    """One run through the pipeline in which each stage is killed once at most."""
+
+    def __init__(
+        self, folder: Path, planned: Sequence[Moment], expected: Undisturbed, on_kill: Callable[[Kill], None]
+    ) -> None:
+        self._folder = clone(folder)
+        self._pending = {moment.stage: moment for moment in planned}
+        self._expected = expected
+        self._on_kill = on_kill
+        self._missed = dict.fromkeys(self._pending, 0)
+        self._orphan: psutil.Process | None = None
+        self.kills: list[Kill] = []
+        self.problems: list[str] = []
+
+    def run(self) -> None:
+        """Run, kill and run again until `dvc repro` comes to its end; then compare."""
+        arguments: tuple[str, ...] = ()
+        while True:
+            repro = Repro(self._folder, *arguments)
+            killed, arguments = self._kill_in_time(repro), ()
+            if killed:
+                continue
+            code = repro.wait()
+            self._settle_orphan(repro.output)
+            if code != 0 and not self._is_of_orphan(repro.output):
+                self.problems.append(f"`dvc repro` did not recover:\n{repro.output[-3000:]}")
+                return
+            if code == 0 and self._orphan is not None:
+                self.problems.append(f"process {self._orphan.pid} of a killed dvc still runs and was not noticed")
+                return
+            if code == 0 and not self._pending:
+                break
+            if code == 0:
+                stage = next(iter(self._pending))
+                self._missed[stage] += 1
+                if self._missed[stage] > _ATTEMPTS:
+                    self.problems.append(f"{stage} ended before its moment, {_ATTEMPTS} times")
+                    return
+                arguments = ("--force", "--single-item", stage)
+        for kill in self.kills:
+            kill.recovered = True
+        self._compare()
+
+    def _kill_in_time(self, repro: Repro) -> bool:
+        """Wait for a pending moment and kill; False if dvc ended before any."""
+        while not repro.ended:
+            if repro.begun:
+                stage, start = repro.begun[-1]
+                passed = time.monotonic() - start
+                moment = self._pending.get(stage)
+                if moment is not None and passed >= self._delay(moment):
+                    self._settle_orphan("")
+                    self._kill(repro, moment, passed)
+                    return True
+            time.sleep(0.002)
+        return False
+
+    def _delay(self, moment: Moment) -> float:
+        """Seconds; less after each miss, for a machine that is quicker now than in the undisturbed run."""
+        return moment.share * self._expected.seconds[moment.stage] * 0.7 ** self._missed[moment.stage]
+
+    def _kill(self, repro: Repro, moment: Moment, passed: float) -> None:
+        victim, self._orphan = repro.kill(moment.victim)
+        kill = Kill(moment.stage, victim, moment.share, passed, "lives on" if self._orphan else "")
+        del self._pending[moment.stage]
+        self.kills.append(kill)
+        self._on_kill(kill)
+
+    def _settle_orphan(self, output: str) -> None:
+        """Take note of an orphan that came to its end."""
+        if self._orphan is not None and not alive(self._orphan) and not _NAMED.search(output):
+            self.kills[-1].orphan = "ended by itself"
+            self._orphan = None
+
+    def _is_of_orphan(self, output: str) -> bool:
+        """Whether dvc failed since a stage lives on, and its sentence names that process; which is then ended."""
+        found = _NAMED.search(output)
+        if found is None or self._orphan is None or int(found[1]) != self._orphan.pid:
+            return False
+        self.kills[-1].orphan = "named, then stopped"
+        with suppress(psutil.NoSuchProcess):
+            self._orphan.terminate()
+        deadline = time.monotonic() + 60
+        while alive(self._orphan) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._orphan = None
+        return True
+
+    def _compare(self) -> None:
+        for stage in STAGES:
+            if stage in MEASURED:
+                continue
+            differing = self._expected.differing(self._folder, stage)
+            for kill in self.kills:
+                if kill.stage == stage:
+                    kill.identical = not differing
+            if differing:
+                self.problems.append(f"{stage}: other bytes than in the undisturbed run: {', '.join(differing)}")
+        if left := sorted(names(self._folder) - names(self._expected.folder)):
+            self.problems.append(f"left behind by a killed process: {', '.join(left)}")

@@ -1,0 +1,106 @@
+"""A running `dvc repro`: which stage it is at, since when, and which processes belong to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.torture.clone import environment
+
+_RUNNING = re.compile(r"Running stage '(\w+)'")
+
+
+class Repro:
+    """Starts `dvc repro` in a process group of its own.
+
+    Attributes:
+        begun: stages in the order in which they began, each with the moment (time.monotonic).
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.begun: list[tuple[str, float]] = []
+        self._lines: list[str] = []
+        self.process = subprocess.Popen(
+            ["dvc", "repro", *arguments],  # noqa: S607  this environment's, which is first in the path
+            cwd=folder,
+            env=environment(folder),
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101  for the type
+        for line in self.process.stdout:
+            if found := _RUNNING.search(line):
+                self.begun.append((found[1], time.monotonic()))
+            self._lines.append(line)
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float = 900) -> int:
+        """Its exit code; the output is complete then, unless what it started lives on."""
+        code = self.process.wait(seconds)
+        self._reader.join(1)
+        return code
+
+    def stage_process(self) -> psutil.Process | None:
+        """The process of the running stage; None between two stages, and while dvc hashes and caches outputs."""
+        for child in self._family():
+            try:
+                if any(word.startswith("stages.") for word in child.cmdline()):
+                    return child
+            except psutil.Error:
+                continue
+        return None
+
+    def kill(self, victim: str) -> tuple[str, psutil.Process | None]:
+        """SIGKILL the stage, dvc or the whole group.
+
+        Returns:
+            what was killed, which is dvc where no stage process was; and the child of dvc that lives on.
+        """
+        children, stage = self._family()[:1], self.stage_process()
+        if victim == "stage" and stage is not None:
+            stage.kill()
+            self.wait()
+            return "stage", None
+        if victim == "group":
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.wait()
+            return "group", None
+        self.process.kill()
+        self.wait()
+        return "dvc", next(filter(alive, children), None)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that is dead and not yet reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

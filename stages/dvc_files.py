@@ -1,0 +1,67 @@
+"""Mends the files that dvc itself keeps, which it rewrites in place: one cut short by a kill stops every later dvc."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML, YAMLError
+from voluptuous import Invalid
+
+from pipeline.layout import TARGETS
+
+_TEMPORARY = Path(".dvc/tmp")
+_USERS = _TEMPORARY / "rwlock"
+
+
+def mend() -> None:
+    """Set aside what is damaged, with a warning. Files that a running dvc may be writing are left alone."""
+    with _held(_TEMPORARY / "rwlock.lock") as free:
+        if free and _USERS.exists() and not _is_json(_USERS):
+            _USERS.unlink()
+            logging.warning("%s was cut short when a dvc was killed, and is removed", _USERS)
+    with _held(_TEMPORARY / "lock") as free:
+        for path in (Path("dvc.lock"), *sorted(TARGETS.glob("*/dvc.lock"))):
+            if free and path.exists() and not _is_lockfile(path):
+                aside = _TEMPORARY / f"{'_'.join(path.parts)}.damaged"
+                path.replace(aside)
+                logging.warning(
+                    "%s was cut short when a dvc was killed, and is now %s; dvc takes what was computed from its cache",
+                    path,
+                    aside,
+                )
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[bool]:
+    """Take a lock of dvc; False if it is held, or dvc has never run here."""
+    if not lock.exists():
+        yield _TEMPORARY.is_dir()
+        return
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        return False
+
+
+def _is_lockfile(path: Path) -> bool:
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    except (ValueError, YAMLError, Invalid):
+        return False
+    return True

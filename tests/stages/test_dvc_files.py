@@ -1,0 +1,71 @@
+"""Files of dvc that a kill has cut short."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from stages.dvc_files import mend
+
+LOCK = """schema: '2.0'
+stages:
+  prepare:
+    cmd: python -m stages.prepare
+    deps:
+    - path: data
+      hash: md5
+      md5: 2f2e1a7f38ba2f1f1ac9bdc4f1fd7d2c.dir
+      size: 10
+      nfiles: 1
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    for name in ("lock", "rwlock.lock"):
+        (tmp_path / ".dvc/tmp" / name).touch()
+    (tmp_path / "targets/pi5").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "targets/pi5/dvc.lock"])
+@pytest.mark.parametrize("end", [0, 8, LOCK.index("deps") + 2, LOCK.index("hash") + 2])
+def test_a_lockfile_that_was_cut_short_is_set_aside(workspace, caplog, name, end):
+    (workspace / name).write_text(LOCK[:end])
+    mend()
+    assert not (workspace / name).exists()
+    assert f"{name} was cut short" in caplog.text
+    assert (workspace / ".dvc/tmp" / f"{name.replace('/', '_')}.damaged").read_text() == LOCK[:end]
+
+
+def test_whole_files_are_left_alone(workspace, caplog):
+    (workspace / "dvc.lock").write_text(LOCK)
+    (workspace / ".dvc/tmp/rwlock").write_text("{}")
+    mend()
+    assert (workspace / "dvc.lock").read_text() == LOCK
+    assert (workspace / ".dvc/tmp/rwlock").exists()
+    assert not caplog.text
+
+
+def test_a_list_of_users_that_was_cut_short_is_removed(workspace, caplog):
+    (workspace / ".dvc/tmp/rwlock").write_text('{"write": ')
+    mend()
+    assert not (workspace / ".dvc/tmp/rwlock").exists()
+    assert "rwlock was cut short" in caplog.text
+
+
+def test_what_a_running_dvc_may_be_writing_is_left_alone(workspace):
+    (workspace / "dvc.lock").write_text("schema:")
+    (workspace / ".dvc/tmp/rwlock").write_text("")
+    with (workspace / ".dvc/tmp/lock").open() as repository, (workspace / ".dvc/tmp/rwlock.lock").open() as users:
+        for file in (repository, users):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        mend()
+    assert (workspace / "dvc.lock").exists()
+    assert (workspace / ".dvc/tmp/rwlock").exists()
+    mend()
+    assert not (workspace / "dvc.lock").exists()
