@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,17 +27,29 @@ from pipeline.errors import BusyError, TrainingError
 
 _FILE = "epoch.safetensors"
 _FINISHED = "finished"
+_SHARE = 0.015  # of the training time, for storing epochs but the last
 _CODE = Path(__file__).parent.parent
 
 
 class Checkpoint:
-    """The last finished epoch of one run: weights, optimizer state and records, in one safetensors file."""
+    """The last stored epoch of one run: weights, optimizer state and records, in one safetensors file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._opened = time.perf_counter()
+        self._spent = self._latest = 0.0
+
+    @property
+    def worth_saving(self) -> bool:
+        """Whether another epoch can be stored and storing still takes at most 1.5 % of the time since it was opened.
+
+        Epochs of a second would otherwise cost more; what a kill can then lose is about 70 times what storing takes.
+        """
+        return self._spent + self._latest <= _SHARE * (time.perf_counter() - self._opened)
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list[dict[str, Any]]) -> None:
         """Replace the stored epoch. Atomic: a kill leaves the one before."""
+        started = time.perf_counter()
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
@@ -45,6 +58,8 @@ class Checkpoint:
         with atomic_file(self.folder / _FILE) as temporary:
             # not save_file: on a full disk its error is not the system's
             temporary.write_bytes(save(plain, metadata={"records": json.dumps(records)}))
+        self._latest = time.perf_counter() - started
+        self._spent += self._latest
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Load the stored epoch into network and optimizer, and return its records; [] if there is none.

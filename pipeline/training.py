@@ -121,7 +121,7 @@ def train(
         validate: validation top-1 of the network.
         world: the processes that train together; all return the same records and end in the same weights. The first
             writes the checkpoint, all read it.
-        checkpoint: where finished epochs are kept; None to keep none.
+        checkpoint: where the last epoch, and before it those worth storing, are kept; None to keep none.
         on_step: called after each step, also once per step of epochs that the checkpoint had finished.
 
     Returns:
@@ -173,7 +173,8 @@ def train(
             seconds = time.perf_counter() - started
             record = EpochRecord(epoch, float(losses.mean()), validate(network), rate, seconds)
             records.append(record)
-            if checkpoint is not None and world.first:
+            last = epoch == params.epochs - 1
+            if checkpoint is not None and world.first and (last or checkpoint.worth_saving):
                 checkpoint.save(network, optimizer, [vars(record) for record in records])
             on_epoch(record)
     return records

@@ -189,6 +189,33 @@ def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(pa
     assert unfinished.folder.exists(), "it may go on some day"
 
 
+def test_a_slow_disk_is_not_written_to_each_epoch_but_after_the_first_and_the_last(params, tmp_path):
+    class Slow(Checkpoint):
+        stored = ()
+
+        def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list) -> None:
+            super().save(network, optimizer, records)
+            self.stored += (len(records),)
+            self._spent += 3600
+
+    checkpoint = Slow(tmp_path)
+    epochs = len(run(params, network(1), checkpoint=checkpoint))
+    assert epochs > 2
+    assert checkpoint.stored == (1, epochs)
+
+
+def test_epochs_that_are_long_beside_their_storing_are_all_stored(params, tmp_path, monkeypatch):
+    from pipeline import checkpoint
+
+    clock = iter(range(0, 10**6, 1000))  # seconds; storing takes two looks at it, and so an epoch's length
+    monkeypatch.setattr(checkpoint, "_SHARE", 1.0)
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: next(clock))
+    stored = []
+    monkeypatch.setattr(checkpoint, "save", lambda plain, metadata: stored.append(1) or b"")
+    epochs = len(run(params, network(1), checkpoint=Checkpoint(tmp_path)))
+    assert len(stored) == epochs
+
+
 def test_two_trainers_of_one_run_are_refused(tmp_path):
     with (
         open_checkpoint(tmp_path, "student", {}),
