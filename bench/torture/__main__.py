@@ -18,17 +18,17 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import machine
 from bench.torture import checkpoint_cost
 from bench.torture.clone import MEASURED, ROOT
-from bench.torture.kill import STAGES, Kill, Pass, Undisturbed, moments, undisturbed
+from bench.torture.kill import STAGES, Kill, Moment, Pass, Undisturbed, moments, undisturbed
 from bench.torture.others import CHECKS, Outcome
 from pipeline.artifacts import atomic_file, write_json
 from pipeline.config import load_params
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=25, help="kills; default 25")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
+    parser.add_argument("--jobs", type=int, default=1, help="passes through the pipeline at the same time; default 1")
     parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "-m", "bench.torture", *arguments])
@@ -53,7 +54,9 @@ def _run(options: argparse.Namespace, command: str) -> None:
         before = machine.load()
         with progress("torture", options.moments, "kill") as advance:
             expected = undisturbed(work / "undisturbed")
-            kills, problems = torture(work, options.moments, options.seed, expected, lambda kill: advance(1))
+            kills, problems = torture(
+                work, moments(options.moments, options.seed), expected, lambda kill: advance(1), options.jobs
+            )
         others = [check(work / f"other{number}", expected) for number, check in enumerate(CHECKS)]
         training = load_params(ROOT / "params.yaml").teacher.training
         costs = checkpoint_cost.measure(
@@ -80,16 +83,16 @@ def _run(options: argparse.Namespace, command: str) -> None:
         sys.exit(1)
 
 
-def torture(work: Path, count: int, seed: int, expected: Undisturbed, on_kill: Any) -> tuple[list[Kill], list[str]]:
-    """Kill ``count`` times, once a stage in each pass through the pipeline."""
-    kills, problems = [], []
-    planned = moments(count, seed)
-    for number, start in enumerate(range(0, count, len(STAGES))):
-        one = Pass(work / f"pass{number}", planned[start : start + len(STAGES)], expected, on_kill)
-        one.run()
-        kills += one.kills
-        problems += one.problems
-    return kills, problems
+def torture(
+    work: Path, planned: Sequence[Moment], expected: Undisturbed, on_kill: Callable[[Kill], None], jobs: int = 1
+) -> tuple[list[Kill], list[str]]:
+    """Kill at each moment, once a stage in each pass through the pipeline; the order is that of the moments."""
+    parts = [planned[start : start + len(STAGES)] for start in range(0, len(planned), len(STAGES))]
+    passes = [Pass(work / f"pass{number}", part, expected, on_kill) for number, part in enumerate(parts)]
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(each.run) for each in passes]:
+            done.result()
+    return [kill for each in passes for kill in each.kills], [text for each in passes for text in each.problems]
 
 
 def report(

@@ -76,7 +76,7 @@ def clone(folder: Path, values: Mapping[str, object] = SMALL) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """For programs in the clone: its own code, this interpreter, one thread unless set otherwise, as nothing here is
     big enough for more, and another home, so that no other measurement of this machine holds the lock."""
-    home, temporary = folder.parent / "home", folder.parent / "tmp"
+    home, temporary = (folder.with_name(f"{folder.name}-{use}") for use in ("home", "tmp"))
     for each in (home, temporary):
         each.mkdir(exist_ok=True)
     return os.environ | {
