@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 from ruamel.yaml import YAML
 
-from pipeline.layout import PARAMS
+from pipeline.layout import DEPLOY, PARAMS
 
 ROOT = Path(__file__).parent.parent.parent
 GRAPH: Mapping[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -115,9 +115,12 @@ def hashes(folder: Path, stage: str) -> dict[str, str]:
 def names(folder: Path) -> set[str]:
     """All that lies in the folders that stages write to, to find what a killed one left behind.
 
-    Without the contents of crash folders, which belong to a run; a lock stays, so that none is held on a removed file.
+    Without the contents of crash folders, which belong to a run, and of the folder to deploy, which the times decide.
     """
     crash = {path.relative_to(folder).as_posix() for path in (folder / ".checkpoints").glob("*")}
     return crash | {
-        path.relative_to(folder).as_posix() for top in ("artifacts", "reports") for path in (folder / top).rglob("*")
+        path.relative_to(folder).as_posix()
+        for top in ("artifacts", "reports")
+        for path in (folder / top).rglob("*")
+        if folder / DEPLOY not in path.parents
     }
