@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML, YAMLError
@@ -22,9 +23,14 @@ _USERS = _TEMPORARY / "rwlock"
 def mend() -> None:
     """Set aside what is damaged, with a warning. Files that a running dvc may be writing are left alone."""
     with _held(_TEMPORARY / "rwlock.lock") as free:
-        if free and _USERS.exists() and not _is_json(_USERS):
-            _USERS.unlink()
-            logging.warning("%s was cut short when a dvc was killed, and is removed", _USERS)
+        if free and _USERS.exists():
+            users = _users()
+            if users is None:
+                _USERS.unlink()
+                logging.warning("%s was cut short when a dvc was killed, and is removed", _USERS)
+            elif not any(_is_dvc(entry["pid"]) for entry in users):
+                # dvc forgets the entries of a killed one unless another program has its number by now
+                _USERS.unlink()
     with _held(_TEMPORARY / "lock") as free:
         for path in (Path("dvc.lock"), *sorted(TARGETS.glob("*/dvc.lock"))):
             if free and path.exists() and not _is_lockfile(path):
@@ -52,10 +58,21 @@ def _held(lock: Path) -> Iterator[bool]:
         yield True
 
 
-def _is_json(path: Path) -> bool:
+def _users() -> list[dict[str, Any]] | None:
+    """The processes that dvc has noted as using files; None if they cannot be read."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except ValueError:
+        noted = json.loads(_USERS.read_text(encoding="utf-8"))
+        readers = [entry for entries in noted.get("read", {}).values() for entry in entries]
+        users = [*readers, *noted.get("write", {}).values()]
+        return users if all(isinstance(entry["pid"], int) for entry in users) else None
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
         return False
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,10 +47,8 @@ def test_a_lockfile_that_was_cut_short_is_set_aside(workspace, caplog, name, end
 
 def test_whole_files_are_left_alone(workspace, caplog):
     (workspace / "dvc.lock").write_text(LOCK)
-    (workspace / ".dvc/tmp/rwlock").write_text("{}")
     mend()
     assert (workspace / "dvc.lock").read_text() == LOCK
-    assert (workspace / ".dvc/tmp/rwlock").exists()
     assert not caplog.text
 
 
@@ -56,6 +57,25 @@ def test_a_list_of_users_that_was_cut_short_is_removed(workspace, caplog):
     mend()
     assert not (workspace / ".dvc/tmp/rwlock").exists()
     assert "rwlock was cut short" in caplog.text
+
+
+@pytest.mark.parametrize("program", ["sleep", "dvc"])
+def test_a_user_whose_number_another_program_has_by_now_is_forgotten_and_a_living_dvc_is_not(workspace, program):
+    users = workspace / ".dvc/tmp/rwlock"
+    with subprocess.Popen([sys.executable, "-c", "input()", program], stdin=subprocess.PIPE) as process:
+        users.write_text(
+            json.dumps({"write": {"artifacts/data": {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}})
+        )
+        mend()
+        process.kill()
+    assert users.exists() == (program == "dvc")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"read": 1}', '{"write": {"a": {}}}', '{"read": {"a": [{"pid": "x"}]}}'])
+def test_a_list_of_users_of_another_form_is_removed(workspace, text):
+    (workspace / ".dvc/tmp/rwlock").write_text(text)
+    mend()
+    assert not (workspace / ".dvc/tmp/rwlock").exists()
 
 
 def test_what_a_running_dvc_may_be_writing_is_left_alone(workspace):
