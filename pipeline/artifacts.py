@@ -136,18 +136,19 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
                     raise BusyError(_busy(lock, work, holder)) from None
                 time.sleep(0.1)
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename}))
+        file.write(json.dumps(_me()))
         file.flush()
         yield
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds a lock: its process, that one's parent when it took the lock, and the machine of both."""
+    """Who holds a lock: its process, that one's parent when it took the lock, their machine, and if dvc started it."""
 
     pid: int
     parent: int
     host: str
+    by_dvc: bool
 
     @property
     def here(self) -> bool:
@@ -159,8 +160,30 @@ class _Holder:
 
     @property
     def orphaned(self) -> bool:
-        status = _status(self.pid) if self.here else None
-        return status is not None and status != self.parent
+        parent = _status(self.pid) if self.here else None
+        if parent is None:
+            return False
+        # a dvc that was killed while its stage still started was not its parent any more when that took the lock
+        return parent != self.parent or (self.by_dvc and not _is_dvc(parent))
+
+
+def _me() -> dict[str, Any]:
+    # DVC_STAGE: dvc sets it for the programs of stages
+    by_dvc = "DVC_STAGE" in os.environ
+    return {"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename, "by_dvc": by_dvc}
+
+
+def _is_dvc(pid: int) -> bool:
+    """Whether a process, or one that it descends from, is dvc: between the two there may be a shell."""
+    while pid > 1:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        if b"dvc" in words:
+            return True
+        pid = _status(pid) or 0
+    return False
 
 
 def _holder(text: str) -> _Holder | None:

@@ -124,6 +124,22 @@ def test_a_process_that_was_left_behind_is_told_apart(tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_process_whose_dvc_was_killed_before_it_took_the_lock_is_told_apart(tmp_path, monkeypatch):
+    lock = tmp_path / "x.lock"
+    monkeypatch.setenv("DVC_STAGE", "evaluate")
+    late = f"import time; time.sleep(1); {HOLDER.strip()}".replace("; import os, sys", "\nimport os, sys")
+    starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, *sys.argv[1:]])"
+    with python(starter, lock, "alone") as parent:
+        parent.wait()
+        pid = int(parent.stdout.readline())
+        try:
+            expected = f"process {pid} is already holding this, left behind by a dvc"
+            with pytest.raises(BusyError, match=expected), exclusive(lock, "holding this"):
+                pass
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_the_workers_of_a_killed_holder_are_waited_for(tmp_path):
     lock = tmp_path / "x.lock"
     with python(HOLDER, lock, "forks", 2) as holder:
