@@ -12,10 +12,12 @@ STUDY ?= ablations/digits.yaml
 JOBS ?= 2
 # arguments of `make bench`, for example --images FOLDER --out docs/results/bench; --help lists them
 BENCH ?=
+# arguments of `make fuzz`, for example --cases 1000 --only image
+FUZZ ?= --cases 10000 --out docs/results/fuzz
 # of `make target`: the example in targets/examples/ that the new device begins with
 LIKE ?= raspberry_pi
 
-.PHONY: repro target test ablation bench lint clean setup
+.PHONY: repro target test ablation bench fuzz lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -39,6 +41,9 @@ ablation: setup
 
 bench: setup
 	python -m bench $(BENCH)
+
+fuzz: setup
+	python -m bench.fuzz $(FUZZ)
 
 test: setup lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
