@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 Measured = Annotated[float, Field(ge=0, le=1e12)]  # of any unit; above it there is no device
 Count = Annotated[int, Field(ge=0, le=10**12)]
-Text = Annotated[str, Field(max_length=2000)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be shown")
+    return text
+
+
+# notes are printed on the terminal too; the name of a runtime becomes part of a plot, whose text has a language
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,100}$")]
 
 
 class Accuracy(BaseModel):
@@ -64,10 +74,10 @@ class Point(BaseModel):
 class Row(BaseModel):
     """One file in one runtime."""
 
-    name: Text
+    name: Word
     role: Text
     precision: Text
-    runtime: Text
+    runtime: Word
     sha256: Text
     device_name: Text | None = None
     samples: Count = 0
