@@ -22,11 +22,12 @@ from pipeline.errors import DataError, LineageError, brief
 
 LINEAGE_KEY = b"energykd"
 _DEEPEST = 50  # lists and mappings of JSON within each other
-# of an energy table: what its readers take for granted
-ENERGY_COLUMNS = {"index": "i", "label": "i", "energy": "f", "confidence": "f", "correct": "b", "group": "i"}
+# what the readers of these tables take for granted
+_SUBSET_COLUMNS = {"index": "i", "label": "i", "energy": "f"}
+_ENERGY_COLUMNS = {"index": "i", "label": "i", "energy": "f", "confidence": "f", "correct": "b", "group": "i"}
 # what is used to index other arrays; torch would end a GPU's process at a wrong one, and numpy takes -1 for the last
 _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
-ENERGY_FACTS = ("temperature", "low_threshold", "high_threshold")
+THRESHOLDS = ("low_threshold", "high_threshold")  # of the groups, in the lineage of an energy table
 
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
@@ -229,6 +230,26 @@ def read_table(
         if isinstance(lineage.get(name), bool) or not isinstance(lineage.get(name), (int, float)):
             raise DataError(f"the lineage of {path} has no number {name}; {remedy}")
     return found, lineage
+
+
+def read_energy(path: Path, *facts: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns [N] and lineage of an energy table; as :func:`read_table`, and all that is in one is in it.
+
+    Args:
+        facts: numbers that must be in the lineage beside the temperature.
+
+    Raises:
+        DataError: the file is missing, damaged, or no energy table.
+    """
+    columns, lineage = read_table(path, _ENERGY_COLUMNS, ("temperature", *facts))
+    if not lineage["temperature"] > 0:
+        raise DataError(f"the lineage of {path} has no positive temperature; run `dvc repro` to make it anew")
+    return columns, lineage
+
+
+def read_subset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns [M] and lineage of a table of chosen images, likewise."""
+    return read_table(path, _SUBSET_COLUMNS)
 
 
 def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artifacts import ENERGY_COLUMNS, ENERGY_FACTS, LINEAGE_KEY, read_json, read_table
+from pipeline.artifacts import LINEAGE_KEY, read_energy, read_json
 from pipeline.config import read_yaml
 from pipeline.data.store import read_card, read_split
 from pipeline.device import Plan, Variant, errors
@@ -105,7 +105,7 @@ def energy_table(path: Path, lineage: bytes | None = None, **columns: Any) -> Pa
         "correct": pa.array([True] * count),
         "group": pa.array([1] * count, pa.int8()),
     }
-    facts = json.dumps(dict.fromkeys(ENERGY_FACTS, 1.0)).encode()
+    facts = json.dumps(dict.fromkeys(("temperature", "low_threshold", "high_threshold"), 1.0)).encode()
     pq.write_table(pa.table(table | columns).replace_schema_metadata({LINEAGE_KEY: lineage or facts}), path)
     return path
 
@@ -116,6 +116,7 @@ def energy_table(path: Path, lineage: bytes | None = None, **columns: Any) -> Pa
         ({"lineage": b"{"}, "lineage of .* is not readable as JSON"),
         ({"lineage": b"[]"}, "is list, not a mapping"),
         ({"lineage": b"{}"}, "has no number temperature"),
+        ({"lineage": b'{"temperature": 0, "low_threshold": 1, "high_threshold": 1}'}, "no positive temperature"),
         ({"group": pa.array([3] * 4, pa.int8())}, "outside of 0 to 2"),
         ({"index": pa.array([-1] * 4, pa.int64())}, "values of index outside"),
         ({"energy": pa.array([float("nan")] * 4, pa.float32())}, "not finite"),
@@ -123,9 +124,9 @@ def energy_table(path: Path, lineage: bytes | None = None, **columns: Any) -> Pa
     ],
 )
 def test_an_energy_table_of_other_values_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    read_table(energy_table(tmp_path / "whole.parquet"), ENERGY_COLUMNS, ENERGY_FACTS)
+    read_energy(energy_table(tmp_path / "whole.parquet"))
     with pytest.raises(DataError, match=words):
-        read_table(energy_table(tmp_path / "energy.parquet", **changes), ENERGY_COLUMNS, ENERGY_FACTS)
+        read_energy(energy_table(tmp_path / "energy.parquet", **changes))
 
 
 @pytest.mark.parametrize(
@@ -222,3 +223,14 @@ def test_what_a_device_tells_cannot_move_the_cursor_of_who_listens() -> None:
     line = MARK + json.dumps({"progress": {"label": "\x1b[2Jowned", "done": 1}})
     assert told(line) == {"progress": {"label": "\\x1b[2Jowned", "done": 1}}
     assert told(MARK + "[" * 100_000) is None
+
+
+@pytest.mark.parametrize("path", [b"\xff.png", b"a\x00b.png", None])
+def test_a_manifest_of_images_with_paths_that_are_none_is_refused(path: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(CARD | {"storage": "files"}))
+    np.save(tmp_path / "train_labels.npy", np.zeros(1, np.int64))
+    # as text without a check that it is UTF-8
+    paths = pa.array([path], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"path": paths}), tmp_path / "train_files.parquet")
+    with pytest.raises(DataError, match="does not give every image a path"):
+        read_split(tmp_path, "train")

@@ -27,7 +27,7 @@ from torch import nn
 import pipeline
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import NUMBERS, TEXTS, mutate_bytes, mutate_value, odd_value
-from pipeline.artifacts import ENERGY_COLUMNS, ENERGY_FACTS, LINEAGE_KEY, check_lineage, read_table, write_table
+from pipeline.artifacts import LINEAGE_KEY, THRESHOLDS, check_lineage, read_energy, write_table
 from pipeline.card import network_card
 from pipeline.config import load_params
 from pipeline.data.image_files import decode_at
@@ -240,7 +240,7 @@ def _energy_seeds(scratch: Path) -> Json:
         "split": "train",
     }
     write_table(scratch / "energy.parquet", columns, lineage)  # what is written here is read here
-    read_table(scratch / "energy.parquet", ENERGY_COLUMNS, ENERGY_FACTS)
+    read_energy(scratch / "energy.parquet")
     return {"columns": columns, "lineage": lineage}
 
 
@@ -251,7 +251,7 @@ def _write_energy(rng: random.Random, seeds: Json, folder: Path) -> None:
 
 def _read_energy(folder: Path, seeds: Json) -> None:
     path = folder / "in/energy.parquet"
-    columns, lineage = read_table(path, ENERGY_COLUMNS, ENERGY_FACTS)
+    columns, lineage = read_energy(path, *THRESHOLDS)
     check_lineage(path, lineage, {"data": "0" * 64, "teacher": "1" * 64})
     assert np.isfinite(columns["energy"]).all(), "an energy that is no number was let through"
     assert set(np.unique(columns["group"])) <= {0, 1, 2}, "a foreign group was let through"

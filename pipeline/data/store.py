@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
@@ -231,8 +232,17 @@ def _check_arrays(folder: Path, name: str, split: PackedSplit | FileSplit, size:
             )
         return
     paths: Any = split.paths
-    if not pa.types.is_string(paths.type) or paths.null_count:
+    if not pa.types.is_string(paths.type) or paths.null_count or not _are_paths(paths):
         raise DataError(f"{folder / name}_files.parquet does not give every image a path; {remedy}")
+
+
+def _are_paths(paths: Any) -> bool:
+    """Whether a column of text is UTF-8 throughout, and no path has a character that prepare refuses."""
+    try:
+        paths.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return not pc.any(pc.match_substring_regex(paths, r"[\x00-\x1f\x7f]")).as_py()
 
 
 def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:
