@@ -33,6 +33,8 @@ from stages.common import run_program
 CASES = 10_000
 _BATCH = 2_000  # cases in one process: a leak does not add up, and a crash costs one start
 _START_SECONDS = 120.0  # for the imports and the valid files
+_LOOK_SECONDS = 0.2
+_PATIENCE = 6
 _SHOWN = 5  # seeds of one failure
 # libraries start a thread a core each; what is small is read faster by one, and the machine stays usable
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -161,15 +163,21 @@ def _lines(child: subprocess.Popen[bytes], start_seconds: float) -> Iterator[str
     """Lines of its output.
 
     Raises:
-        TimeoutError: it is silent for too long.
+        TimeoutError: it is silent for too long: in its own processor time, so that a busy machine makes no hang, or in
+            several times that by the clock, for one that waits.
     """
     assert child.stdout is not None
     rest, limit = b"", start_seconds
+    heard, spent = time.monotonic(), 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
-            if not selector.select(limit):
-                raise TimeoutError
+            if not selector.select(_LOOK_SECONDS):
+                silent, worked = time.monotonic() - heard, _cpu_seconds(child.pid) - spent
+                if silent > limit and (worked > limit or silent > _PATIENCE * limit):
+                    raise TimeoutError
+                continue
+            heard, spent = time.monotonic(), _cpu_seconds(child.pid)
             chunk = os.read(child.stdout.fileno(), 1 << 16)
             if not chunk:
                 return
@@ -177,6 +185,11 @@ def _lines(child: subprocess.Popen[bytes], start_seconds: float) -> Iterator[str
             for line in lines:
                 limit = HANG_SECONDS
                 yield line.decode(errors="replace")
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _ending(code: int) -> str:

@@ -107,6 +107,7 @@ def test_a_crash_and_a_hang_of_a_case_are_named_with_its_seed_and_the_next_case_
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(program, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(program, "_PATIENCE", 2)
     tally = program.fuzz("image", 3, 3)
     assert tally.cases == 3
     assert tally.counts == {ACCEPTED: 2, REFUSED: 0, FAILED: 1}
