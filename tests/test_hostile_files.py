@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import zipfile
@@ -16,7 +17,9 @@ import pytest
 import torch
 from torch import nn
 
+import pipeline
 from pipeline.artifacts import LINEAGE_KEY, read_energy, read_json
+from pipeline.candidates import candidates
 from pipeline.config import read_yaml
 from pipeline.data.store import read_card, read_split
 from pipeline.device import Plan, Variant, errors
@@ -234,3 +237,34 @@ def test_a_manifest_of_images_with_paths_that_are_none_is_refused(path: bytes | 
     pq.write_table(pa.table({"path": paths}), tmp_path / "train_files.parquet")
     with pytest.raises(DataError, match="does not give every image a path"):
         read_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["../student.pt2", "/student.pt2", "a/b.pt2", "", None])
+def test_a_manifest_cannot_name_a_file_outside_of_its_folder(name: Any, tmp_path: Path) -> None:
+    manifest = tmp_path / "export/manifest.json"
+    manifest.parent.mkdir()
+    (tmp_path / "student.pt2").write_bytes(b"code")
+    file = {"name": name, "format": "torch", "sha256": hashlib.sha256(b"code").hexdigest()}
+    manifest.write_text(json.dumps({"files": [file]}))
+    with pytest.raises(DataError, match="no file of its folder"):
+        candidates(manifest, ["torch"], "params.yaml: evaluate.runtimes")
+
+
+def test_what_unpickles_is_told_not_to_run_code_and_programs_are_loaded_in_one_place() -> None:
+    root = Path(pipeline.__file__).parents[1]
+    programs = []
+    for path in [
+        path for folder in ("pipeline", "stages", "models", "bench") for path in (root / folder).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords} if isinstance(node, ast.Call) else {}
+            assert not called.startswith(("pickle.", "joblib.", "shelve.")), path
+            assert keywords.get("shell", "False") == "False", path
+            if called == "torch.load":
+                assert keywords["weights_only"] == "True", path
+            if called == "np.load":
+                assert keywords.get("allow_pickle", "False") == "False", path
+            if called == "torch.export.load":
+                programs.append(path.relative_to(root).as_posix())
+    assert programs == ["pipeline/runtimes/torch_runtime.py"]
