@@ -14,10 +14,12 @@ JOBS ?= 2
 BENCH ?=
 # of `make torture`, for example --moments 50 --seed 1 --out docs/results/torture
 TORTURE ?=
+# arguments of `make fuzz`, for example --cases 1000 --only image
+FUZZ ?= --cases 10000 --out docs/results/fuzz
 # of `make target`: the example in targets/examples/ that the new device begins with
 LIKE ?= raspberry_pi
 
-.PHONY: repro target test ablation bench torture lint clean setup
+.PHONY: repro target test ablation bench torture fuzz lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -44,6 +46,9 @@ bench: setup
 
 torture: setup
 	python -m bench.torture $(TORTURE)
+
+fuzz: setup
+	python -m bench.fuzz $(FUZZ)
 
 test: setup lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -15,15 +16,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BusyError, DataError, LineageError
+from pipeline.errors import BusyError, DataError, LineageError, brief
 
 LINEAGE_KEY = b"energykd"
-
+_DEEPEST = 50  # lists and mappings of JSON within each other
+# what the readers of these tables take for granted
+_SUBSET_COLUMNS = {"index": "i", "label": "i", "energy": "f"}
+_ENERGY_COLUMNS = {"index": "i", "label": "i", "energy": "f", "confidence": "f", "correct": "b", "group": "i"}
+# what is used to index other arrays; torch would end a GPU's process at a wrong one, and numpy takes -1 for the last
+_RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
+THRESHOLDS = ("low_threshold", "high_threshold")  # of the groups, in the lineage of an energy table
 _LEFTOVER = re.compile(r"[a-z0-9_]{8}(\.earlier)?")  # what tempfile appends
 _DYING_SECONDS = 10.0  # a data loader's workers look for their parent every 5 seconds
 
@@ -296,11 +304,53 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not readable as JSON ({error}); run `dvc repro` to make it anew") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not readable as JSON ({brief(error)}); run `dvc repro` to make it anew") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """What JSON in UTF-8 holds. Stricter than Python: what would fail later, far from the file, is refused here.
+
+    Raises:
+        ValueError: it is no JSON, or holds a number that is not finite or needs more than 64 bits, text that UTF-8
+            cannot hold, or lists within lists without end.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check_json(value, _DEEPEST)
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{brief(text, 20)} is too large")
+    return value
+
+
+def _check_json(value: Any, deepest: int) -> None:
+    if deepest == 0:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("a number needs more than 64 bits")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            key.encode("utf-8")
+            _check_json(item, deepest - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item, deepest - 1)
 
 
 def write_table(path: Path, columns: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
@@ -326,23 +376,69 @@ def write_table_parts(path: Path, parts: Iterable[Mapping[str, Any]], lineage: M
             raise ValueError(f"{path} would have neither rows nor columns")
 
 
-def read_table(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_table(
+    path: Path, columns: Mapping[str, str] | None = None, facts: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns (numpy arrays) and lineage of a Parquet artifact.
+
+    Args:
+        columns: those that must be there -> the numpy kinds that they may be of, as "iu"; floats must be finite.
+        facts: finite numbers that must be in the lineage.
 
     Raises:
         DataError: the file is missing, damaged or not one of ours.
     """
+    remedy = "run `dvc repro` to make it anew"
     try:
         table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        found = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not readable as Parquet ({reason}); run `dvc repro` to make it anew") from None
-    metadata = table.schema.metadata or {}
+    except Exception as error:  # a reader of damaged bytes fails in many ways
+        raise DataError(f"{path} is not readable as Parquet ({brief(error)}); {remedy}") from None
     if LINEAGE_KEY not in metadata:
-        raise DataError(f"{path} carries no lineage; run `dvc repro` to make it anew")
-    return {name: table[name].to_numpy() for name in table.column_names}, json.loads(metadata[LINEAGE_KEY])
+        raise DataError(f"{path} carries no lineage; {remedy}")
+    try:
+        lineage = parse_json(metadata[LINEAGE_KEY])
+    except ValueError as error:
+        raise DataError(f"the lineage of {path} is not readable as JSON ({brief(error)}); {remedy}") from None
+    if not isinstance(lineage, dict):
+        raise DataError(f"the lineage of {path} is {type(lineage).__name__}, not a mapping; {remedy}")
+    for name, kinds in (columns or {}).items():
+        if name not in found or found[name].dtype.kind not in kinds:
+            what = f"{name} as {found[name].dtype}" if name in found else f"no column {name}"
+            raise DataError(f"{path} has {what}, which is no such table; {remedy}")
+        if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
+            raise DataError(f"{path} has values of {name} that are not finite; {remedy}")
+        if name in _RANGES and len(found[name]):
+            low, high = _RANGES[name]
+            if found[name].min() < low or found[name].max() > high:
+                raise DataError(f"{path} has values of {name} outside of {low} to {high}; {remedy}")
+    for name in facts:
+        if isinstance(lineage.get(name), bool) or not isinstance(lineage.get(name), (int, float)):
+            raise DataError(f"the lineage of {path} has no number {name}; {remedy}")
+    return found, lineage
+
+
+def read_energy(path: Path, *facts: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns [N] and lineage of an energy table; as :func:`read_table`, and all that is in one is in it.
+
+    Args:
+        facts: numbers that must be in the lineage beside the temperature.
+
+    Raises:
+        DataError: the file is missing, damaged, or no energy table.
+    """
+    columns, lineage = read_table(path, _ENERGY_COLUMNS, ("temperature", *facts))
+    if not lineage["temperature"] > 0:
+        raise DataError(f"the lineage of {path} has no positive temperature; run `dvc repro` to make it anew")
+    return columns, lineage
+
+
+def read_subset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns [M] and lineage of a table of chosen images, likewise."""
+    return read_table(path, _SUBSET_COLUMNS)
 
 
 def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str, str]) -> None:
@@ -355,6 +451,6 @@ def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str,
         recorded = lineage.get(name)
         if recorded != wanted:
             raise LineageError(
-                f"{path} was made from {name} {str(recorded)[:12]}, but the {name} in use is {wanted[:12]}; "
+                f"{path} was made from {name} {brief(str(recorded)[:12])}, but the {name} in use is {wanted[:12]}; "
                 "run `dvc repro` so that both come from one run"
             )

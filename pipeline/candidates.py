@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_json, sha256_model
-from pipeline.errors import LineageError, ParamsError
+from pipeline.errors import DataError, LineageError, ParamsError, brief
 from pipeline.runtimes import FORMAT_READ_BY, runtime_class
 
 
@@ -36,10 +36,15 @@ def candidates(
 
     Raises:
         ParamsError: none of the files is for a runtime, or the manifest does not list a wanted one.
-        DataError: a file is missing.
+        DataError: a file is missing, or the manifest names one outside of its folder.
         LineageError: a file is not the one that the manifest lists.
     """
     listed = {file["name"]: file for file in read_json(manifest)["files"]}
+    for name in listed:
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise DataError(
+                f"{manifest} lists {brief(repr(name))}, which is no file of its folder; run `dvc repro export`"
+            )
     unknown = [name for name in names or () if name not in listed]
     if unknown:
         where = key.partition(":")[0]

@@ -7,6 +7,7 @@ between two values raises :class:`~pipeline.errors.ParamsError` with one sentenc
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,9 +16,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError, brief
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_LARGEST = 1 << 18  # bytes of a YAML file; a reader in Python takes seconds for more
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlevel = 3
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HeldOutFraction = Annotated[float, Field(ge=0.01, le=0.5)]
@@ -336,12 +342,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ParamsError: the file is missing, is not YAML, or holds something else.
     """
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ParamsError(f"{path} has {path.stat().st_size:,} bytes, more than {_LARGEST:,}; correct it")
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; correct the path, or run in the folder that holds it") from None
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ParamsError(f"{path} is not readable as YAML ({reason}); correct it") from None
+    except RecursionError:
+        raise ParamsError(f"{path} is not readable as YAML (it is nested too deeply); correct it") from None
+    except (YAMLError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        # beside its own errors ruamel lets those of the conversions through, as of a date that does not exist
+        raise ParamsError(f"{path} is not readable as YAML ({brief(error, 400)}); correct it") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold blocks of keys, but holds {type(values).__name__}; restore the blocks")
     return values
@@ -362,11 +372,26 @@ def validated(schema: type[Model], values: Mapping[str, Any], where: str) -> Mod
         raise ParamsError(f"{where}: {_sentence(error, schema)}") from None
 
 
+def checked(schema: type[BaseModel], value: Any, path: Path, remedy: str) -> dict[str, Any]:
+    """``value``, what was read from ``path``, if it has what ``schema`` asks for; it may have more.
+
+    Raises:
+        DataError: it has not; one sentence about the first problem.
+    """
+    try:
+        schema.model_validate(value, strict=True)
+    except ValidationError as error:
+        reason = _sentence(error, schema).rpartition("; ")[0]
+        raise DataError(f"{path} is not what it should be ({reason}); {remedy}") from None
+    found: dict[str, Any] = value
+    return found
+
+
 def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     # a misspelt key is also a missing one; the unknown spelling is the one to mend
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "the file"
+    key = brief(".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "the file")
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     match first["type"]:
         case "extra_forbidden":
@@ -376,10 +401,11 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
         case "missing":
             return f"{key} is missing; add it{more}"
         case "value_error":
-            return f"{key}: {first['ctx']['error']}{more}"
+            return f"{key}: {brief(first['ctx']['error'], 400)}{more}"
         case _:
             reason = first["msg"][0].lower() + first["msg"][1:]
-            return f"{key} is {first['input']!r}: {reason}; change it{more}"
+            # the whole of it can be large, or, by anchors that name each other, larger than any memory
+            return f"{key} is {brief(_SHORT.repr(first['input']))}: {brief(reason, 400)}; change it{more}"
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import atomic_file, check_lineage, read_json, read_table, write_json
+from pipeline.artifacts import atomic_file, check_lineage, read_energy, read_json, write_json
 from pipeline.candidates import Candidate
 from pipeline.config import BenchmarkParams
 from pipeline.data.loader import open_images
@@ -53,7 +53,7 @@ def bundle_content(plan: Plan, wanted: int) -> BundleContent:
     """
     data = read_card(DATA)
     student, card = read_network(STUDENT)
-    scores, scored = read_table(ENERGY_TEST)
+    scores, scored = read_energy(ENERGY_TEST)
     exported = read_json(EXPORT_MANIFEST)["lineage"]
     check_lineage(ENERGY_TEST, scored, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
     check_lineage(EXPORT_MANIFEST, exported, {"data": data["fingerprint"], "student": card["weights_sha256"]})

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.artifacts import read_json, sha256_file, write_json
 from pipeline.config import BudgetParams, validated
-from pipeline.errors import DataError, ParamsError
+from pipeline.errors import DataError, ParamsError, brief
 from pipeline.layout import TARGET_INDEX, TARGETS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -71,7 +71,7 @@ def read_index(path: Path = TARGET_INDEX) -> dict[str, Any]:
         raise DataError(f"{path} is not an index of device results; {remedy}")
     for name, entry in index.items():
         if not isinstance(entry, dict) or entry.keys() != {"result_sha256", "budget"} or not _NAME.fullmatch(name):
-            raise DataError(f"{path} has a damaged entry {name!r}; {remedy}")
+            raise DataError(f"{path} has a damaged entry {brief(repr(name))}; {remedy}")
         validated(BudgetParams, entry["budget"], f"{path}: {name}.budget")
     return index
 

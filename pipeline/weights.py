@@ -16,7 +16,7 @@ import models
 from models.describe import count_macs, count_parameters
 from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
 from pipeline.config import DistillParams
-from pipeline.errors import CheckpointError, LineageError, ParamsError
+from pipeline.errors import CheckpointError, LineageError, ParamsError, brief
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -163,6 +163,7 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
         CheckpointError: they do not; names the first difference of each kind. The network is left as it was.
     """
     own = network.state_dict()
+    _check_plain(state, path)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -170,7 +171,7 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
     if missing:
         problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")
     if unexpected:
-        problems.append(f"has {len(unexpected)} others such as {unexpected[0]}")
+        problems.append(f"has {len(unexpected)} others such as {brief(unexpected[0])}")
     if shapes:
         name = shapes[0]
         problems.append(f"has {name} as {list(state[name].shape)} in place of {list(own[name].shape)}")
@@ -180,6 +181,17 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
             "correct the network or the checkpoint in params.yaml"
         )
     network.load_state_dict(state)
+
+
+def _check_plain(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse what torch would fail at after it has loaded other tensors, or would load as nonsense."""
+    for name, value in state.items():
+        # first what tensors of these kinds fail to tell
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_nested or value.is_quantized or value.is_complex():
+            raise CheckpointError(f"{path} has {brief(name)} in a form that is not plain numbers; save them as floats")
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise CheckpointError(f"{path} has values of {brief(name)} that are not finite; use another checkpoint")
 
 
 def state_hash(network: nn.Module) -> str:
@@ -203,7 +215,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a reader of foreign bytes fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} is not a safetensors file or a plain state dict ({reason}); save it as one of those"
+            f"checkpoint {path} is not a safetensors file or a plain state dict ({brief(reason)}); save it as one of "
+            "those"
         ) from None
     if not isinstance(state, Mapping):
         raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, not a state dict; save the state dict")

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import check_lineage, read_table, sha256_file, write_json, write_table
+from pipeline.artifacts import check_lineage, read_energy, sha256_file, write_json, write_table
 from pipeline.config import Params
 from pipeline.data.store import read_card
 from pipeline.errors import DataError
@@ -21,7 +21,7 @@ def build_subset(params: Params) -> None:
     if not PAPER_RANGE[0] <= fraction <= PAPER_RANGE[1]:
         logging.warning("heda.fraction %g is outside the paper's range %g..%g", fraction, *PAPER_RANGE)
     data = read_card(DATA)
-    table, lineage = read_table(ENERGY)
+    table, lineage = read_energy(ENERGY)
     check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
     try:
         energy = torch.from_numpy(table["energy"].copy())

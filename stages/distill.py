@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline import distillation
-from pipeline.artifacts import check_lineage, read_table, sha256_file
+from pipeline.artifacts import THRESHOLDS, check_lineage, read_energy, read_subset, sha256_file
 from pipeline.card import network_card, training_card
 from pipeline.checkpoint import open_checkpoint
 from pipeline.compute import choose_device
@@ -37,8 +37,8 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
     training = params.distill.training
     data = read_card(DATA)
     teacher, teacher_card = read_network(TEACHER)
-    scores, energy_lineage = read_table(ENERGY)
-    subset, subset_lineage = read_table(SUBSET)
+    scores, energy_lineage = read_energy(ENERGY, *THRESHOLDS)
+    subset, subset_lineage = read_subset(SUBSET)
     lineage = {
         "teacher": teacher_card["weights_sha256"],
         "energy": sha256_file(ENERGY),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.artifacts import check_lineage, read_json, read_table, write_json
+from pipeline.artifacts import check_lineage, read_energy, read_json, write_json
 from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
@@ -26,7 +26,7 @@ def evaluate(params: Params) -> None:
     chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, RUNTIMES_KEY)
     data = read_card(DATA)
     student, card = read_network(STUDENT)
-    scores, lineage = read_table(ENERGY_TEST)
+    scores, lineage = read_energy(ENERGY_TEST)
     check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
     check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
 

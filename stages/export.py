@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.artifacts import atomic_folder, check_lineage, read_table, sha256_file, write_json
+from pipeline.artifacts import atomic_folder, check_lineage, read_energy, sha256_file, write_json
 from pipeline.config import Params
 from pipeline.data.loader import Images, open_images
 from pipeline.data.store import preprocessing, read_card
@@ -25,7 +25,7 @@ def export(params: Params) -> None:
     data = read_card(DATA)
     student, student_card = read_network(STUDENT)
     teacher, teacher_card = read_network(TEACHER)
-    scores, energy_lineage = read_table(ENERGY)
+    scores, energy_lineage = read_energy(ENERGY)
     lineage = {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]}
     check_lineage(ENERGY, energy_lineage, lineage)
     check_lineage(STUDENT, student_card["lineage"], lineage | {"energy": sha256_file(ENERGY)})

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, brief
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 # what is inside decides, not the ending; other decoders of Pillow stay out of reach of foreign files
@@ -93,7 +93,7 @@ def decode(path: Path) -> Image.Image:
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path} cannot be read ({error.strerror}); make it readable or remove it") from None
-        reason = " ".join(str(error).split()) if path.stat().st_size else "it is empty"
+        reason = brief(error) if path.stat().st_size else "it is empty"
         raise DataError(f"{path} cannot be decoded ({reason}); replace or remove the file") from None
 
 

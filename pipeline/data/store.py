@@ -14,22 +14,48 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from pipeline.artifacts import atomic_file, atomic_folder, read_json, sha256_file, write_json
-from pipeline.config import DataParams
+from pipeline.config import DataParams, checked
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit
-from pipeline.errors import DataError
+from pipeline.errors import DataError, brief
 from pipeline.memory import host_memory
 
 CARD = "data.json"
 _CHUNK_BYTES = 2**23  # of uint8 pixels held at once; statistics take eight times as much
+
+
+_Name = Annotated[str, Field(max_length=1000)]
+
+
+class _Counts(BaseModel):
+    train: Annotated[int, Field(ge=0)]
+    val: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=0)]
+
+
+class _Card(BaseModel):
+    """What the readers of a card take for granted."""
+
+    name: _Name
+    class_names: Annotated[list[_Name], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1, le=1024)]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    counts: _Counts
+    train_class_counts: list[int]
+    source: _Name
+    licence: _Name | None
+    fingerprint: _Name
 
 
 @dataclass(frozen=True)
@@ -132,9 +158,12 @@ def check_all_usable(problems: Sequence[str], total: int, bad_list: Path | None)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a store."""
-    card: dict[str, Any] = read_json(folder / CARD)
-    return card
+    """The card of a store.
+
+    Raises:
+        DataError: it is missing, damaged or not one.
+    """
+    return checked(_Card, read_json(folder / CARD), folder / CARD, "run `dvc repro -f prepare`")
 
 
 def preprocessing(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,16 +199,50 @@ def read_split(folder: Path, name: str) -> PackedSplit | FileSplit:
             table = pq.read_table(folder / f"{name}_files.parquet", columns=["path"], memory_map=True)
             split = FileSplit(table["path"].combine_chunks(), labels)
             count = len(split.paths)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder} has no usable {name} split ({error}); run `dvc repro -f prepare`") from None
+    except Exception as error:  # numpy and pyarrow fail at damaged bytes in many ways
+        raise DataError(f"{folder} has no usable {name} split ({brief(error)}); run `dvc repro -f prepare`") from None
+    card = read_card(folder)
+    classes, size = len(card["class_names"]), card["image_size"]
+    _check_arrays(folder, name, split, size)
     # a GPU would only say that an assertion failed, in a later step
-    classes = len(read_card(folder)["class_names"])
     if len(labels) != count or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
         raise DataError(
             f"{folder / name}_labels.npy does not give each of {count} images one of {classes} classes; "
             "run `dvc repro -f prepare`"
         )
     return split
+
+
+def _check_arrays(folder: Path, name: str, split: PackedSplit | FileSplit, size: int) -> None:
+    """Refuse what is no array of labels, pixels or paths, of which numpy and torch would say so much later.
+
+    Raises:
+        DataError: as said.
+    """
+    remedy = "run `dvc repro -f prepare`"
+    if split.labels.dtype.kind not in "iu" or split.labels.ndim != 1:
+        raise DataError(
+            f"{folder / name}_labels.npy holds {split.labels.dtype} {list(split.labels.shape)}, no labels; {remedy}"
+        )
+    if isinstance(split, PackedSplit):
+        if split.images.dtype != np.uint8 or split.images.shape[1:] != (size, size, 3):
+            raise DataError(
+                f"{folder / name}_images.npy holds {split.images.dtype} {list(split.images.shape)}, no images of "
+                f"{size} x {size} pixels; {remedy}"
+            )
+        return
+    paths: Any = split.paths
+    if not pa.types.is_string(paths.type) or paths.null_count or not _are_paths(paths):
+        raise DataError(f"{folder / name}_files.parquet does not give every image a path; {remedy}")
+
+
+def _are_paths(paths: Any) -> bool:
+    """Whether a column of text is UTF-8 throughout, and no path has a character that prepare refuses."""
+    try:
+        paths.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return not pc.any(pc.match_substring_regex(paths, r"[\x00-\x1f\x7f]")).as_py()
 
 
 def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:

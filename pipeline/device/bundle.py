@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.device.errors import DeviceError
+from pipeline.device.errors import DeviceError, brief
 from pipeline.device.plan import Plan
 
 SCHEMA = 1
@@ -27,6 +30,8 @@ MODELS = "bundle/models/"
 
 _MANIFEST_LIMIT = 64 << 20
 _CHUNK = 1 << 20
+_ENCRYPTED = 1  # of the flags of a file in an archive
+_LONGEST_NAME = 200  # characters; file systems end at 255 for a part
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # No empty part, no leading dot and no separator but "/": such a name cannot lead out of the folder it is put in.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
@@ -69,7 +74,13 @@ class Bundle:
 
 def is_safe_name(name: str) -> bool:
     """Whether a path in an archive is made of plain names only, and so stays within the folder it is put in."""
-    return _NAME.fullmatch(name) is not None
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def _folders(name: str) -> list[str]:
+    """The folders that a path in an archive leads through."""
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def sha256_of(path: Path) -> str:
@@ -89,8 +100,23 @@ def _damage(path: Path) -> Iterator[None]:
         if error.filename is not None and Path(error.filename) != path:
             raise
         raise BundleError(f"{path} does not exist; write the bundle first.") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a whole bundle ({error}); copy or write it again.") from error
+    except OSError as error:
+        # what a damaged table of contents makes zipfile ask of the system; a full disk and the like are the caller's
+        if error.errno not in {None, errno.EINVAL}:
+            raise
+        raise BundleError(f"{path} is not a whole bundle ({brief(error)}); copy or write it again.") from error
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        LookupError,
+        NotImplementedError,
+        OverflowError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+        zlib.error,
+    ) as error:
+        raise BundleError(f"{path} is not a whole bundle ({brief(error)}); copy or write it again.") from error
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -106,22 +132,31 @@ def open_bundle(path: Path) -> Bundle:
         found = {info.filename: info.file_size for info in infos}
         if len(found) != len(infos):
             raise BundleError(f"{path} holds two files of one name; write the bundle again.")
+        # Bundles are not compressed, so that none unpacks to more than it is; nor is there a password to ask for.
+        if odd := [info for info in infos if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED]:
+            raise BundleError(
+                f"{path} has {brief(repr(odd[0].filename))} compressed or encrypted, which none is; write it again."
+            )
         manifest = _manifest(path, archive, found)
     try:
         files = {str(name): Entry(**entry) for name, entry in manifest["files"].items()}
         plan = Plan.from_json(json.dumps(manifest["plan"]))
         card = dict(manifest["card"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"the manifest of {path} cannot be read ({error}); write the bundle again.") from error
+        raise BundleError(f"the manifest of {path} cannot be read ({brief(error)}); write the bundle again.") from error
     for name, entry in files.items():
         if not is_safe_name(name):
-            raise BundleError(f"{path} names {name!r}, which may lead out of its folder; do not use this file.")
+            raise BundleError(
+                f"{path} names {brief(repr(name))}, which may lead out of its folder; do not use this file."
+            )
         if not (isinstance(entry.sha256, str) and _SHA256.fullmatch(entry.sha256) and isinstance(entry.size, int)):
             raise BundleError(f"the manifest of {path} has no hash and size of {name}; write the bundle again.")
+    if clash := next((name for name in files if not files.keys().isdisjoint(_folders(name))), None):
+        raise BundleError(f"{path} has {clash} below a name that is a file's own; write the bundle again.")
     _compare(path, found, files)
     bundle = Bundle(path, plan, card, files)
     if missing := sorted({*plan_paths(plan)} - files.keys()):
-        raise BundleError(f"{path} lacks {missing[0]}, which its plan names; write the bundle again.")
+        raise BundleError(f"{path} lacks {brief(missing[0])}, which its plan names; write the bundle again.")
     return bundle
 
 
@@ -135,16 +170,18 @@ def _manifest(path: Path, archive: zipfile.ZipFile, sizes: Mapping[str, int]) ->
             manifest = json.loads(file.read(_MANIFEST_LIMIT))
         schema = manifest["schema"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"the manifest of {path} cannot be read ({error}); write the bundle again.") from error
+        raise BundleError(f"the manifest of {path} cannot be read ({brief(error)}); write the bundle again.") from error
     if schema != SCHEMA:
-        raise BundleError(f"{path} has schema {schema}, but this program reads {SCHEMA}; write the bundle again.")
+        raise BundleError(
+            f"{path} has schema {brief(schema)}, but this program reads {SCHEMA}; write the bundle again."
+        )
     return dict(manifest)
 
 
 def _compare(path: Path, found: Mapping[str, int], files: Mapping[str, Entry]) -> None:
     if different := sorted((found.keys() - {MANIFEST}) ^ files.keys()):
         what = "holds {}, which its manifest does not name" if different[0] in found else "lacks {}"
-        raise BundleError(f"{path} {what.format(different[0])}; copy or write the bundle again.")
+        raise BundleError(f"{path} {what.format(brief(different[0]))}; copy or write the bundle again.")
     for name, entry in files.items():
         if found[name] != entry.size:
             raise BundleError(f"{name} in {path} has {found[name]} bytes, not {entry.size}; copy the bundle again.")

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def brief(text: object, longest: int = 200) -> str:
+    """As pipeline.errors.brief, which does not travel: other people's text as a short part of one printable line."""
+    words = " ".join(str(text).split())
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[:longest]}..."
+
+
 class DeviceError(Exception):
     """Base of the errors of this package."""
 

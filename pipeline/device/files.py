@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if the file is not there or does not hold one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -46,11 +46,24 @@ def tell(values: Mapping[str, Any]) -> None:
 
 
 def told(line: str) -> dict[str, Any] | None:
-    """What ``tell`` wrote; None for any other line."""
+    """What ``tell`` wrote, ready for a terminal; None for any other line."""
     if not line.startswith(MARK):
         return None
     try:
-        values = json.loads(line.removeprefix(MARK))
-    except ValueError:
+        values = printable(json.loads(line.removeprefix(MARK)))
+    except (RecursionError, ValueError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def printable(value: Any) -> Any:
+    """A value of JSON with every control character in it escaped: another machine wrote it, and we show it.
+
+    Raises:
+        RecursionError: it is nested without end.
+    """
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(s if s.isprintable() else repr(s)[1:-1] for s in value)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list) else value

@@ -8,10 +8,37 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.device.errors import PlanError
+from pipeline.device.errors import PlanError, brief
 
 SCHEMA = 2
+_MOST = 2**63  # above it, and for what is not a number, no limit and no count means anything
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def _check_types(value: Any) -> None:
+    """Refuse a field of another type than its own: a plan comes out of a file, and is used hours later.
+
+    Raises:
+        PlanError: one is; also a number that is not finite.
+    """
+    for field in dataclasses.fields(value):
+        found = getattr(value, field.name)
+        if not _is_a(str(field.type), found):
+            raise PlanError(f"{field.name} of the plan is {brief(repr(found))}, not {field.type}; write it again.")
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    if kind.endswith(" | None"):
+        return value is None or _is_a(kind.removesuffix(" | None"), value)
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "bool":
+        return isinstance(value, bool)
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
+    if kind == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
+    return isinstance(value, tuple)
 
 
 @dataclass(frozen=True)
@@ -37,8 +64,9 @@ class Variant:
     fixed_batch: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if not _NAME.fullmatch(self.name):
-            raise PlanError(f"variant name {self.name!r} may hold only letters, digits and ._+-; rename it.")
+            raise PlanError(f"variant name {brief(repr(self.name))} may hold only letters, digits and ._+-; rename it.")
         if self.batch < 1:
             raise PlanError(f"variant {self.name} has batch {self.batch}; use 1 or more.")
 
@@ -89,6 +117,7 @@ class Plan:
     allow_device_tuning: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise PlanError(f"a plan needs variants with different names, but has {', '.join(names) or 'none'}.")
@@ -106,6 +135,10 @@ class Plan:
         if self.max_seconds < max(self.min_seconds, self.warmup_seconds):
             raise PlanError(f"max_seconds is {self.max_seconds}, below min_seconds or warmup_seconds; raise it.")
         for batch, threads in self.throughput:
+            if not (_is_a("int", batch) and _is_a("int", threads)):
+                raise PlanError(
+                    f"the plan cannot be read (throughput has {brief(repr((batch, threads)))}); use whole numbers."
+                )
             if batch < 1 or threads < 0:
                 raise PlanError(f"throughput has batch {batch} with {threads} threads; use 1 or more, and 0 or more.")
 
@@ -123,9 +156,11 @@ class Plan:
             values: dict[str, Any] = json.loads(text)
             schema = values.pop("schema", None)
             if schema != SCHEMA:
-                raise PlanError(f"the plan has schema {schema}, but this program reads {SCHEMA}; write it again.")
+                raise PlanError(
+                    f"the plan has schema {brief(schema)}, but this program reads {SCHEMA}; write it again."
+                )
             variants = tuple(Variant(**variant) for variant in values.pop("variants"))
             points = tuple((batch, threads) for batch, threads in values.pop("throughput", ()))
             return cls(variants=variants, throughput=points, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"the plan cannot be read ({error}); write it again.") from error
+            raise PlanError(f"the plan cannot be read ({brief(error)}); write it again.") from error

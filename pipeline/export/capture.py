@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, brief
 from pipeline.export.quiet import quiet
 
 _CHUNK = 32  # images per forward pass: bounds memory at large image sizes
@@ -73,7 +73,7 @@ def capture(network: nn.Module, image_size: int, name: str) -> ExportedProgram:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, shortened to fit a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if any(sign.isalnum() for sign in line)]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(" .:")
+    return brief(lines[0] if lines else type(error).__name__).rstrip(" .:")
 
 
 def _drop_stack_traces(program: ExportedProgram) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, brief
 from pipeline.export.capture import first_line
 from pipeline.export.graph import element_types
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
@@ -99,13 +99,13 @@ def check_structure(path: Path, precision: str, float_nodes: Collection[str] = (
         )
     if structure.foreign_operators:
         raise ExportError(
-            f"{path.name} holds the operators {', '.join(structure.foreign_operators)}, which are not standard ONNX; "
-            "choose another network"
+            f"{path.name} holds the operators {brief(', '.join(structure.foreign_operators))}, which are not standard "
+            "ONNX; choose another network"
         )
     if structure.names != (INPUT, LOGITS, ENERGY):
         raise ExportError(
-            f"{path.name} has the input and outputs {', '.join(structure.names)} where {INPUT}, {LOGITS} and {ENERGY} "
-            "are expected; export it again"
+            f"{path.name} has the input and outputs {brief(', '.join(structure.names))} where "
+            f"{INPUT}, {LOGITS} and {ENERGY} are expected; export it again"
         )
     excepted = f" but for {', '.join(float_nodes)}" if float_nodes else ""
     found = ", ".join(f"{share:.0%} {name}" for name, share in structure.shares.items()) or "none at all"
@@ -118,12 +118,12 @@ def check_structure(path: Path, precision: str, float_nodes: Collection[str] = (
     if structure.faulty_quantizers:
         raise ExportError(
             f"{path.name} holds {len(structure.faulty_quantizers)} quantisers that are not int8 with zero-point 0 "
-            f"(first: {structure.faulty_quantizers[0]}), which TensorRT refuses; export it again"
+            f"(first: {brief(structure.faulty_quantizers[0])}), which TensorRT refuses; export it again"
         )
     if structure.quantized_biases:
         raise ExportError(
-            f"{path.name} quantises {len(structure.quantized_biases)} biases (first: {structure.quantized_biases[0]}), "
-            "which TensorRT refuses; export it again"
+            f"{path.name} quantises {len(structure.quantized_biases)} biases (first: "
+            f"{brief(structure.quantized_biases[0])}), which TensorRT refuses; export it again"
         )
     return structure
 

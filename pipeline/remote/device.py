@@ -28,6 +28,7 @@ _LOCKED = 3
 _HASH_BYTES_PER_SECOND = 20e6
 _STALL_SECONDS = 60.0
 _SILENT_BEATS = 6
+_MOST_BYTES = 1 << 30  # of a fetched file, which is held in memory
 
 
 def transport_to(address: Address) -> Transport:
@@ -131,8 +132,10 @@ class Device:
         words = scripts.words(scripts.FETCH, **self._place, names=list(sha256))
         found = dict.fromkeys(sha256, b"")
         for told in converse(self._transport, words, silence_seconds=_STALL_SECONDS, deadline=self._deadline):
-            if told.get("name") in found:
-                found[told["name"]] += base64.b64decode(told["piece"])
+            if isinstance(told.get("name"), str) and told["name"] in found:
+                found[told["name"]] += _piece(told.get("piece"))
+                if len(found[told["name"]]) > _MOST_BYTES:
+                    raise RemoteError(f"{told['name']} of {self.name} is larger than any result; measure less.")
         for name, content in found.items():
             if hashlib.sha256(content).hexdigest() != sha256[name]:
                 raise RemoteError(
@@ -164,6 +167,14 @@ class Device:
                 "and that its login scripts run nothing else."
             )
         return found[-1]
+
+
+def _piece(text: object) -> bytes:
+    """Bytes of a file; none for what is no such text, after which its hash does not fit."""
+    try:
+        return base64.b64decode(text) if isinstance(text, str) else b""
+    except ValueError:
+        return b""
 
 
 def owner() -> str:

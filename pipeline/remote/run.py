@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from pipeline.artifacts import atomic_file, sha256_file
 from pipeline.device.bundle import Bundle, open_bundle
 from pipeline.device.detached import LATE
-from pipeline.device.errors import DeviceError
+from pipeline.device.errors import DeviceError, brief
+from pipeline.device.files import printable
 from pipeline.device.session import FINISHED, RESULT, SAMPLES
 from pipeline.remote import preflight
 from pipeline.remote.address import Address
@@ -103,15 +104,16 @@ class _Attempt:
             raise
         with self._ended_if_interrupted():
             outcome = self._patiently(self._follow)
-        if outcome["status"] != FINISHED:
+        if outcome.get("status") != FINISHED:
             # Its log stays on the device for some days.
             self._ticket.drop()
-            raise RemoteError(self._failed(outcome["message"]))
+            raise RemoteError(self._failed(brief(outcome.get("message", "it did not say why"), 500)))
         self._report(0, 0, "fetching the result")
-        files = self._patiently(
-            lambda: self._device.fetch({name: outcome["sha256"][name] for name in (SAMPLES, RESULT)})
-        )
-        result: Json = json.loads(files[RESULT])
+        hashes = outcome.get("sha256")
+        if not isinstance(hashes, dict) or not {SAMPLES, RESULT} <= hashes.keys():
+            raise RemoteError(self._foreign("it names no hash of its files"))
+        files = self._patiently(lambda: self._device.fetch({name: hashes[name] for name in (SAMPLES, RESULT)}))
+        result = self._read(files[RESULT])
         for name, content in files.items():
             with atomic_file(destination / name) as temporary:
                 temporary.write_bytes(content)
@@ -120,6 +122,35 @@ class _Attempt:
         with suppress(RemoteError):
             self._device.clean()
         return result
+
+    def _read(self, content: bytes) -> Json:
+        """What result.json holds, as far as whoever asked for it takes it for granted.
+
+        Raises:
+            RemoteError: it is something else.
+        """
+        try:
+            result = printable(json.loads(content))
+            names = [variant["name"] for variant in result["variants"]]
+            right = (
+                isinstance(result["device"], str)
+                and isinstance(result["provenance"], dict)
+                and result["bundle_sha256"] == self._device.sha256
+                and sorted(names) == sorted(variant.name for variant in self._contents.plan.variants)
+                and {"started_at", "seconds", "tuning", "notes"} <= result.keys()
+            )
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise RemoteError(self._foreign(brief(repr(error)))) from None
+        if not right:
+            raise RemoteError(self._foreign("it is not of this bundle"))
+        found: Json = result
+        return found
+
+    def _foreign(self, reason: str) -> str:
+        return (
+            f"the result of {self._device.name} cannot be read ({reason}); look at the program in its folder there, "
+            "which may not be ours"
+        )
 
     @contextmanager
     def _ended_if_interrupted(self) -> Iterator[None]:
@@ -164,8 +195,10 @@ class _Attempt:
             self._heard = time.monotonic()
             if "progress" in told:
                 step = told["progress"]
+                if not isinstance(step, dict) or not {"done", "total", "label"} <= step.keys():
+                    continue
                 self._report(step["done"], step["total"], step["label"])
-            if "end" in told:
+            if isinstance(told.get("end"), dict):
                 return dict(told["end"])
         raise LinkError(f"{self._device.name} stopped telling how its run is; run the same command again.")
 

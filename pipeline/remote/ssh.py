@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from pipeline.device.errors import brief
 from pipeline.remote.address import Address
 from pipeline.remote.errors import LinkError, RemoteError
 
@@ -109,7 +110,7 @@ def explain(name: str, stderr: str) -> RemoteError:
     """One sentence for what ssh wrote before it gave up."""
     for pattern, sentence in _SENTENCES:
         if found := re.search(pattern, stderr):
-            return RemoteError(sentence.format(name=name, found=found.group(found.lastindex or 0)))
+            return RemoteError(sentence.format(name=name, found=brief(found.group(found.lastindex or 0))))
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1].rstrip(".") if lines else "the connection was closed"
-    return LinkError(f"{name} cannot be reached ({last}); check that it is on, its address and its port.")
+    return LinkError(f"{name} cannot be reached ({brief(last)}); check that it is on, its address and its port.")

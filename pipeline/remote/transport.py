@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from pipeline.device.errors import brief
 from pipeline.device.files import told
 from pipeline.remote.errors import LinkError, RemoteError
 
@@ -114,7 +115,7 @@ def _error(transport: Transport, code: int, stderr: str) -> RemoteError:
         )
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1] if lines else f"the program ended with exit code {code} and said nothing."
-    return RefusedError(transport.name, code, last.removeprefix("error: "))
+    return RefusedError(transport.name, code, brief(last.removeprefix("error: "), 500))
 
 
 def _lines(

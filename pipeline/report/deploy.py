@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import jinja2
 
 from pipeline.artifacts import atomic_folder, model_files, sha256_file, sha256_model, write_json
+from pipeline.data.image_files import FORMATS, MAX_PIXELS
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.report import formatting
@@ -17,6 +19,9 @@ from pipeline.report.formatting import runtime
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 from pipeline.runtimes.openvino_runtime import precision_hint
+
+# a line break would move all later labels, an escape sequence would reach the terminal of whoever runs predict.py
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data: Mapping[str, Any]) -> None:
@@ -29,7 +34,7 @@ def write_deploy(folder: Path, row: Mapping[str, Any], export_folder: Path, data
 
     Raises:
         LineageError: the exported file is not the one that was measured.
-        DataError: a file is missing, or a class name contains a line break.
+        DataError: a file is missing, or a class name contains a control character.
     """
     _check_hash(export_folder / row["name"], row)
     labels = _labels(data["class_names"])
@@ -57,9 +62,10 @@ def _check_hash(path: Path, row: Mapping[str, Any]) -> None:
 
 def _labels(class_names: Sequence[str]) -> str:
     for name in class_names:
-        if "\n" in name or "\r" in name:
+        if _CONTROL.search(name):
             raise DataError(
-                f"class name {name!r} contains a line break, which labels.txt cannot hold; rename the class"
+                f"class name {name!r} contains a line break or another control character, which labels.txt "
+                "cannot hold; rename the class"
             )
     return "".join(f"{name}\n" for name in class_names)
 
@@ -67,7 +73,8 @@ def _labels(class_names: Sequence[str]) -> str:
 def _program(row: Mapping[str, Any], package: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "."),
-        autoescape=False,  # noqa: S701  Python, not HTML; all values are file names and keywords of ours
+        # Python, not HTML: the name of the file goes in as a JSON string, the rest are keywords of ours
+        autoescape=False,  # noqa: S701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
@@ -84,6 +91,8 @@ def _program(row: Mapping[str, Any], package: str) -> str:
         input=INPUT,
         output=LOGITS,
         energy=ENERGY,
+        formats=FORMATS,
+        most_pixels=MAX_PIXELS,
     )
 
 

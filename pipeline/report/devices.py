@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import BudgetParams
-from pipeline.errors import DataError
+from pipeline.artifacts import parse_json
+from pipeline.config import BudgetParams, checked
+from pipeline.errors import DataError, brief
 from pipeline.layout import TARGET_INDEX
+from pipeline.report.device_result import Result
 from pipeline.report.recommend import Recommendation, recommend
 from pipeline.report.rows import GROUPS, blank, note_empty_groups, reference, set_executed, set_latency
 from pipeline.targets import read_index, remeasure, result_file
@@ -77,14 +78,16 @@ def read_devices(root: Path) -> list[Device]:
         remedy = f"run `{remeasure(name)}`, or remove {name} from {TARGET_INDEX}"
         try:
             content = path.read_bytes()
-            measured = json.loads(content)
+            measured = parse_json(content)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist, but {TARGET_INDEX} lists {name}; {remedy}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not readable as JSON ({error}); {remedy}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is not readable as JSON ({brief(error)}); {remedy}") from None
         shown = hashlib.sha256(content).hexdigest() == entry["result_sha256"]
         if shown and (not isinstance(measured, dict) or measured.get("schema") != SCHEMA):
             raise DataError(f"{path} is not a result that this version reads; {remedy}")
+        if shown:
+            checked(Result, measured, path, remedy)
         devices.append(Device(name, measured if shown else None, BudgetParams(**entry["budget"])))
     return devices
 

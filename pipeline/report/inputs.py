@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, read_json, read_table, sha256_file
+from pipeline.artifacts import check_lineage, read_energy, read_json, read_subset, sha256_file
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
 from pipeline.layout import (
@@ -92,9 +92,9 @@ def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | No
         export=read_json(root / EXPORT_MANIFEST),
         evaluation=read_json(root / EVALUATION),
         benchmark=read_json(root / BENCHMARK),
-        energy=Table(*read_table(root / ENERGY)),
-        energy_test=Table(*read_table(root / ENERGY_TEST)),
-        subset=Table(*read_table(root / SUBSET)),
+        energy=Table(*read_energy(root / ENERGY)),
+        energy_test=Table(*read_energy(root / ENERGY_TEST)),
+        subset=Table(*read_subset(root / SUBSET)),
         curves=_read_curves(root),
         energy_sha256=sha256_file(root / ENERGY),
         subset_sha256=sha256_file(root / SUBSET),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
@@ -233,9 +234,41 @@ def test_file_that_is_not_the_measured_one_is_refused(tmp_path: Path, rows: list
     assert not (tmp_path / "deploy").exists()
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "carriage\rreturn"])
-def test_class_name_with_a_line_break_is_refused(tmp_path: Path, rows: list[Row], inputs: Inputs, name: str) -> None:
+@pytest.mark.parametrize("name", ["two\nlines", "carriage\rreturn", "\x1b[2J"])
+def test_class_name_with_a_line_break_or_an_escape_sequence_is_refused(
+    tmp_path: Path, rows: list[Row], inputs: Inputs, name: str
+) -> None:
     row = row_for(export_onnx(tmp_path), rows)
     inputs.data["class_names"][0] = name
     with pytest.raises(DataError, match="line break"):
         write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+
+
+def test_predict_does_not_hand_a_picture_to_a_decoder_that_starts_programs(deployed: Path, tmp_path: Path) -> None:
+    # Pillow decodes EPS with Ghostscript, whatever the ending says
+    (tmp_path / "picture.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n%%EndComments\nshowpage\n")
+    done = run_predict(deployed, str(tmp_path / "picture.png"))
+    assert done.returncode == 2
+    assert "cannot identify image file" in done.stderr
+
+
+def test_predict_does_not_decode_an_image_of_100_megapixels(deployed: Path, tmp_path: Path) -> None:
+    # 1 bit per pixel: a file of a few kB
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    done = run_predict(deployed, str(tmp_path / "large.png"))
+    assert done.returncode == 2
+    assert "more than 64 megapixels" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_name_of_the_file_is_a_string_in_predict_whatever_it_holds(
+    tmp_path: Path, rows: list[Row], inputs: Inputs
+) -> None:
+    source = export_onnx(tmp_path)
+    row = row_for(source, rows)
+    name = 'a"); open("owned", "w").close(); ("b.onnx'
+    source.rename(tmp_path / name)
+    write_deploy(tmp_path / "deploy", row | {"name": name}, tmp_path, inputs.data)
+    tree = ast.parse((tmp_path / "deploy/predict.py").read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "owned"]
+    assert [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == name]
