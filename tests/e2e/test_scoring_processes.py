@@ -26,7 +26,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 PROGRAM = """
 import os, signal, sys, torch
 from pipeline import scoring
-from stages.common import run
+from stages.launcher import run_together
 from stages.score_energy import score_energy
 
 happens, at = sys.argv[1], int(sys.argv[2])
@@ -43,7 +43,7 @@ def watched(teacher, images, rows):
 
 scoring.logits_in_batches = watched
 scoring.BATCHES_PER_PART = 1
-run(score_energy)
+run_together(score_energy, "stages.score_energy")
 """
 
 
@@ -109,7 +109,7 @@ def test_two_processes_share_the_parts_and_give_the_bytes_of_one(workspace, alon
     assert len(rescored(workspace)) == 8
     assert result.stdout.count("energy of 1,294 training images") == 1
     assert "1653/1653" in result.stderr
-    assert not list((workspace / CHECKPOINTS).glob("*/"))
+    assert len(list((workspace / CHECKPOINTS).glob("energy-*/finished"))) == 1
 
 
 def test_two_processes_killed_and_gone_on_as_one_do_no_finished_part_again(workspace, alone):
