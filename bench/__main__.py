@@ -26,7 +26,8 @@ from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS
 from bench.images import make_stores
 from bench.measure import compare, interleaved, rate_table, ratio_table
 from bench.setting import Setting
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.compute import choose_device
 from stages.common import progress, run_program
 

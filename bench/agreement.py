@@ -26,7 +26,8 @@ import torch
 
 from bench import benchmark_app, machine
 from bench.measure import interleaved, table
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.device import DeviceError, Plan, PlanError, Variant, compare
 from pipeline.device.collected import samples_ns
 from pipeline.device.process import run_worker

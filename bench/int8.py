@@ -29,7 +29,8 @@ from bench import machine
 from bench.int8_latency import BASELINE, RUNTIMES, latency_table, measure_latency
 from bench.measure import table
 from pipeline import runtimes
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.config import Int8Params
 from pipeline.data.image_files import resize, subfolders
 from pipeline.energy import energy_score

@@ -29,7 +29,8 @@ from bench.images import make_stores
 from bench.measure import table
 from bench.ours import ENERGY_TEMPERATURE, Ours, score
 from bench.setting import Setting, data_params
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.compute import choose_device
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.sources import open_source

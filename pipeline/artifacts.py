@@ -1,20 +1,12 @@
-"""The files that stages hand to each other: written whole or not at all, hashed, and checked for their lineage."""
+"""The files that stages hand to each other: hashes, JSON and tables, and the check of their lineage."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BusyError, DataError, LineageError, brief
+from pipeline.atomic import atomic_file
+from pipeline.errors import DataError, LineageError, brief
 
 LINEAGE_KEY = b"energykd"
 _DEEPEST = 50  # lists and mappings of JSON within each other
@@ -32,238 +25,6 @@ _ENERGY_COLUMNS = {"index": "i", "label": "i", "energy": "f", "confidence": "f",
 # what is used to index other arrays; torch would end a GPU's process at a wrong one, and numpy takes -1 for the last
 _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
 THRESHOLDS = ("low_threshold", "high_threshold")  # of the groups, in the lineage of an energy table
-_LEFTOVER = re.compile(r"[a-z0-9_]{8}(\.earlier)?")  # what tempfile appends
-_DYING_SECONDS = 10.0  # a data loader's workers look for their parent every 5 seconds
-
-_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing say where: on a full disk the system's own does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _OF_WRITING and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed.
-
-    It is on the disk before it has the name: a power cut leaves the file from before or this one, never an empty one.
-    What killed writers of ``path`` left behind is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    with _claimed(lambda: Path(_new_file(path))) as temporary:
-        try:
-            with _naming(path):
-                yield temporary
-                temporary.chmod(0o644)
-                _flush(temporary)
-            temporary.replace(path)
-            _flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well.
-
-    As :func:`atomic_file`, but for a moment in which there is neither: a kill or a power cut then leaves none.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    with _claimed(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))) as temporary:
-        earlier = temporary.with_name(f"{temporary.name}.earlier")
-        try:
-            with _naming(path):
-                yield temporary
-                temporary.chmod(0o755)
-                for part in (*temporary.rglob("*"), temporary):
-                    _flush(part)
-            if path.exists():
-                path.replace(earlier)  # in one piece: removing it may fail half way
-            temporary.replace(path)
-            _flush(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(earlier, ignore_errors=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files and folders of writers of ``path`` that were killed; those of living ones stay."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        if not _LEFTOVER.fullmatch(leftover.name.removeprefix(f".{path.name}.")):
-            continue
-        try:
-            handle = os.open(leftover, os.O_RDONLY)
-        except OSError:
-            continue  # its writer ended in this moment, or it is not ours to open
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        else:
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def exclusive(lock: Path, work: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; the file names the process, for the one that finds it held.
-
-    The lock ends with the process, however that ends. One whose holder is dead is held for a few seconds more by the
-    processes that it had started, which notice its end: they are waited for.
-
-    Args:
-        work: what is done under it, as "training this teacher".
-
-    Raises:
-        BusyError: another process holds it; names the process, and says if what started that one is gone.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _DYING_SECONDS
-    with lock.open("a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                holder = _holder(file.read())
-                if holder is None or not holder.dead or time.monotonic() > deadline:
-                    raise BusyError(_busy(lock, work, holder)) from None
-                time.sleep(0.1)
-        file.truncate(0)
-        file.write(json.dumps(_me()))
-        file.flush()
-        yield
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """Who holds a lock: its process, that one's parent when it took the lock, their machine, and if dvc started it."""
-
-    pid: int
-    parent: int
-    host: str
-    by_dvc: bool
-
-    @property
-    def here(self) -> bool:
-        return self.host == os.uname().nodename
-
-    @property
-    def dead(self) -> bool:
-        return self.here and _status(self.pid) is None
-
-    @property
-    def orphaned(self) -> bool:
-        parent = _status(self.pid) if self.here else None
-        if parent is None:
-            return False
-        # a dvc that was killed while its stage still started was not its parent any more when that took the lock
-        return parent != self.parent or (self.by_dvc and not _is_dvc(parent))
-
-
-def _me() -> dict[str, Any]:
-    # DVC_STAGE: dvc sets it for the programs of stages
-    by_dvc = "DVC_STAGE" in os.environ
-    return {"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename, "by_dvc": by_dvc}
-
-
-def _is_dvc(pid: int) -> bool:
-    """Whether a process, or one that it descends from, is dvc: between the two there may be a shell."""
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-        if b"dvc" in words:
-            return True
-        pid = _status(pid) or 0
-    return False
-
-
-def _holder(text: str) -> _Holder | None:
-    """None if the file does not tell, for the moment in which its holder writes it."""
-    try:
-        return _Holder(**json.loads(text))
-    except (json.JSONDecodeError, TypeError):
-        return None
-
-
-def _status(pid: int) -> int | None:
-    """The parent of a process that runs on this machine, else None; also for one that is dead but not yet reaped."""
-    try:
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(parent)
-
-
-def _busy(lock: Path, work: str, holder: _Holder | None) -> str:
-    if holder is None:
-        return f"another process is already {work} (it holds {lock}); wait for it or stop it"
-    if not holder.here:
-        return (
-            f"process {holder.pid} on {holder.host} is already {work} (it holds {lock}); wait for it or stop it there"
-        )
-    if holder.dead:
-        return (
-            f"processes that the ended process {holder.pid} started are still {work} (they hold {lock}); "
-            f"`fuser {lock}` names them: wait for them or stop them"
-        )
-    if holder.orphaned:
-        return (
-            f"process {holder.pid} is already {work}, left behind by a dvc that was killed (it holds {lock}); wait "
-            f"until it ends or stop it with `kill {holder.pid}`, then run the same command again"
-        )
-    return f"process {holder.pid} is already {work} (it holds {lock}); wait for it or stop it with `kill {holder.pid}`"
-
-
-def _new_file(path: Path) -> str:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    return name
-
-
-@contextmanager
-def _claimed(make: Callable[[], Path]) -> Iterator[Path]:
-    """A new temporary file or folder, locked for as long as its writer lives, which is how a leftover is known."""
-    while True:
-        temporary = make()
-        try:
-            handle = os.open(temporary, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # taken for a leftover before it was locked
-        with suppress(OSError):  # a file system without locks: its leftovers stay
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            break
-        os.close(handle)
-    try:
-        yield temporary
-    finally:
-        os.close(handle)
-
-
-def _flush(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.artifacts import atomic_file, exclusive
+from pipeline.atomic import atomic_file
 from pipeline.distributed import ALONE, World
 from pipeline.errors import BusyError, TrainingError
+from pipeline.lock import exclusive
 
 _FILE = "epoch.safetensors"
 _FINISHED = "finished"

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import atomic_file, check_lineage, read_energy, read_json, write_json
+from pipeline.artifacts import check_lineage, read_energy, read_json, write_json
+from pipeline.atomic import atomic_file
 from pipeline.candidates import Candidate
 from pipeline.config import BenchmarkParams
 from pipeline.data.loader import open_images

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import models
 from models.describe import count_macs, count_parameters
-from pipeline.artifacts import atomic_folder, read_json, sha256_file, write_json
+from pipeline.artifacts import read_json, sha256_file, write_json
+from pipeline.atomic import atomic_folder
 from pipeline.config import DistillParams
 from pipeline.errors import CheckpointError, LineageError, ParamsError, brief
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.artifacts import atomic_file, exclusive
+from pipeline.atomic import atomic_file
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
 from pipeline.layout import CHECKPOINTS
+from pipeline.lock import exclusive
 from stages import restore_environment
 
 BAD_INPUT = 2

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.artifacts import atomic_folder, check_lineage, read_energy, sha256_file, write_json
+from pipeline.artifacts import check_lineage, read_energy, sha256_file, write_json
+from pipeline.atomic import atomic_folder
 from pipeline.config import Params
 from pipeline.data.loader import Images, open_images
 from pipeline.data.store import preprocessing, read_card

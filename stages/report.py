@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.config import Params
 from pipeline.errors import BudgetError
 from pipeline.layout import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from pipeline.artifacts import atomic_folder
+from pipeline.atomic import atomic_folder
 from pipeline.errors import ParamsError
 from pipeline.layout import TARGET_EXAMPLES, TARGET_STAGES, TARGETS
 from pipeline.remote import Address

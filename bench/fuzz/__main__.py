@@ -26,7 +26,8 @@ from typing import Any
 
 from bench.fuzz.judge import ACCEPTED, FAILED, HANG_SECONDS, REFUSED
 from bench.fuzz.readers import TARGETS
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.errors import ParamsError
 from stages.common import run_program
 

@@ -30,7 +30,8 @@ from bench.torture import checkpoint_cost
 from bench.torture.clone import MEASURED, ROOT
 from bench.torture.kill import STAGES, Kill, Moment, Pass, Undisturbed, moments, undisturbed
 from bench.torture.others import CHECKS, Outcome
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.config import load_params
 from stages.common import progress, run_program
 

@@ -19,14 +19,8 @@ from pipeline.layout import DEPLOY, PARAMS
 ROOT = Path(__file__).parent.parent.parent
 GRAPH: Mapping[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 MEASURED = ("benchmark", "report")  # their outputs hold times, or are chosen by them
-SMALL: Mapping[str, object] = {
-    "device": "cpu",
-    "data.image_size": 16,
-    "data.crop_padding": 2,
-    "teacher.network": "resnet8",
-    "teacher.minimum_top1": 0.05,
-    "teacher.training.epochs": 8,
-    "distill.training.epochs": 8,
+# little of what is made and measured after the training
+QUICK: Mapping[str, object] = {
     "export.calibration.images": 32,
     "export.parity.images": 64,
     "export.parity.minimum_agreement": 0.5,
@@ -40,6 +34,29 @@ SMALL: Mapping[str, object] = {
     "benchmark.cold_rounds": 1,
     "budget.max_top1_drop": 1.0,
 }
+SMALL: Mapping[str, object] = {
+    **QUICK,
+    "device": "cpu",
+    "data.image_size": 16,
+    "data.crop_padding": 2,
+    "teacher.network": "resnet8",
+    "teacher.minimum_top1": 0.05,
+    "teacher.training.epochs": 8,
+    "distill.training.epochs": 8,
+}
+
+
+def set_params(path: Path, values: Mapping[str, object]) -> None:
+    """Set values of a YAML file, each under a key with dots, and keep the rest with its comments."""
+    yaml = YAML()
+    content = yaml.load(path)
+    for key, value in values.items():
+        block = content
+        *outer, last = key.split(".")
+        for part in outer:
+            block = block[part]
+        block[last] = value
+    yaml.dump(content, path)
 
 
 def clone(folder: Path, values: Mapping[str, object] = SMALL) -> Path:
@@ -55,15 +72,7 @@ def clone(folder: Path, values: Mapping[str, object] = SMALL) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    yaml = YAML()
-    content = yaml.load(folder / PARAMS)
-    for key, value in values.items():
-        block = content
-        *outer, last = key.split(".")
-        for part in outer:
-            block = block[part]
-        block[last] = value
-    yaml.dump(content, folder / PARAMS)
+    set_params(folder / PARAMS, values)
     for arguments in (
         ["init", "--quiet"],
         ["add", "--all"],

@@ -14,7 +14,8 @@ from torch import nn
 
 from pipeline.ablation.study import Run
 from pipeline.ablation.upstream import CHECKPOINTS, content_hash, fit_groups, key_of, locate, read_scores
-from pipeline.artifacts import atomic_file, write_json
+from pipeline.artifacts import write_json
+from pipeline.atomic import atomic_file
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
 from pipeline.config import Params

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from pipeline.artifacts import atomic_file, atomic_folder, read_json, sha256_file, write_json
+from pipeline.artifacts import read_json, sha256_file, write_json
+from pipeline.atomic import atomic_file, atomic_folder
 from pipeline.config import DataParams, checked
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit

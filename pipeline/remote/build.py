@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipeline
-from pipeline.artifacts import atomic_file, model_files, sha256_file
+from pipeline.artifacts import model_files, sha256_file
+from pipeline.atomic import atomic_file
 from pipeline.device.bundle import EXPECTED, INPUTS, MANIFEST, MODELS, SCHEMA, is_safe_name, moved
 from pipeline.device.plan import Plan
 from pipeline.remote.errors import RemoteError

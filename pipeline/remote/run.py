@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifacts import atomic_file, sha256_file
+from pipeline.artifacts import sha256_file
+from pipeline.atomic import atomic_file
 from pipeline.device.bundle import Bundle, open_bundle
 from pipeline.device.detached import LATE
 from pipeline.device.errors import DeviceError, brief

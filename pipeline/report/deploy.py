@@ -10,7 +10,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.artifacts import atomic_folder, model_files, sha256_file, sha256_model, write_json
+from pipeline.artifacts import model_files, sha256_file, sha256_model, write_json
+from pipeline.atomic import atomic_folder
 from pipeline.data.image_files import FORMATS, MAX_PIXELS
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from ruamel.yaml import YAML
 
+from bench.torture.clone import QUICK
+from bench.torture.clone import set_params as set_values
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -31,38 +32,18 @@ STAGES = [
     "report",
 ]
 SMALL = {
+    **QUICK,
     "data.imbalance_factor": 4.0,
     "evaluate.few_shot_below": 40,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.05,
     "teacher.training.epochs": 1,
     "distill.training.epochs": 1,
-    "export.calibration.images": 32,
-    "export.parity.images": 64,
-    "export.parity.minimum_agreement": 0.5,
-    "benchmark.runtimes": ["onnxruntime"],
-    "benchmark.rounds": 2,
-    "benchmark.warmup_count": 2,
-    "benchmark.warmup_seconds": 0.01,
-    "benchmark.min_seconds": 0.02,
-    "benchmark.min_count": 40,
-    "benchmark.images": 64,
-    "benchmark.cold_rounds": 1,
-    "budget.max_top1_drop": 1.0,
 }
 
 
 def set_params(folder: Path, values: dict[str, object], name: str = "params.yaml") -> None:
-    yaml = YAML()
-    path = folder / name
-    content = yaml.load(path)
-    for key, value in values.items():
-        block = content
-        *outer, last = key.split(".")
-        for part in outer:
-            block = block[part]
-        block[last] = value
-    yaml.dump(content, path)
+    set_values(folder / name, values)
 
 
 def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,130 @@
+"""Files and folders that are written whole or not at all, whatever ends the writer."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_LEFTOVER = re.compile(r"[a-z0-9_]{8}(\.earlier)?")  # what tempfile appends
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends well, else is removed.
+
+    It is on the disk before it has the name: a power cut leaves the file from before or this one, never an empty one.
+    What killed writers of ``path`` left behind is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    with _claimed(lambda: Path(_new_file(path))) as temporary:
+        try:
+            with _naming(path):
+                yield temporary
+                temporary.chmod(0o644)
+                _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends well.
+
+    As :func:`atomic_file`, but for a moment in which there is neither: a kill or a power cut then leaves none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    with _claimed(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))) as temporary:
+        earlier = temporary.with_name(f"{temporary.name}.earlier")
+        try:
+            with _naming(path):
+                yield temporary
+                temporary.chmod(0o755)
+                for part in (*temporary.rglob("*"), temporary):
+                    _flush(part)
+            if path.exists():
+                path.replace(earlier)  # in one piece: removing it may fail half way
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(earlier, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of writers of ``path`` that were killed; those of living ones stay."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if not _LEFTOVER.fullmatch(leftover.name.removeprefix(f".{path.name}.")):
+            continue
+        try:
+            handle = os.open(leftover, os.O_RDONLY)
+        except OSError:
+            continue  # its writer ended in this moment, or it is not ours to open
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing say where: on a full disk the system's own does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_WRITING and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def _new_file(path: Path) -> str:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    return name
+
+
+@contextmanager
+def _claimed(make: Callable[[], Path]) -> Iterator[Path]:
+    """A new temporary file or folder, locked for as long as its writer lives, which is how a leftover is known."""
+    while True:
+        temporary = make()
+        try:
+            handle = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # taken for a leftover before it was locked
+        with suppress(OSError):  # a file system without locks: its leftovers stay
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)
+    try:
+        yield temporary
+    finally:
+        os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
