@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_LEFTOVER = re.compile(r"[a-z0-9_]{8}(\.earlier)?")  # what tempfile appends
+_APPENDED = r"[a-z0-9_]{8}(\.earlier)?"  # by tempfile
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
@@ -65,23 +65,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files and folders of writers of ``path`` that were killed; those of living ones stay."""
     for leftover in path.parent.glob(f".{path.name}.*"):
-        if not _LEFTOVER.fullmatch(leftover.name.removeprefix(f".{path.name}.")):
-            continue
-        try:
-            handle = os.open(leftover, os.O_RDONLY)
-        except OSError:
-            continue  # its writer ended in this moment, or it is not ours to open
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
+        if re.fullmatch(_APPENDED, leftover.name.removeprefix(f".{path.name}.")):
+            _remove_leftover(leftover)
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """The same for writers of anything in a folder of ours: what none of them is going to write again, since dvc took
+    it from its cache, has no next writer."""
+    for leftover in list(folder.rglob(".*")):
+        if re.fullmatch(rf"\..+\.{_APPENDED}", leftover.name):
+            _remove_leftover(leftover)
+
+
+def _remove_leftover(leftover: Path) -> None:
+    try:
+        handle = os.open(leftover, os.O_RDONLY)
+    except OSError:
+        return  # its writer ended in this moment, or it is not ours to open
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    else:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
+            leftover.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

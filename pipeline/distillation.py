@@ -19,7 +19,7 @@ from pipeline.energy import EnergyGroups
 from pipeline.errors import ParamsError
 from pipeline.feature_loss import FEATURE_LOSSES, feature_loss
 from pipeline.heda import MIXES, Mixed, companion_size
-from pipeline.inference import top1
+from pipeline.inference import answers
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
 from pipeline.teacher_memo import TeacherMemo
@@ -104,7 +104,7 @@ def distill(
             training,
             seed=params.seed,
             device=images.device,
-            validate=lambda trained: top1(student, validation, world),
+            validate=lambda trained: answers(student, validation, world),
             world=world,
             checkpoint=checkpoint,
             on_step=on_step,

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.errors import DataError
 from pipeline.seeds import GROUPS, stream_seed
 
 LOW, MIDDLE, HIGH = 0, 1, 2
+_SAYS_NOTHING = (
+    "the teacher answers alike whatever it is shown, or its logits are too large for float32; check its accuracy, or "
+    "use another teacher or energy.temperature"
+)
 
 
 def energy_score(logits: Tensor, temperature: float) -> Tensor:
@@ -80,6 +85,33 @@ class EnergyGroups:
     def assign(self, energy: Tensor) -> Tensor:
         """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
         return assign_groups(energy, self.low_threshold, self.high_threshold)
+
+
+def telling_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
+    """:meth:`EnergyGroups.fit` of the energies [N] of a training split, whose groups say something of its images.
+
+    Raises:
+        DataError: all images are in one group though several are asked for, all have one energy, or the low and the
+            high group meet at one; names images.
+        ValueError: as of the fit.
+    """
+    groups = EnergyGroups.fit(energy, low_fraction, high_fraction)
+    count = energy.numel()
+    if low_fraction + high_fraction > 0 and bool((groups.codes == MIDDLE).all()):
+        raise DataError(
+            f"energy.low_fraction {low_fraction:g} and high_fraction {high_fraction:g} of {count} images are less than "
+            "one image, so that all are in the middle group; raise them or add images"
+        )
+    if low_fraction + high_fraction > 0 and count > 1 and bool((energy == energy[0]).all()):
+        raise DataError(f"all {count:,} images (0, 1, ...) have the energy {float(energy[0]):g}: {_SAYS_NOTHING}")
+    low, high = energy[groups.codes == LOW], energy[groups.codes == HIGH]
+    if len(low) and len(high) and low.max() == high.min():
+        tied = (energy == low.max()).nonzero().flatten()[:8].tolist()
+        raise DataError(
+            f"low and high energy group meet at the energy {float(low.max()):g}, which images "
+            f"{', '.join(map(str, tied))}, ... have: {_SAYS_NOTHING}"
+        )
+    return groups
 
 
 def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.answers import Answers
 from pipeline.data.loader import Batch, Images
 from pipeline.distributed import ALONE, World
 
@@ -40,9 +41,9 @@ def all_logits(network: nn.Module, images: Images) -> Tensor:
     return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
 
 
-def top1(network: nn.Module, images: Images, world: World = ALONE) -> float:
-    """Share of images whose largest logit is the label; each process looks at its part of them."""
-    hits = torch.zeros((), dtype=torch.int64, device=images.device)
-    for batch, logits in logits_in_batches(network, images, [range(len(images))[world.share(len(images))]]):
-        hits += (logits.argmax(dim=1) == batch.labels).sum()
-    return int(world.total(hits)) / len(images)
+def answers(network: nn.Module, images: Images, world: World = ALONE) -> Answers:
+    """The class of the largest logit for each image; each process looks at its part of them, and all get all."""
+    part = range(len(images))[world.share(len(images))]
+    given = [images.labels[:0]]  # of a process that has no image
+    given += [logits.argmax(dim=1) for _, logits in logits_in_batches(network, images, [part])]
+    return Answers(world.gather(torch.cat(given)), images.labels)

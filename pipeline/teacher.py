@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.answers import Answers
 from pipeline.artifacts import sha256_file
 from pipeline.card import checkpoint_card, network_card, training_card
 from pipeline.checkpoint import open_checkpoint
@@ -17,7 +19,7 @@ from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distributed import ALONE, World
 from pipeline.errors import CheckpointError, TrainingError
-from pipeline.inference import top1
+from pipeline.inference import answers
 from pipeline.training import EpochRecord, train_classifier
 from pipeline.weights import build_network, check_runs, load_foreign, write_network
 
@@ -43,8 +45,9 @@ def make_teacher(
 
     Raises:
         ParamsError: there is no such network, or it cannot take the images.
-        CheckpointError: the given checkpoint does not fit the network, or is below ``minimum_top1``.
-        TrainingError: the loss was not finite, or the trained teacher is below ``minimum_top1``.
+        CheckpointError: the given checkpoint does not fit the network, or its accuracy is below ``minimum_top1`` or
+            that of guessing.
+        TrainingError: as of :func:`pipeline.training.train`, or the accuracy of the trained teacher is such.
     """
     torch.manual_seed(params.seed)
     card = read_card(data)
@@ -60,15 +63,14 @@ def make_teacher(
 def _load(network: nn.Module, data: Path, params: Params, device: torch.device, world: World) -> dict[str, Any]:
     path = Path(str(params.teacher.checkpoint))
     load_foreign(network, path)
-    accuracy = top1(network.to(device), open_images(data, "val", device), world)
-    if accuracy < params.teacher.minimum_top1:
+    found = answers(network.to(device), open_images(data, "val", device), world)
+    if (shortfall := _shortfall(found, params.teacher.minimum_top1)) is not None:
         raise CheckpointError(
-            f"checkpoint {path} reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
-            f"{params.teacher.minimum_top1}; check that it was trained on these classes in this order and with this "
+            f"checkpoint {path} {shortfall}; check that it was trained on these classes in this order and with this "
             "data.mean and data.std, or lower the limit"
         )
     card = network_card("teacher", params.teacher.network, read_card(data), {"checkpoint": sha256_file(path)})
-    return card | checkpoint_card(accuracy)
+    return card | checkpoint_card(found.top1)
 
 
 def _train(
@@ -91,11 +93,12 @@ def _train(
         "seed": params.seed,
         "data": card["fingerprint"],
     }
+    validation = open_images(data, "val", device)
     with open_checkpoint(checkpoints, "teacher", decides, world, keep=True) as checkpoint:
         records = train_classifier(
             network,
             open_images(data, "train", device, **views),
-            open_images(data, "val", device),
+            validation,
             params.teacher.training,
             params.seed,
             world=world,
@@ -103,12 +106,29 @@ def _train(
             on_step=on_step,
             on_epoch=on_epoch,
         )
-        accuracy = records[-1].val_top1
-        if accuracy < params.teacher.minimum_top1:
+        if (shortfall := _shortfall(answers(network, validation, world), params.teacher.minimum_top1)) is not None:
             raise TrainingError(
-                f"the trained teacher reaches validation top-1 {accuracy:.4f}, below teacher.minimum_top1 "
-                f"{params.teacher.minimum_top1}; change teacher.training in params.yaml or lower the limit"
+                f"the trained teacher ({len(records)} epochs, the last at learning rate "
+                f"{records[-1].learning_rate:.3g}) {shortfall}; change teacher.training in params.yaml or lower the "
+                "limit"
             )
         made = network_card("teacher", params.teacher.network, card, {}) | training_card(records, params.seed)
         # inside the block: the crash checkpoint goes only once the teacher is there
         return write_network(folder, network, made) if world.first else made
+
+
+def _shortfall(found: Answers, minimum_top1: float) -> str | None:
+    """What is too little of a teacher's answers to the validation images, else None."""
+    if found.top1 < minimum_top1:
+        return f"reaches validation top-1 {found.top1:.4f}, below teacher.minimum_top1 {minimum_top1}"
+    if found.balanced > found.guessing:
+        return None
+    wrong = (found.given != found.labels).nonzero().flatten()[:8].tolist()
+    shortfall = (
+        f"is at chance level, teaching nothing: over the classes its validation accuracy is {found.balanced:.4f}, and "
+        f"guessing may reach {found.guessing:.4f} (wrong are images {', '.join(map(str, wrong))}, ...)"
+    )
+    if minimum_top1 > 0:
+        return shortfall
+    logging.warning("the teacher %s; it is taken since teacher.minimum_top1 is 0", shortfall)
+    return None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.answers import Answers
 from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
 from pipeline.compute import autocast, compiled
@@ -19,7 +22,7 @@ from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
-from pipeline.inference import top1
+from pipeline.inference import answers
 from pipeline.seeds import CLEAN, PER_PROCESS, stream_seed
 
 
@@ -34,6 +37,9 @@ class Step(Protocol):
 
 S = TypeVar("S", bound=Step)
 
+_PATIENCE = 3  # epochs after the warmup that a network may answer alike, or a tenth of all if these are more
+_REMEDY = "lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -45,6 +51,7 @@ class EpochRecord:
         val_top1: validation top-1.
         learning_rate: of the last step.
         seconds: wall time of the steps, without the validation.
+        constant: the class that all validation images were given, None if they were given several.
     """
 
     epoch: int
@@ -52,6 +59,7 @@ class EpochRecord:
     val_top1: float
     learning_rate: float
     seconds: float = field(compare=False)
+    constant: int | None = None
 
 
 def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
@@ -85,7 +93,7 @@ def train_classifier(
         params,
         seed=seed,
         device=images.device,
-        validate=lambda trained: top1(trained, validation, world),
+        validate=lambda trained: answers(trained, validation, world),
         world=world,
         checkpoint=checkpoint,
         on_step=on_step,
@@ -102,7 +110,7 @@ def train(
     *,
     seed: int,
     device: torch.device,
-    validate: Callable[[nn.Module], float],
+    validate: Callable[[nn.Module], Answers],
     world: World = ALONE,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -118,7 +126,7 @@ def train(
             from 0.
         steps: how many steps an epoch has.
         objective: the scalar to minimise, from network, step and epoch.
-        validate: validation top-1 of the network.
+        validate: what the network answers to the validation images.
         world: the processes that train together; all return the same records and end in the same weights. The first
             writes the checkpoint, all read it.
         checkpoint: where the last epoch, and before it those worth storing, are kept; None to keep none.
@@ -128,7 +136,9 @@ def train(
         One record per epoch, those of the checkpoint included.
 
     Raises:
-        TrainingError: the loss was not finite; names the first such step, its learning rate and sample indices.
+        TrainingError: the loss or the weights were not finite, or the network has collapsed: it gives all validation
+            images one class after the last epoch, or for a tenth of the epochs. Names step, learning rate and sample
+            indices.
     """
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -169,10 +179,12 @@ def train(
                 on_step()
             # looked at once per epoch: a look in each step would make a GPU wait for the host
             losses = world.total(losses) / world.size
-            _check_finite(losses, indices, params, epoch, world)
+            _check_finite(losses, network, indices, params, epoch, world)
             seconds = time.perf_counter() - started
-            record = EpochRecord(epoch, float(losses.mean()), validate(network), rate, seconds)
+            found = validate(network)
+            record = EpochRecord(epoch, float(losses.mean()), found.top1, rate, seconds, found.constant)
             records.append(record)
+            _check_collapse(records, indices, params, world)
             last = epoch == params.epochs - 1
             if checkpoint is not None and world.first and (last or checkpoint.worth_saving):
                 checkpoint.save(network, optimizer, [vars(record) for record in records])
@@ -190,14 +202,39 @@ def learning_rate(params: TrainingParams, epoch: float) -> float:
     return params.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def _check_finite(losses: Tensor, indices: list[Tensor], params: TrainingParams, epoch: int, world: World) -> None:
+def _check_finite(
+    losses: Tensor, network: nn.Module, indices: list[Tensor], params: TrainingParams, epoch: int, world: World
+) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten()
-    if bad.numel() == 0:
+    step, what = (int(bad[0]), "the loss was") if bad.numel() else (len(losses) - 1, "the weights were")
+    # weights that a step made so give the next one such a loss, but for the last step
+    if bad.numel() or not _is_finite(network):
+        raise TrainingError(f"{what} not finite at {_place(step, indices, params, epoch, world)}; {_REMEDY}")
+
+
+def _is_finite(network: nn.Module) -> bool:
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())
+
+
+def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: TrainingParams, world: World) -> None:
+    """Refuse a network that answers alike whatever it is shown, which a sound one may do too in its first epochs."""
+    epoch = records[-1].epoch
+    alike = len(list(takewhile(lambda record: record.constant is not None, reversed(records))))
+    patience = max(_PATIENCE, params.epochs // 10) + math.ceil(params.warmup_epochs)
+    last = epoch == params.epochs - 1
+    if alike < patience and not (alike and last):
         return
-    step = int(bad[0])
-    rate = learning_rate(params, epoch + step / len(losses))
-    samples = ", ".join(str(i) for i in world.gather(indices[step])[:8].tolist())
-    raise TrainingError(
-        f"the loss was not finite at epoch {epoch} step {step} (learning rate {rate:.3g}, training samples {samples}, "
-        "...); lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
+    collapse = (
+        f"the network has collapsed: it gives all validation images one class (now {records[-1].constant}) since "
+        f"epoch {epoch - alike + 1}, seen after {_place(len(indices) - 1, indices, params, epoch, world)}"
     )
+    if params.epochs >= patience:
+        raise TrainingError(f"{collapse}; {_REMEDY}")
+    logging.warning("%s; raise training.epochs in params.yaml", collapse)
+
+
+def _place(step: int, indices: list[Tensor], params: TrainingParams, epoch: int, world: World) -> str:
+    rate = learning_rate(params, epoch + step / len(indices))
+    samples = ", ".join(str(i) for i in world.gather(indices[step])[:8].tolist())
+    return f"epoch {epoch} step {step} (learning rate {rate:.3g}, training samples {samples}, ...)"

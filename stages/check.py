@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pipeline.atomic import remove_all_leftovers
 from pipeline.candidates import check_available
 from pipeline.compute import choose_device
 from pipeline.config import Params, load_params
@@ -15,7 +16,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import check_all_usable, name_problems_of
 from pipeline.feature_loss import feature_loss
-from pipeline.layout import BAD_IMAGES, FOREIGN_CHECKPOINTS
+from pipeline.layout import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
 from pipeline.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run_program
 from stages.dvc_files import mend
@@ -48,7 +49,9 @@ def check(params: Params) -> None:
 
 def main() -> None:
     mend()
-    check(load_params())  # writes nothing, so beside any stage
+    for folder in (ARTIFACTS, REPORTS, CHECKPOINTS):
+        remove_all_leftovers(folder)
+    check(load_params())  # takes no lock, so beside any stage
 
 
 if __name__ == "__main__":

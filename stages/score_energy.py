@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
 from pipeline.distributed import World, join
-from pipeline.energy import EnergyGroups
+from pipeline.energy import telling_groups
+from pipeline.evaluation import GROUP_NAMES
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, ENERGY_HISTOGRAM, ENERGY_METRICS, ENERGY_TEST, TEACHER
 from pipeline.scoring import ScoreParts, score_images, scored_top1, write_scores
 from pipeline.weights import read_network
@@ -53,9 +55,15 @@ def _score_energy(params: Params, device: torch.device, world: World) -> None:
 
 def _write(train: ScoreParts, test: ScoreParts, params: Params, lineage: dict[str, Any]) -> None:
     energy = train.energy()
-    groups = EnergyGroups.fit(energy, params.energy.low_fraction, params.energy.high_fraction)
+    groups = telling_groups(energy, params.energy.low_fraction, params.energy.high_fraction)
     thresholds = {"low_threshold": groups.low_threshold, "high_threshold": groups.high_threshold}
     test_codes = groups.assign(test.energy())
+    if len(found := test_codes.unique().tolist()) == 1 and len(groups.codes.unique()) > 1:
+        logging.warning(
+            "all %d test images fall into the %s energy group of the training images: accuracy by group says nothing",
+            len(test_codes),
+            GROUP_NAMES[found[0]],
+        )
     write_scores(ENERGY, train, groups.codes, lineage | thresholds | {"split": "train"})
     write_scores(ENERGY_TEST, test, test_codes, lineage | thresholds | {"split": "test"})
     write_csv(ENERGY_HISTOGRAM, _histogram(energy))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import read_json, write_json
-from pipeline.atomic import atomic_file, atomic_folder
+from pipeline.atomic import atomic_file, atomic_folder, remove_all_leftovers
 from tests.processes import python
 
 WRITER = """
@@ -32,12 +32,27 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_is_n
                 pass
         assert temporary < set(tmp_path.iterdir()), "its writer lives"
         writer.kill()
+        writer.wait()
     (tmp_path / ".out.json.editor-backup").touch()
     for write in (atomic_file(tmp_path / "out.json"), atomic_folder(tmp_path / "out")):
         with write:
             pass
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"out", "out.json", ".out.json.editor-backup"}, "only what is ours"
+
+
+def test_what_killed_writers_left_in_a_folder_is_removed_though_nobody_writes_it_again(tmp_path):
+    inner = tmp_path / "artifacts/deep"
+    inner.mkdir(parents=True)
+    with python(WRITER, inner) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        (inner / ".gitignore").touch()
+        remove_all_leftovers(tmp_path)
+        assert len(list(inner.iterdir())) == 3, "its writer lives"
+        writer.kill()
+        writer.wait()
+    remove_all_leftovers(tmp_path)
+    assert [path.name for path in inner.iterdir()] == [".gitignore"]
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder])

@@ -21,7 +21,7 @@ from pipeline.config import Params
 from pipeline.data.loader import shares
 from pipeline.distributed import ALONE, World, join
 from pipeline.errors import TrainingError
-from pipeline.inference import top1
+from pipeline.inference import answers
 from pipeline.training import train_classifier
 from pipeline.weights import state_hash
 from tests.test_distillation import build, images, settings, train
@@ -112,14 +112,14 @@ def test_processes_that_share_the_batch_train_as_one_does(
     assert found[0]["batch_norm"] == "BatchNorm2d"
 
 
-def _counted(world: World) -> list[float]:
+def _counted(world: World) -> list[list[int]]:
     network = build("resnet8", 3)
     # each count of images leaves another remainder
-    return [top1(network, images(count), world) for count in (1, 2, 16, 33)]
+    return [answers(network, images(count), world).given.tolist() for count in (1, 2, 16, 33)]
 
 
 @pytest.mark.e2e
-def test_validation_counts_every_image_once(tmp_path: Path) -> None:
+def test_each_image_is_answered_once_and_in_order(tmp_path: Path) -> None:
     assert in_processes(2, tmp_path, _counted) == [_counted(ALONE)] * 2
 
 

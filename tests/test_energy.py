@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
+from pipeline.energy import EnergyGroups, energy_score, sample_temperatures, telling_groups
+from pipeline.errors import DataError
 
 energies = st.lists(st.sampled_from([-9.0, -8.5, -8.0, -3.0, 0.0, 2.0]), min_size=1, max_size=40).map(torch.tensor)
 fractions = st.tuples(st.floats(0, 0.5), st.floats(0, 0.5))
@@ -139,3 +140,26 @@ def test_groups_of_more_images_than_float32_counts_have_exact_sizes():
         tied = groups.codes[energy == border]
         assert len(tied.unique()) == 2, "the border lies within a tie"
         assert torch.equal(tied, tied.sort().values), "ties are ranked by index"
+
+
+def test_groups_that_tell_images_apart_are_the_fitted_ones():
+    energy = torch.tensor([-4.0, -1.0, -3.0, -2.0, -2.0])
+    assert torch.equal(telling_groups(energy, 0.2, 0.4).codes, EnergyGroups.fit(energy, 0.2, 0.4).codes)
+    assert (telling_groups(torch.ones(5), 0.0, 0.0).codes == 1).all(), "no groups are what was asked for"
+
+
+@pytest.mark.parametrize(
+    ("energy", "fractions", "message"),
+    [
+        ([-4.0] * 6, (0.0, 0.4), r"all 6 images .* have the energy -4"),
+        (
+            [-9.0, -4.0, -4.0, -4.0, -4.0, 1.0],
+            (0.4, 0.4),
+            r"meet at the energy -4, which images 1, 2, 3, 4,",
+        ),
+        ([-4.0, -3.0, -2.0], (0.2, 0.3), r"low_fraction 0.2 and high_fraction 0.3 of 3 images are less than one"),
+    ],
+)
+def test_groups_that_say_nothing_are_refused(energy, fractions, message):
+    with pytest.raises(DataError, match=message):
+        telling_groups(torch.tensor(energy), *fractions)

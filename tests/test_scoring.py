@@ -11,7 +11,7 @@ from pipeline.data.pixels import ResidentPixels
 from pipeline.energy import EnergyGroups
 from pipeline.errors import DataError
 from pipeline.evaluation import group_accuracy
-from pipeline.inference import all_logits, inference_batch, top1
+from pipeline.inference import all_logits, answers, inference_batch
 from pipeline.scoring import Scores, score_images, scored_top1, write_scores
 
 COUNT = 1100  # 4 batches of 256 and one of 76
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_plain_images_in_order(images, teacher, tmp_path
     np.testing.assert_allclose(scores.confidence, logits.softmax(dim=1).max(dim=1).values, rtol=1e-5)
     np.testing.assert_array_equal(scores.correct, logits.argmax(dim=1).numpy() == scores.label)
     np.testing.assert_array_equal(scores.label, np.arange(COUNT) % 5)
-    assert scores.correct.mean() == pytest.approx(top1(teacher, images))
+    assert scores.correct.mean() == pytest.approx(answers(teacher, images).top1)
 
 
 @pytest.mark.parametrize("batches_per_part", [1, 2, 4])

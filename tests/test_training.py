@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.answers import Answers
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups
@@ -30,6 +31,10 @@ def network(seed: int) -> nn.Module:
     )
 
 
+def mixed(trained: nn.Module) -> Answers:
+    return Answers(torch.tensor([0, 1]), torch.tensor([0, 0]))
+
+
 def batches(epoch: int):
     generator = torch.Generator().manual_seed(stream_seed(0, 0, epoch))
     for step in range(STEPS):
@@ -44,7 +49,7 @@ def settings(params, **changes):
 
 
 def run(params, student, **options):
-    options = {"seed": 0, "device": CPU, "validate": lambda trained: 0.5} | options
+    options = {"seed": 0, "device": CPU, "validate": mixed} | options
     return train(student, batches, STEPS, cross_entropy, options.pop("training", settings(params)), **options)
 
 
@@ -97,7 +102,62 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_samples(params):
         return loss * float("nan") if epoch == 1 and int(batch.index[0]) == 8 else loss
 
     with pytest.raises(TrainingError, match=r"epoch 1 step 1 \(learning rate 0\.0\d+, training samples 8, 9, 10"):
-        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=lambda trained: 0.0)
+        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+
+
+def test_weights_that_the_last_step_made_infinite_are_named(params):
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss: Tensor) -> Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> Tensor:
+            return gradient * float("inf")
+
+    def objective(student: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        loss = F.cross_entropy(student(batch.images), batch.labels)
+        return Overflow.apply(loss) if epoch == 1 and int(batch.index[0]) == 8 * (STEPS - 1) else loss
+
+    with pytest.raises(TrainingError, match=r"weights were not finite at epoch 1 step 2 \(.*training samples 16, 17"):
+        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+
+
+def collapsed_after(epochs: int):
+    """Answers that are one class from an epoch on."""
+    validated = iter(range(1000))
+
+    def validate(trained: nn.Module) -> Answers:
+        return Answers(torch.tensor([2, 2 if next(validated) >= epochs else 1]), torch.tensor([0, 1]))
+
+    return validate
+
+
+def test_a_network_that_answers_alike_at_the_end_has_collapsed(params):
+    with pytest.raises(
+        TrainingError, match=r"one class \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning rate .* 16, 17"
+    ):
+        run(params, network(1), validate=collapsed_after(3))
+
+
+def test_a_network_that_was_hardly_trained_may_answer_alike(params, caplog):
+    run(params, network(1), training=settings(params, epochs=3), validate=collapsed_after(0))
+    assert "one class (now 2) since epoch 0" in caplog.text
+    assert "raise training.epochs" in caplog.text
+
+
+def test_a_network_that_stays_collapsed_is_stopped_and_one_that_recovers_is_not(params):
+    training = settings(params, epochs=60, warmup_epochs=2.0)
+    with pytest.raises(TrainingError, match=r"since epoch 1, seen after epoch 8 step 2"):
+        run(params, network(1), training=training, validate=collapsed_after(1))
+    late = iter([*[0] * 7, *range(1, 100)])
+    records = run(
+        params,
+        network(1),
+        training=training,
+        validate=lambda trained: Answers(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
+    )
+    assert [record.constant for record in records] == [0] * 7 + [None] * 53
 
 
 def test_the_teacher_does_not_move(params):
@@ -110,7 +170,7 @@ def test_the_teacher_does_not_move(params):
         for batch in batches(epoch):
             yield DistillationStep(batch, Companion(cutmix(batch.images[:4], generator), batch.labels[:4]))
 
-    train(student, steps, STEPS, objective, settings(params), seed=0, device=CPU, validate=lambda trained: 0.0)
+    train(student, steps, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
     assert state_hash(teacher) == before
     assert state_hash(student) != state_hash(network(1))
 
@@ -176,7 +236,7 @@ def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(pa
             settings(params),
             seed=0,
             device=CPU,
-            validate=lambda trained: 0.0,
+            validate=mixed,
             checkpoint=checkpoint,
         )
     assert not steps, "nothing is trained again"

@@ -113,7 +113,8 @@ def report(
         f"for byte. The stages {' and '.join(MEASURED)} hold times and are not compared.",
         "",
         f"**{len(kills)} kills, {sum(kill.recovered for kill in kills)} recovered, {sum(compared)} of {len(compared)} "
-        f"identical, {sum('named' in kill.orphan for kill in kills)} stages left behind were named.**",
+        f"identical, {sum('named' in kill.orphan for kill in kills)} stages left behind were named, "
+        f"{sum(kill.mended for kill in kills)} kills cut a file of dvc short, which `make repro` mended.**",
         "",
         "| stage | killed | after, s | of, s | left behind | recovered | identical |",
         "|---|---|---|---|---|---|---|",
@@ -122,7 +123,7 @@ def report(
         same = "times" if kill.identical is None and kill.stage in MEASURED else _word(bool(kill.identical))
         lines.append(
             f"| {kill.stage} | {kill.victim} | {kill.after_seconds:.2f} | {expected.seconds[kill.stage]:.2f} "
-            f"| {kill.orphan or '-'} | {_word(kill.recovered)} | {same} |"
+            f"| {kill.orphan or '-'} | {_word(kill.recovered)}{' (`make repro`)' if kill.mended else ''} | {same} |"
         )
     lines += ["", "| beside kills | passed | what was seen |", "|---|---|---|"]
     lines += [f"| {other.name} | {_word(other.passed)} | {other.seen} |" for other in others]

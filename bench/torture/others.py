@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.torture.clone import MEASURED, environment
+from bench.torture.clone import MEASURED
 from bench.torture.kill import STAGES, Undisturbed
-from bench.torture.repro import Repro
+from bench.torture.repro import Repro, check
 
 
 @dataclass(frozen=True)
@@ -39,19 +37,12 @@ def second_repro(folder: Path, expected: Undisturbed) -> Outcome:
 
 
 def _cut(name: str, path: str) -> Callable[[Path, Undisturbed], Outcome]:
-    def check(folder: Path, expected: Undisturbed) -> Outcome:
+    def cut(folder: Path, expected: Undisturbed) -> Outcome:
         shutil.copytree(expected.folder, folder, symlinks=True)
         file = folder / path
         content = file.read_bytes() if file.exists() else b'{"write": {}, "read": {}}'
         file.write_bytes(content[: len(content) // 2])
-        before = subprocess.run(
-            [sys.executable, "-m", "stages.check"],
-            cwd=folder,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        before = check(folder)
         repro = Repro(folder)
         code = repro.wait()
         same = not any(expected.differing(folder, stage) for stage in STAGES if stage not in MEASURED)
@@ -60,7 +51,7 @@ def _cut(name: str, path: str) -> Callable[[Path, Undisturbed], Outcome]:
             seen = (before.stderr + repro.output).strip()[-200:]
         return Outcome(f"{name} cut short", not before.returncode and code == 0 and same, seen.replace("\n", " "))
 
-    return check
+    return cut
 
 
 CHECKS: tuple[Callable[[Path, Undisturbed], Outcome], ...] = (

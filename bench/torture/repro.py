@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,6 +97,18 @@ class Repro:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.Error:
             return []
+
+
+def check(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `make repro` runs before `dvc repro`."""
+    return subprocess.run(
+        [sys.executable, "-m", "stages.check"],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def alive(process: psutil.Process) -> bool:

@@ -22,7 +22,7 @@ from pipeline.data.loader import open_images, training_views
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import read_card, write_store
-from pipeline.energy import EnergyGroups
+from pipeline.energy import EnergyGroups, telling_groups
 from pipeline.scoring import score_images
 from pipeline.teacher import make_teacher
 from pipeline.training import EpochRecord
@@ -112,7 +112,7 @@ def read_scores(params: Params, root: Path, name: str) -> dict[str, NDArray[Any]
 
 def fit_groups(params: Params, energy: NDArray[np.float32]) -> EnergyGroups:
     """The groups that ``params.energy`` makes of the energies of the training split."""
-    return EnergyGroups.fit(torch.from_numpy(energy.copy()), params.energy.low_fraction, params.energy.high_fraction)
+    return telling_groups(torch.from_numpy(energy.copy()), params.energy.low_fraction, params.energy.high_fraction)
 
 
 def content_hash(checkpoint: str | None) -> str | None:
