@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from dvclive import Live
+from scmrepo.exceptions import SCMError
 from tqdm import tqdm
 
 from pipeline.distributed import ALONE, World
+from pipeline.errors import DataError
 from pipeline.training import EpochRecord
 
 
@@ -59,6 +61,9 @@ def learning_curves(
 
     The folder is emptied when the first epoch ends, or when the block ends well without one: what is refused before
     leaves it as it was.
+
+    Raises:
+        DataError: the Git repository around it has no commit yet, which DVCLive needs; raised when it first writes.
     """
     if not world.first:
         yield NoCurves()
@@ -67,7 +72,16 @@ def learning_curves(
         ExitStack() as stack,
         tqdm(total=epochs * steps, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
     ):
-        live = partial(Live, str(folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
-        curves = Curves(lambda: stack.enter_context(live()), bar)
+        curves = Curves(lambda: stack.enter_context(_live(folder)), bar)
         yield curves
         _ = curves.live
+
+
+def _live(folder: Path) -> Live:
+    try:
+        return Live(str(folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
+    except SCMError as error:
+        raise DataError(
+            f"the learning curves need a Git repository with a commit ({error}); run `git add --all && git commit` and "
+            "then the same command again"
+        ) from None
