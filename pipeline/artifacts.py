@@ -18,6 +18,7 @@ from pipeline.atomic import atomic_file
 from pipeline.errors import DataError, LineageError, brief
 
 LINEAGE_KEY = b"energykd"
+ROW_BYTES = 48  # of an image in any of our tables, at most
 _DEEPEST = 50  # lists and mappings of JSON within each other
 # what the readers of these tables take for granted
 _SUBSET_COLUMNS = {"index": "i", "label": "i", "energy": "f"}

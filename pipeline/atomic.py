@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _APPENDED = r"[a-z0-9_]{8}(\.earlier)?"  # by tempfile
-_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM})
+_LITTLE = 2**20  # bytes
 
 
 @contextmanager
@@ -25,9 +26,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    with _claimed(lambda: Path(_new_file(path))) as temporary:
+    with naming(path), _claimed(lambda: Path(_new_file(path))) as temporary:
         try:
-            with _naming(path):
+            with naming(path):
                 yield temporary
                 temporary.chmod(0o644)
                 _flush(temporary)
@@ -45,10 +46,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    with _claimed(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))) as temporary:
+    with (
+        naming(path),
+        _claimed(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))) as temporary,
+    ):
         earlier = temporary.with_name(f"{temporary.name}.earlier")
         try:
-            with _naming(path):
+            with naming(path):  # while all that was written is still there
                 yield temporary
                 temporary.chmod(0o755)
                 for part in (*temporary.rglob("*"), temporary):
@@ -96,14 +100,43 @@ def _remove_leftover(leftover: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing say where: on a full disk the system's own does not."""
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing ``path`` say that the disk refused it, and where.
+
+    The system's own does not name the file on a full disk, and may name a temporary one. Libraries raise errors of
+    other kinds, or find later that a file is damaged: whatever fails while the disk takes no more fails for that.
+
+    Raises:
+        OSError: with the number of the system and ``path``.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in _OF_WRITING and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except MemoryError:
         raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in _OF_WRITING:
+            number = _refused(path.parent)
+        elif isinstance(error, OSError) and error.filename and not _is_temporary(Path(error.filename), path):
+            raise
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _is_temporary(file: Path, path: Path) -> bool:
+    """Whether a file is the temporary one of ``path``, or in the temporary folder of it."""
+    return any(part.startswith(f".{path.name}.") for part in file.parts)
+
+
+def _refused(folder: Path) -> int | None:
+    """The number of the error with which the disk refuses a little more; None if it does not."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_LITTLE))
+    except OSError as error:
+        return error.errno if error.errno in _OF_WRITING else None
+    return None
 
 
 def _new_file(path: Path) -> str:

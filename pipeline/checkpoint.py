@@ -22,9 +22,11 @@ from safetensors.torch import save
 from torch import nn
 
 from pipeline.atomic import atomic_file
+from pipeline.disk import require_space
 from pipeline.distributed import ALONE, World
 from pipeline.errors import BusyError, TrainingError
 from pipeline.lock import exclusive
+from pipeline.weights import state_bytes
 
 _FILE = "epoch.safetensors"
 _FINISHED = "finished"
@@ -47,6 +49,19 @@ class Checkpoint:
         Epochs of a second would otherwise cost more; what a kill can then lose is about 70 times what storing takes.
         """
         return self._spent + self._latest <= _SHARE * (time.perf_counter() - self._opened)
+
+    def require_space(self, network: nn.Module) -> None:
+        """Refuse a training whose epochs the disk cannot hold.
+
+        An epoch is the weights and as much momentum; the one before is there until the next is written. Twice that,
+        once the last is stored, is also what the weights and dvc's copy of them take.
+
+        Raises:
+            SpaceError: as said.
+        """
+        path = self.folder / _FILE
+        stored = path.stat().st_size if path.exists() else 0
+        require_space(path, max(0, 4 * state_bytes(network) - stored), "the stored epochs of this training")
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list[dict[str, Any]]) -> None:
         """Replace the stored epoch. Atomic: a kill leaves the one before."""

@@ -19,6 +19,10 @@ class CheckpointError(EnergyKDError):
     """A weights file does not fit the network or cannot be read safely."""
 
 
+class SpaceError(EnergyKDError):
+    """A disk, or the memory that processes share, cannot hold what is to be put there."""
+
+
 class LineageError(EnergyKDError):
     """Files of two different runs were mixed."""
 

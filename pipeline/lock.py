@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import naming
 from pipeline.errors import BusyError
 
 _DYING_SECONDS = 10.0  # a data loader's workers look for their parent every 5 seconds
@@ -43,9 +44,10 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
                 if holder is None or not holder.dead or time.monotonic() > deadline:
                     raise BusyError(_busy(lock, work, holder)) from None
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(json.dumps(_me()))
-        file.flush()
+        with naming(lock):
+            file.truncate(0)
+            # past the buffer, which would fail once more when the file is closed
+            os.write(file.fileno(), json.dumps(_me()).encode())
         yield
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, read_energy, read_json, write_json
+from pipeline.artifacts import check_lineage, model_files, read_energy, read_json, write_json
 from pipeline.atomic import atomic_file
 from pipeline.candidates import Candidate
 from pipeline.config import BenchmarkParams
 from pipeline.data.loader import open_images
 from pipeline.data.store import preprocessing, read_card
 from pipeline.device import Plan, Variant
+from pipeline.disk import require_space
 from pipeline.energy import HIGH, energy_score
 from pipeline.errors import ParamsError
 from pipeline.evaluation import top1_correct
@@ -142,10 +143,14 @@ def measure(
 
     Raises:
         RemoteError: nothing was measured.
+        SpaceError: the disk cannot hold what is sent to be measured.
         DataError, LineageError, ParamsError: the files are not fit to be measured.
     """
     plan = make_plan(chosen, settings, key, process_seconds)
     content = bundle_content(plan, settings.images)
+    models = {part for candidate in chosen for part in model_files(candidate.path)}
+    needed = content.inputs.nbytes + sum(part.stat().st_size for part in models)
+    require_space(folder / BUNDLE, needed, "the files and images to measure with")
     folder.mkdir(parents=True, exist_ok=True)
     bundle = folder / BUNDLE
     write_bundle(bundle, content)

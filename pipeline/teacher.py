@@ -17,11 +17,12 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.distributed import ALONE, World
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.inference import answers
 from pipeline.training import EpochRecord, train_classifier
-from pipeline.weights import build_network, check_runs, load_foreign, write_network
+from pipeline.weights import build_network, check_runs, load_foreign, state_bytes, write_network
 
 
 def make_teacher(
@@ -47,6 +48,7 @@ def make_teacher(
         ParamsError: there is no such network, or it cannot take the images.
         CheckpointError: the given checkpoint does not fit the network, or its accuracy is below ``minimum_top1`` or
             that of guessing.
+        SpaceError: the disk cannot hold the weights, or the epochs that are stored while it trains.
         TrainingError: as of :func:`pipeline.training.train`, or the accuracy of the trained teacher is such.
     """
     torch.manual_seed(params.seed)
@@ -54,6 +56,10 @@ def make_teacher(
     classes = len(card["class_names"])
     network = build_network(params.teacher.network, classes, "teacher.network")
     check_runs(network, "teacher.network", classes, card["image_size"])
+    with world.together():
+        if world.first:
+            size = state_bytes(network)
+            require_space(folder, size, "the weights of the teacher", output=size)
     if params.teacher.checkpoint is not None:
         made = _load(network, data, params, device, world)
         return write_network(folder, network, made) if world.first else made
@@ -95,6 +101,9 @@ def _train(
     }
     validation = open_images(data, "val", device)
     with open_checkpoint(checkpoints, "teacher", decides, world, keep=True) as checkpoint:
+        with world.together():
+            if world.first:
+                checkpoint.require_space(network)
         records = train_classifier(
             network,
             open_images(data, "train", device, **views),

@@ -195,6 +195,11 @@ def _check_plain(state: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path} has values of {brief(name)} that are not finite; use another checkpoint")
 
 
+def state_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(value.nbytes for value in network.state_dict().values())
+
+
 def state_hash(network: nn.Module) -> str:
     """Hash of all parameters and buffers: equal before and after if nothing moved."""
     digest = hashlib.sha256()

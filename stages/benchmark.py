@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
+from pipeline.disk import require_space
 from pipeline.layout import BENCHMARK, BENCHMARK_SAMPLES, DEVICE_RUNS, EXPORT_MANIFEST
 from pipeline.measurement import lines, measure, write_measurement
 from pipeline.remote import Address
@@ -21,6 +22,7 @@ def benchmark(params: Params) -> None:
     settings = params.benchmark
     check_available(settings.runtimes, RUNTIMES_KEY)
     chosen = candidates(EXPORT_MANIFEST, settings.runtimes, RUNTIMES_KEY)
+    require_space(BENCHMARK, 0, "the results")
     with counted("benchmark", "step") as on_progress:
         measured = measure(
             chosen,

@@ -7,9 +7,10 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import check_lineage, read_energy, sha256_file, write_json, write_table
+from pipeline.artifacts import ROW_BYTES, check_lineage, read_energy, sha256_file, write_json, write_table
 from pipeline.config import Params
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.errors import DataError
 from pipeline.heda import PAPER_RANGE, select_subset
 from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS
@@ -23,6 +24,9 @@ def build_subset(params: Params) -> None:
     data = read_card(DATA)
     table, lineage = read_energy(ENERGY)
     check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
+    size = len(table["label"]) * ROW_BYTES
+    require_space(SUBSET, size, "the tables of chosen images", output=size)
+    require_space(SUBSET_METRICS, 0, "the metrics")
     try:
         energy = torch.from_numpy(table["energy"].copy())
         chosen = select_subset(energy, fraction, params.heda.subset, params.seed).numpy()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import errno
 import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -21,24 +22,13 @@ from pipeline.errors import EnergyKDError, StoppedError
 from pipeline.layout import CHECKPOINTS
 from pipeline.lock import exclusive
 from stages import restore_environment
+from stages.refusal import refusal
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 # the folder in which each of several processes leaves the sentence it ended with, under its rank
 SENTENCES = "ENERGYKD_SENTENCES"
-
-# what the surroundings can refuse; any other error of the system is a defect, and its traceback is wanted
-_REMEDIES = {
-    errno.ENOSPC: "free space there and run the same command again",
-    errno.EDQUOT: "free space there or raise the quota, and run the same command again",
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use another disk",
-    errno.EROFS: "run on a disk that can be written",
-    errno.EACCES: "give this user the right to it",
-    errno.EPERM: "give this user the right to it",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "raise the system's limit of open files",
-    errno.EIO: "check the disk",
-}
+_BURST_SECONDS = 1.0  # some send a signal to a process and at once to its group as well
 
 
 def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
@@ -62,7 +52,8 @@ def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
-    """Run a program of ours; bad input, and a full or forbidden disk, end in one sentence on stderr and exit code 2.
+    """Run a program of ours; bad input, and a disk or memory that does not suffice, end in one sentence on stderr and
+    exit code 2. SIGTERM and SIGHUP end it as Ctrl-C does, so that what it holds is given back.
 
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
@@ -70,22 +61,71 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
     restore_environment()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        program()
-    except StoppedError:
-        sys.exit(BAD_INPUT)
-    except (EnergyKDError, *bad_input) as error:
-        _say(str(error))
-        sys.exit(BAD_INPUT)
-    except OSError as error:
-        if error.errno not in _REMEDIES:
+    with _Signals() as signals:
+        try:
+            program()
+        except BaseException as error:
+            # torch raises an error wherever it learns that a worker was killed, even while the process ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if signals.received is not None:  # a signal to the whole group ends workers first
+                print(stopped_by(signals.received), file=sys.stderr)
+                sys.exit(128 + signals.received)
+            _end(error, bad_input)
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _say(f"{where}{os.strerror(error.errno)}; {_REMEDIES[error.errno]}")
+
+
+def stopped_by(number: int) -> str:
+    """The sentence for a signal."""
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    return f"{how}; run the same command again to go on"
+
+
+def _end(error: BaseException, bad_input: tuple[type[Exception], ...]) -> None:
+    """Say what is wrong and exit; returns for a defect."""
+    if isinstance(error, StoppedError):
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt):
+        print(stopped_by(signal.SIGINT), file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if isinstance(error, (EnergyKDError, *bad_input)):
+        sentence: str | None = str(error)
+    else:
+        sentence = refusal(error) if isinstance(error, Exception) else None
+    if sentence is not None:
+        _say(sentence)
+        sys.exit(BAD_INPUT)
+
+
+class _Signals:
+    """SIGTERM and SIGHUP raise SystemExit in this process, so that context managers end.
+
+    Those that are ignored stay so, as SIGHUP under nohup. Of several processes each keeps what the system does:
+    torchrun ends them with SIGTERM when one has failed, and it is that one's exit code that counts.
+    """
+
+    received: int | None = None
+    _deaf_until = 0.0
+
+    def __enter__(self) -> _Signals:
+        self._process = os.getpid()
+        numbers = () if SENTENCES in os.environ else (signal.SIGTERM, signal.SIGHUP)
+        self._taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+        for number in self._taken:
+            signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._taken:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker, which has nothing to put in order
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif time.monotonic() > self._deaf_until:
+            self.received = number
+            self._deaf_until = time.monotonic() + _BURST_SECONDS
+            raise SystemExit(128 + number)
 
 
 def _say(sentence: str) -> None:

@@ -15,11 +15,12 @@ from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images, steps_per_epoch, training_views
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.distillation import ScoredImages
 from pipeline.distributed import World, join
 from pipeline.energy import EnergyGroups
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
-from pipeline.weights import build_student, check_runs, read_network, write_network
+from pipeline.weights import build_student, check_runs, read_network, state_bytes, write_network
 from stages.curves import learning_curves
 from stages.launcher import run_together
 
@@ -52,6 +53,11 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
 
     student = build_student(params.distill, len(data["class_names"]))
     check_runs(student, "distill.network", len(data["class_names"]), data["image_size"])
+    with world.together():
+        if world.first:
+            size = state_bytes(student)
+            require_space(STUDENT, size, "the weights of the student", output=size)
+            require_space(STUDENT_CURVES, 0, "the learning curves")
     groups = EnergyGroups(
         torch.from_numpy(scores["group"].copy()).to(device),
         energy_lineage["low_threshold"],
@@ -70,6 +76,9 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
         open_checkpoint(CHECKPOINTS, "student", decides, world, keep=True) as checkpoint,
         learning_curves(STUDENT_CURVES, "distill", training.epochs, steps, world) as curves,
     ):
+        with world.together():
+            if world.first:
+                checkpoint.require_space(student)
         records = distillation.distill(
             student,
             teacher,

@@ -10,6 +10,7 @@ from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.evaluation import GROUP_NAMES, is_long_tailed, shot_groups, top1_correct
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
@@ -30,6 +31,7 @@ def evaluate(params: Params) -> None:
     check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
     check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
 
+    require_space(EVALUATION, 0, "the results")
     images, validation = (open_images(DATA, name, torch.device("cpu")) for name in ("test", "val"))
     correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
     counts = np.asarray(data["train_class_counts"])

@@ -13,9 +13,10 @@ from pipeline.atomic import atomic_folder
 from pipeline.config import Params
 from pipeline.data.loader import Images, open_images
 from pipeline.data.store import preprocessing, read_card
-from pipeline.export import export_all, plan, select, write_record
+from pipeline.disk import require_space
+from pipeline.export import GRAPH_BYTES, export_all, plan, select, write_record
 from pipeline.layout import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
-from pipeline.weights import read_network
+from pipeline.weights import read_network, state_bytes
 from stages.common import run
 
 CPU = torch.device("cpu")
@@ -37,6 +38,9 @@ def export(params: Params) -> None:
     chosen = select(scores["label"], scores["energy"], count, calibration.selection, calibration.seed)
     validation = open_images(DATA, "val", CPU)
     files = plan(settings, teacher=True)
+    sizes = {"student": state_bytes(student), "teacher": state_bytes(teacher)}
+    needed = sum(sizes[file.role] + GRAPH_BYTES for file in files)
+    require_space(EXPORT, needed, "the exported files", output=needed)
     with atomic_folder(EXPORT) as folder, tqdm(total=len(files), desc="export", unit="file", dynamic_ncols=True) as bar:
 
         def on_progress(name: str) -> None:

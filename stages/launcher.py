@@ -23,8 +23,9 @@ from pipeline.compute import choose_device
 from pipeline.config import LauncherParams, Params, load_params
 from pipeline.distributed import started_by_torchrun
 from pipeline.errors import TrainingError
-from stages.common import SENTENCES, only_one, run_program
+from stages.common import SENTENCES, only_one, run_program, stopped_by
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torchrun would not leave ignored ones so
 _STDERR = "stderr.log"  # torchrun's name for it
 
 
@@ -78,6 +79,7 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             rdzv_endpoint="localhost:0" if alone else str(launcher.rendezvous),
             max_restarts=0,
             monitor_interval=0.1,
+            signals_to_handle=",".join(number.name for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN),
             # the first process shows its progress, the others do not
             logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
@@ -94,7 +96,7 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
                 f"{launcher.machines} of them and check the address"
             ) from None
         except SignalException as error:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+            print(stopped_by(error.sigval), file=sys.stderr)
             sys.exit(128 + error.sigval)
         finally:
             del os.environ[SENTENCES]

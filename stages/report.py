@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.artifacts import write_json
 from pipeline.atomic import atomic_file
 from pipeline.config import Params
+from pipeline.disk import require_space
 from pipeline.errors import BudgetError
 from pipeline.layout import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
 from pipeline.report import OnDevice, budget_sentence, build_report, read_inputs, write_deploy
@@ -18,13 +19,16 @@ from stages.common import run
 def report(params: Params) -> None:
     inputs = read_inputs(Path(), params.budget, runtime_class("tensorrt").unavailable())
     result = build_report(inputs)
+    row = result.recommendation.row
+    require_space(PAGE, len(result.html.encode()), "the page and the tables")
+    size = 0 if row is None else row["size_bytes"]
+    require_space(DEPLOY, size, "the files to deploy", output=size)
     write_json(SUMMARY, result.summary)
     write_json(METRICS, result.metrics)
     with atomic_file(PAGE) as temporary:
         temporary.write_text(result.html, encoding="utf-8")
     for device in result.devices:
         print(f"{device.entry['name']}: {_of_device(device)}")
-    row = result.recommendation.row
     if row is None:
         shutil.rmtree(DEPLOY, ignore_errors=True)  # an earlier recommendation must not be taken for this one
         raise BudgetError(budget_sentence(result.recommendation))

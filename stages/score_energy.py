@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import check_lineage, write_json
+from pipeline.artifacts import ROW_BYTES, check_lineage, write_json
 from pipeline.checkpoint import crash_folder
 from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.distributed import World, join
 from pipeline.energy import telling_groups
 from pipeline.evaluation import GROUP_NAMES
@@ -37,6 +38,11 @@ def _score_energy(params: Params, device: torch.device, world: World) -> None:
         data = read_card(DATA)["fingerprint"]
         check_lineage(TEACHER, card["lineage"], {"data": data})
         splits = {name: open_images(DATA, name, device) for name in ("train", "test")}
+        if world.first:
+            images = sum(map(len, splits.values()))
+            require_space(CHECKPOINTS / "energy", images * ROW_BYTES, "the scores that are stored in parts")
+            require_space(ENERGY, images * ROW_BYTES, "the energy tables", output=images * ROW_BYTES)
+            require_space(ENERGY_METRICS, 0, "the metrics")
     teacher.to(device).to(memory_format=torch.channels_last)
     lineage = {"temperature": params.energy.temperature, "data": data, "teacher": card["weights_sha256"]}
     # a CPU and a GPU do not round alike, so one does not go on with the energies of the other

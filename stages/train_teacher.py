@@ -6,6 +6,7 @@ from pipeline.compute import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import steps_per_epoch
 from pipeline.data.store import read_card
+from pipeline.disk import require_space
 from pipeline.distributed import join
 from pipeline.layout import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
 from pipeline.teacher import make_teacher
@@ -18,6 +19,7 @@ def train_teacher(params: Params) -> None:
     training = params.teacher.training
     epochs = training.epochs if params.teacher.checkpoint is None else 0
     steps = steps_per_epoch(read_card(DATA)["counts"]["train"], training.batch_size)
+    require_space(TEACHER_CURVES, 0, "the learning curves")
     with join(device) as world, learning_curves(TEACHER_CURVES, "teacher", epochs, steps, world) as curves:
         card = make_teacher(
             TEACHER, DATA, params, device, CHECKPOINTS, world=world, on_step=curves.step, on_epoch=curves.epoch

@@ -6,21 +6,25 @@ Both hand out the same thing, so that crops, flips and normalisation are the sam
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.image_files import decode_at
-from pipeline.errors import DataError
+from pipeline.disk import SMALL
+from pipeline.errors import DataError, SpaceError
 
 MOST_WORKERS = 16
 _AHEAD = 4  # batches that each worker has ready
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where torch hands batches over
 _BLOCK = 256  # batches whose indices are moved at once
 
 
@@ -92,12 +96,15 @@ class StreamedPixels:
 
         Raises:
             DataError: a file was removed or damaged since it was prepared.
+            SpaceError: what is decoded ahead does not fit into shared memory.
         """
         batches = (index.tolist() for index in _on_cpu(indices))
         most = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         first = list(islice(batches, max(most, 2)))
         # a lone batch is decoded here: there is nothing to be ahead of
         workers = min(most, len(first)) if len(first) > 1 else 0
+        if workers:
+            _check_shared_memory((workers * _AHEAD + 1) * len(first[0]) * 3 * self.size**2)
         loader: DataLoader[Any] = DataLoader(
             self._files,
             batch_sampler=chain(first, batches),
@@ -109,7 +116,7 @@ class StreamedPixels:
             multiprocessing_context="fork" if workers else None,
             generator=torch.Generator(),  # it seeds workers, from the global generator unless told
         )
-        for batch in loader:
+        for batch in _from_living(loader):
             if isinstance(batch, str):
                 raise DataError(f"{batch}; it was whole when the data were prepared, so run `dvc repro -f prepare`")
             moved = batch.to(self._device, non_blocking=True)
@@ -132,7 +139,39 @@ def _together(items: list[Tensor | str]) -> Tensor | str:
     """The images as one tensor, or the first problem among them."""
     images = [item for item in items if isinstance(item, Tensor)]
     problems = [item for item in items if isinstance(item, str)]
-    return problems[0] if problems else torch.stack(images)
+    if problems:
+        return problems[0]
+    if get_worker_info() is None:
+        return torch.stack(images)
+    # Left to the thread that sends it, the batch would be lost where shared memory is full, and the parent would wait.
+    batch = torch.empty(len(images), *images[0].shape, dtype=torch.uint8)
+    batch.share_memory_()  # type: ignore[no-untyped-call]
+    return torch.stack(images, out=batch)
+
+
+def _from_living(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches. A worker that is gone is one kind of error, also where torch meets it in the middle of a batch."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # of the socket over which memory is handed on
+        raise RuntimeError(f"DataLoader worker exited unexpectedly: {type(error).__name__}") from error
+
+
+def _check_shared_memory(needed: int) -> None:
+    """Refuse more than shared memory can hold: workers would die of it at some later moment.
+
+    Args:
+        needed: bytes of the batches that are decoded ahead.
+    """
+    if not _SHARED_MEMORY.exists():
+        return
+    usage = shutil.disk_usage(_SHARED_MEMORY)
+    if usage.total and needed + SMALL > usage.free:  # a size of 0: without a limit
+        raise SpaceError(
+            f"the images that are decoded ahead need {(needed + SMALL) / 1e6:,.1f} MB, but {_SHARED_MEMORY} has "
+            f"{usage.free / 1e6:,.1f} MB free; enlarge it (docker run --shm-size), lower batch_size of the training, "
+            "or set data.storage to packed"
+        )
 
 
 def _on_cpu(indices: Iterable[Tensor]) -> Iterator[Tensor]:

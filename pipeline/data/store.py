@@ -9,7 +9,6 @@ set in memory to be written.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,10 +27,12 @@ from pipeline.atomic import atomic_file, atomic_folder
 from pipeline.config import DataParams, checked
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit
+from pipeline.disk import require_space
 from pipeline.errors import DataError, brief
 from pipeline.memory import host_memory
 
 CARD = "data.json"
+_MANIFEST_BYTES = 512  # of an image's path and hash, which are compressed
 _CHUNK_BYTES = 2**23  # of uint8 pixels held at once; statistics take eight times as much
 
 
@@ -90,7 +91,8 @@ def write_store(
             an earlier run is removed.
 
     Raises:
-        DataError: images cannot be decoded, or the disk cannot hold the store.
+        DataError: images cannot be decoded.
+        SpaceError: the disk cannot hold the store.
     """
     size = params.image_size
     total = sum(len(indices) for _, indices in members.values())
@@ -98,8 +100,9 @@ def write_store(
     problems = name_problems_of(source)
     if bad_list is not None and bad_list.exists():
         bad_list.unlink()
-    if packed:
-        _check_disk(folder, total * size * size * 3)
+    needed = total * (size * size * 3 if packed else _MANIFEST_BYTES) + 8 * total
+    remedy = "free space, lower data.image_size, or set data.storage to files" if packed else "free space there"
+    require_space(folder, needed, f"the {'packed images' if packed else 'lists of images'}", remedy, output=needed)
     with atomic_folder(folder) as temporary:
         sums = {}
         for name in SPLITS:
@@ -383,13 +386,3 @@ def _fingerprint(folder: Path, card: dict[str, Any]) -> str:
         digest.update(f"{path.name} {' '.join(hashes)}\n".encode())
     digest.update(repr([card[key] for key in ("class_names", "image_size", "mean", "std")]).encode())
     return digest.hexdigest()
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise DataError(
-            f"the packed images need {needed / 1e6:,.1f} MB, but {existing} has {free / 1e6:,.1f} MB free; free space, "
-            "lower data.image_size, or set data.storage to files"
-        )

@@ -7,11 +7,12 @@ the kind of machine that built it: :mod:`pipeline.runtimes` builds it there, fro
 from __future__ import annotations
 
 from pipeline.export.calibration import select, write_record
-from pipeline.export.files import ExportedFile, PlannedFile, export_all, plan
+from pipeline.export.files import GRAPH_BYTES, ExportedFile, PlannedFile, export_all, plan
 from pipeline.export.parity import Parity, check_parity, compare
 from pipeline.export.structure import check_structure
 
 __all__ = [
+    "GRAPH_BYTES",
     "ExportedFile",
     "Parity",
     "PlannedFile",

@@ -24,6 +24,9 @@ from pipeline.export.torch_program import TorchProgram
 from pipeline.runtimes import Answers, joined, load, run_padded
 from pipeline.runtimes.errors import RuntimesError
 
+# What a file takes beside the fp32 weights, at most: the graph, with all that a format notes of each operation. No
+# precision takes more for the weights.
+GRAPH_BYTES = 4 * 2**20
 _CHUNK = 32  # images per call of a runtime
 _PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -126,7 +129,8 @@ def export_all(
 
     Raises:
         ExportError: images of another shape or type, a network or a file that cannot be exported, a file that is not
-            what it claims to be or is too far from its network, or a folder that cannot be written.
+            what it claims to be or is too far from its network, or a file where the folder is to be.
+        OSError: the folder cannot be written.
     """
     for name, images in (("calibration", calibration_images), ("parity", parity_images)):
         if images.ndim != 4 or images.shape[1:] != (3, image_size, image_size) or images.dtype != np.float32:
@@ -138,6 +142,10 @@ def export_all(
             raise ExportError(
                 f"the {name} images are none, or hold values that are not finite; run the stage prepare again"
             )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ExportError(f"{out} is a file; remove it, or choose another folder") from None
     networks = {"student": student, "teacher": teacher}
     exported: list[ExportedFile] = []
     sources: dict[str, Source] = {}
@@ -165,13 +173,7 @@ def export_all(
         if float_nodes:
             described["float_nodes"] = json.dumps(float_nodes)
         path = out / file.name
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            parts = file.format.write(source, file.precision, path, described)
-        except OSError as error:
-            raise ExportError(
-                f"{path} cannot be written ({error.strerror or error}); free the disk or change the folder's rights"
-            ) from error
+        parts = file.format.write(source, file.precision, path, described)
         batch = None if file.format.name == "torch" else params.batch
         answers, executed = _run(file, path, parity_images, batch)
         reference = references[file.role]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -26,5 +27,8 @@ class TorchProgram:
             raise ValueError(f"a torch program is written in fp32, not in {precision}")
         network = WithEnergy(source.network, source.energy_temperature)
         program = capture(network, source.image_size, source.role)
-        torch.export.save(program, path, extra_files=dict(sorted(metadata.items())))
+        # not into the file: a full disk would end the whole process there
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files=dict(sorted(metadata.items())))
+        path.write_bytes(content.getbuffer())
         return (path,)

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import read_card, read_split, write_store
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SpaceError
 
 
 def pack(folder, data_params):
@@ -171,8 +171,8 @@ def test_images_of_one_colour_are_refused(params, tmp_path):
 
 
 def test_a_store_that_no_disk_can_hold_is_refused_before_it_is_written(params, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.store.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(DataError, match="free"):
+    monkeypatch.setattr("pipeline.disk.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(SpaceError, match=r"the packed images need .* free; free space, lower data\.image_size"):
         pack(tmp_path / "store", params.data)
     assert not list(tmp_path.iterdir())
 
