@@ -14,12 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, sha256_file, write_json
-from pipeline.config import BudgetParams, validated
+from pydantic import BaseModel
+
+from pipeline.artifacts import check_lineage, read_json, sha256_file, write_json
+from pipeline.config import BudgetParams, checked, validated
 from pipeline.errors import DataError, ParamsError, brief
 from pipeline.layout import TARGET_INDEX, TARGETS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+
+
+class _Result(BaseModel):
+    samples_sha256: str
 
 
 def check_name(name: str) -> str:
@@ -80,11 +86,15 @@ def enter_result(name: str, budget: BudgetParams) -> None:
     """Put the device's present result and budget into the index.
 
     Raises:
-        DataError: it was not measured, or the index is damaged.
+        DataError: it was not measured, or the result or the index is damaged.
+        LineageError: the samples beside it are of another measurement.
     """
-    path = result_file(name)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; run `{remeasure(name)}` to make it")
+    path, samples, remedy = result_file(name), samples_file(name), f"run `{remeasure(name)}` to make it"
+    for file in (path, samples):
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; {remedy}")
+    result = checked(_Result, read_json(path), path, f"{remedy} anew")
+    check_lineage(path, {"samples": result["samples_sha256"]}, {"samples": sha256_file(samples)}, f"{remedy} anew")
     entry = {"result_sha256": sha256_file(path), "budget": budget.model_dump()}
     with _locked(TARGETS):
         index = read_index()

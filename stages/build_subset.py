@@ -7,12 +7,13 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import check_lineage, read_energy, sha256_file, write_json, write_table
+from pipeline.artifacts import check_lineage, check_scored, read_energy, sha256_file, write_json, write_table
 from pipeline.config import Params
 from pipeline.data.store import read_card
 from pipeline.errors import DataError
 from pipeline.heda import PAPER_RANGE, select_subset
-from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS
+from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS, TEACHER
+from pipeline.manifests import read_network_card
 from stages.common import run
 
 
@@ -22,7 +23,9 @@ def build_subset(params: Params) -> None:
         logging.warning("heda.fraction %g is outside the paper's range %g..%g", fraction, *PAPER_RANGE)
     data = read_card(DATA)
     table, lineage = read_energy(ENERGY)
-    check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
+    teacher = read_network_card(TEACHER)["weights_sha256"]
+    check_lineage(ENERGY, lineage, {"split": "train", "data": data["fingerprint"], "teacher": teacher})
+    check_scored(ENERGY, table, data["counts"]["train"])
     try:
         energy = torch.from_numpy(table["energy"].copy())
         chosen = select_subset(energy, fraction, params.heda.subset, params.seed).numpy()

@@ -28,6 +28,7 @@ from pipeline.device.errors import PlanError
 from pipeline.device.files import MARK, told
 from pipeline.errors import CheckpointError, DataError, ParamsError, brief
 from pipeline.weights import load_foreign, state_hash
+from tests.conftest import write_manifest
 
 CARD = {
     "name": "digits",
@@ -243,10 +244,10 @@ def test_a_manifest_of_images_with_paths_that_are_none_is_refused(path: bytes | 
 def test_a_manifest_cannot_name_a_file_outside_of_its_folder(name: Any, tmp_path: Path) -> None:
     manifest = tmp_path / "export/manifest.json"
     manifest.parent.mkdir()
-    (tmp_path / "student.pt2").write_bytes(b"code")
-    file = {"name": name, "format": "torch", "sha256": hashlib.sha256(b"code").hexdigest()}
-    manifest.write_text(json.dumps({"files": [file]}))
-    with pytest.raises(DataError, match="no file of its folder"):
+    for folder in (tmp_path, manifest.parent):
+        (folder / "student.pt2").write_bytes(b"code")
+    write_manifest(manifest, "student.pt2", name=name)
+    with pytest.raises(DataError, match=r"files\.0\.name.* (no file of its folder|valid string)"):
         candidates(manifest, ["torch"], "params.yaml: evaluate.runtimes")
 
 
