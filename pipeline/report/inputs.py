@@ -24,7 +24,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import BudgetParams, checked
 from pipeline.data.store import read_card
-from pipeline.errors import DataError
+from pipeline.errors import DataError, brief
 from pipeline.layout import (
     BENCHMARK,
     CURVES_LINEAGE,
@@ -111,7 +111,7 @@ def read_inputs(root: Path, budget: BudgetParams, tensorrt_unavailable: str | No
         energy=Table(*read_energy(root / ENERGY, *THRESHOLDS)),
         energy_test=Table(*read_energy(root / ENERGY_TEST)),
         subset=Table(*read_subset(root / SUBSET)),
-        curves=_read_curves(root),
+        curves=read_curves(root),
         energy_sha256=sha256_file(root / ENERGY),
         subset_sha256=sha256_file(root / SUBSET),
         tensorrt_unavailable=tensorrt_unavailable,
@@ -172,7 +172,12 @@ def _check_curves(folder: Path, expected: Mapping[str, str]) -> None:
     check_lineage(folder, found["lineage"], expected)
 
 
-def _read_curves(root: Path) -> dict[str, dict[str, Curve]]:
+def read_curves(root: Path) -> dict[str, dict[str, Curve]]:
+    """The curves of the networks that were trained here, as in :class:`Inputs`.
+
+    Raises:
+        DataError: one is damaged.
+    """
     curves: dict[str, dict[str, Curve]] = {}
     for role, folder in _CURVES.items():
         metrics = root / folder / "plots" / "metrics"
@@ -187,7 +192,8 @@ def _read_curve(path: Path) -> Curve:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         points = np.array([[float(row["step"]), float(row.get("value") or row[path.stem])] for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a DVCLive curve ({error!r}); run `dvc repro` to make it anew") from None
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = brief(repr(error))  # that of bytes which are no text holds all of them
+        raise DataError(f"{path} is not a DVCLive curve ({reason}); run `dvc repro` to make it anew") from None
     finite = points[np.isfinite(points).all(axis=1)] if len(points) else points.reshape(0, 2)
     return Curve(tuple(finite[:, 0].tolist()), tuple(finite[:, 1].tolist()))

@@ -17,7 +17,7 @@ from pipeline.candidates import candidates
 from pipeline.config import load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
-from pipeline.layout import DATA, ENERGY_TEST, EXPORT_MANIFEST
+from pipeline.layout import DATA, EXPORT_MANIFEST
 from pipeline.measurement import bundle_content, document, make_plan, spread_over
 from pipeline.remote import BundleContent
 from pipeline.runtimes import load
