@@ -22,6 +22,7 @@ from pipeline.errors import DataError, ParamsError, brief
 from pipeline.layout import TARGET_INDEX, TARGETS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class _Result(BaseModel):
@@ -76,10 +77,15 @@ def read_index(path: Path = TARGET_INDEX) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise DataError(f"{path} is not an index of device results; {remedy}")
     for name, entry in index.items():
-        if not isinstance(entry, dict) or entry.keys() != {"result_sha256", "budget"} or not _NAME.fullmatch(name):
+        whole = isinstance(entry, dict) and entry.keys() == {"result_sha256", "budget"} and _NAME.fullmatch(name)
+        if not whole or not _is_hash(entry["result_sha256"]):
             raise DataError(f"{path} has a damaged entry {brief(repr(name))}; {remedy}")
         validated(BudgetParams, entry["budget"], f"{path}: {name}.budget")
     return index
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def enter_result(name: str, budget: BudgetParams) -> None:

@@ -22,7 +22,7 @@ import pipeline
 from bench.fuzz.readers.graph import classifier
 from pipeline.artifacts import LINEAGE_KEY, check_members, check_scored, read_energy, read_json
 from pipeline.candidates import candidates
-from pipeline.config import read_yaml
+from pipeline.config import BudgetParams, read_yaml
 from pipeline.data.store import read_card, read_split
 from pipeline.device import Plan, Variant, errors
 from pipeline.device.bundle import BundleError, open_bundle
@@ -34,6 +34,7 @@ from pipeline.report.device_result import Benchmark
 from pipeline.report.evaluation_file import Evaluation
 from pipeline.report.inputs import read_curves, read_measured
 from pipeline.runtimes import ModelFileError, load
+from pipeline.targets import read_index
 from pipeline.weights import build_network, load_foreign, read_network, state_hash, write_network
 from tests.conftest import CARD as CARD_OF_STUDENT
 from tests.conftest import write_manifest
@@ -346,6 +347,14 @@ def test_a_measurement_of_other_values_is_refused(
     (tmp_path / "a.json").write_text(json.dumps(whole | change(whole)))
     with pytest.raises(DataError, match=words):
         read_measured(tmp_path / "a.json", schema)
+
+
+@pytest.mark.parametrize("sha256", [5, None, "0" * 63, ["0" * 64]])
+def test_an_index_with_a_hash_that_is_none_is_refused(sha256: Any, tmp_path: Path) -> None:
+    budget = dict.fromkeys(BudgetParams.model_fields)
+    (tmp_path / "results.json").write_text(json.dumps({"board": {"result_sha256": sha256, "budget": budget}}))
+    with pytest.raises(DataError, match="damaged entry 'board'"):
+        read_index(tmp_path / "results.json")
 
 
 def test_tables_that_lack_images_or_have_others_are_refused() -> None:

@@ -109,7 +109,7 @@ def _read_bundle(folder: Path, seeds: Json) -> None:
     verify(bundle)
     out = folder / "out/files"
     plan = extract(bundle, out)
-    Plan.fromas_json(plan.toas_json())
+    Plan.from_json(plan.to_json())
     json.dumps(dict(bundle.card))
     for path in (folder / "out").rglob("*"):
         assert not path.is_symlink(), "a link was extracted"
