@@ -22,10 +22,13 @@ ROW_BYTES = 48  # of an image in any of our tables, at most
 _DEEPEST = 50  # lists and mappings of JSON within each other
 # what the readers of these tables take for granted
 _SUBSET_COLUMNS = {"index": "i", "label": "i", "energy": "f"}
-_ENERGY_COLUMNS = {"index": "i", "label": "i", "energy": "f", "confidence": "f", "correct": "b", "group": "i"}
+_SCORE_COLUMNS = {"label": "i", "energy": "f", "confidence": "f", "correct": "b"}
+_ENERGY_COLUMNS = {"index": "i", **_SCORE_COLUMNS, "group": "i"}
 # what is used to index other arrays; torch would end a GPU's process at a wrong one, and numpy takes -1 for the last
 _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
 THRESHOLDS = ("low_threshold", "high_threshold")  # of the groups, in the lineage of an energy table
+# what the energies of the test images and the student must have in common
+FROM_TEACHER = ("data", "teacher", "energy")
 
 
 def sha256_file(path: Path) -> str:
@@ -198,12 +201,38 @@ def read_energy(path: Path, *facts: str) -> tuple[dict[str, Any], dict[str, Any]
     return columns, lineage
 
 
+def read_scores(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same for a table of scores, which has all images of a split in order and neither groups nor a temperature."""
+    return read_table(path, _SCORE_COLUMNS)
+
+
 def read_subset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns [M] and lineage of a table of chosen images, likewise."""
     return read_table(path, _SUBSET_COLUMNS)
 
 
-def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str, str]) -> None:
+def check_scored(path: Path, columns: Mapping[str, Any], images: int) -> None:
+    """Refuse an energy table that does not have each of so many images once, in order.
+
+    Raises:
+        DataError: it has not. Its lineage should be checked first, because that tells what a mixed file is.
+    """
+    if not np.array_equal(columns["index"], np.arange(images)):
+        raise DataError(f"{path} does not list the images 0 to {images - 1}; run `dvc repro` to make it anew")
+
+
+def check_members(path: Path, columns: Mapping[str, Any], images: int) -> None:
+    """Refuse a table of chosen images that are not all among so many; the rest as for :func:`check_scored`."""
+    if columns["index"].max(initial=0) >= images:
+        raise DataError(f"{path} has images that are not among the {images}; run `dvc repro` to make it anew")
+
+
+def check_lineage(
+    path: Path,
+    lineage: Mapping[str, Any],
+    expected: Mapping[str, str],
+    remedy: str = "run `dvc repro` so that both come from one run",
+) -> None:
     """Refuse a file that was made from other inputs than the ones in use.
 
     Raises:
@@ -214,5 +243,5 @@ def check_lineage(path: Path, lineage: Mapping[str, Any], expected: Mapping[str,
         if recorded != wanted:
             raise LineageError(
                 f"{path} was made from {name} {brief(str(recorded)[:12])}, but the {name} in use is {wanted[:12]}; "
-                "run `dvc repro` so that both come from one run"
+                f"{remedy}"
             )

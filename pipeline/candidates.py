@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, sha256_model
-from pipeline.errors import DataError, LineageError, ParamsError, brief
+from pipeline.artifacts import sha256_model
+from pipeline.errors import LineageError, ParamsError
+from pipeline.manifests import read_manifest
 from pipeline.runtimes import FORMAT_READ_BY, runtime_class
 
 
@@ -36,15 +37,10 @@ def candidates(
 
     Raises:
         ParamsError: none of the files is for a runtime, or the manifest does not list a wanted one.
-        DataError: a file is missing, or the manifest names one outside of its folder.
+        DataError: a file is missing, or the manifest is damaged or names one outside of its folder.
         LineageError: a file is not the one that the manifest lists.
     """
-    listed = {file["name"]: file for file in read_json(manifest)["files"]}
-    for name in listed:
-        if not isinstance(name, str) or not name or Path(name).name != name:
-            raise DataError(
-                f"{manifest} lists {brief(repr(name))}, which is no file of its folder; run `dvc repro export`"
-            )
+    listed = {file["name"]: file for file in read_manifest(manifest)["files"]}
     unknown = [name for name in names or () if name not in listed]
     if unknown:
         where = key.partition(":")[0]

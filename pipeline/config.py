@@ -381,7 +381,8 @@ def checked(schema: type[BaseModel], value: Any, path: Path, remedy: str) -> dic
     try:
         schema.model_validate(value, strict=True)
     except ValidationError as error:
-        reason = _sentence(error, schema).rpartition("; ")[0]
+        sentence = _sentence(error, schema)
+        reason = sentence.rpartition("; ")[0] or sentence  # a value error of a schema names no remedy
         raise DataError(f"{path} is not what it should be ({reason}); {remedy}") from None
     found: dict[str, Any] = value
     return found

@@ -31,6 +31,7 @@ DEPLOY = ARTIFACTS / "deploy"
 REPORTS = Path("reports")
 TEACHER_CURVES = REPORTS / "curves/teacher"
 STUDENT_CURVES = REPORTS / "curves/student"
+CURVES_LINEAGE = "lineage.json"  # in the folders of curves: whose they are
 ENERGY_METRICS = REPORTS / "energy.json"
 ENERGY_HISTOGRAM = REPORTS / "energy_histogram.csv"
 SUBSET_METRICS = REPORTS / "subset.json"

@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, model_files, read_energy, read_json, write_json
+from pipeline.artifacts import (
+    FROM_TEACHER,
+    check_lineage,
+    check_scored,
+    model_files,
+    read_energy,
+    sha256_file,
+    write_json,
+)
 from pipeline.atomic import atomic_file
 from pipeline.candidates import Candidate
 from pipeline.config import BenchmarkParams
@@ -27,6 +35,7 @@ from pipeline.errors import ParamsError
 from pipeline.evaluation import top1_correct
 from pipeline.inference import inference_batch
 from pipeline.layout import DATA, ENERGY_TEST, EXPORT_MANIFEST, STUDENT
+from pipeline.manifests import read_manifest
 from pipeline.remote import Address, BundleContent, run_bundle, write_bundle
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
 from pipeline.weights import read_network
@@ -56,9 +65,11 @@ def bundle_content(plan: Plan, wanted: int) -> BundleContent:
     data = read_card(DATA)
     student, card = read_network(STUDENT)
     scores, scored = read_energy(ENERGY_TEST)
-    exported = read_json(EXPORT_MANIFEST)["lineage"]
-    check_lineage(ENERGY_TEST, scored, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
+    exported = read_manifest(EXPORT_MANIFEST)["lineage"]
+    check_lineage(STUDENT, card["lineage"], {"data": data["fingerprint"]})
+    check_lineage(ENERGY_TEST, scored, {"split": "test"} | {key: card["lineage"][key] for key in FROM_TEACHER})
     check_lineage(EXPORT_MANIFEST, exported, {"data": data["fingerprint"], "student": card["weights_sha256"]})
+    check_scored(ENERGY_TEST, scores, data["counts"]["test"])
     images = open_images(DATA, "test", torch.device("cpu"))
     index = spread_over(len(images), wanted)
     inputs = images.centre(torch.from_numpy(index)).contiguous()
@@ -155,7 +166,7 @@ def measure(
     bundle = folder / BUNDLE
     write_bundle(bundle, content)
     result = run_bundle(bundle, address, folder, timeout_seconds=timeout_seconds, on_progress=on_progress)
-    return document(result, chosen, settings, content)
+    return document(result, chosen, settings, content) | {"samples_sha256": sha256_file(folder / SAMPLES)}
 
 
 def document(result: Json, chosen: Sequence[Candidate], settings: BenchmarkParams, sent: BundleContent) -> Json:

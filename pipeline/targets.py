@@ -14,12 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, sha256_file, write_json
-from pipeline.config import BudgetParams, validated
+from pydantic import BaseModel
+
+from pipeline.artifacts import check_lineage, read_json, sha256_file, write_json
+from pipeline.config import BudgetParams, checked, validated
 from pipeline.errors import DataError, ParamsError, brief
 from pipeline.layout import TARGET_INDEX, TARGETS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class _Result(BaseModel):
+    samples_sha256: str
 
 
 def check_name(name: str) -> str:
@@ -70,21 +77,30 @@ def read_index(path: Path = TARGET_INDEX) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise DataError(f"{path} is not an index of device results; {remedy}")
     for name, entry in index.items():
-        if not isinstance(entry, dict) or entry.keys() != {"result_sha256", "budget"} or not _NAME.fullmatch(name):
+        whole = isinstance(entry, dict) and entry.keys() == {"result_sha256", "budget"} and _NAME.fullmatch(name)
+        if not whole or not _is_hash(entry["result_sha256"]):
             raise DataError(f"{path} has a damaged entry {brief(repr(name))}; {remedy}")
         validated(BudgetParams, entry["budget"], f"{path}: {name}.budget")
     return index
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def enter_result(name: str, budget: BudgetParams) -> None:
     """Put the device's present result and budget into the index.
 
     Raises:
-        DataError: it was not measured, or the index is damaged.
+        DataError: it was not measured, or the result or the index is damaged.
+        LineageError: the samples beside it are of another measurement.
     """
-    path = result_file(name)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; run `{remeasure(name)}` to make it")
+    path, samples, remedy = result_file(name), samples_file(name), f"run `{remeasure(name)}` to make it"
+    for file in (path, samples):
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; {remedy}")
+    result = checked(_Result, read_json(path), path, f"{remedy} anew")
+    check_lineage(path, {"samples": result["samples_sha256"]}, {"samples": sha256_file(samples)}, f"{remedy} anew")
     entry = {"result_sha256": sha256_file(path), "budget": budget.model_dump()}
     with _locked(TARGETS):
         index = read_index()

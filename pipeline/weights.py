@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 import models
 from models.describe import count_macs, count_parameters
-from pipeline.artifacts import read_json, sha256_file, write_json
+from pipeline.artifacts import sha256_file, write_json
 from pipeline.atomic import atomic_folder
 from pipeline.config import DistillParams
 from pipeline.errors import CheckpointError, LineageError, ParamsError, brief
+from pipeline.manifests import CARD, read_network_card
 
 WEIGHTS = "weights.safetensors"
-CARD = "card.json"
 _WRAPPERS = ("model", "state_dict")
+_STAGES = {"teacher": "train_teacher", "student": "distill"}
 
 
 def build_network(name: str, num_classes: int, key: str) -> nn.Module:
@@ -103,10 +104,11 @@ def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of ``folder`` in eval mode on the CPU, and its card.
 
     Raises:
+        DataError: there is no card, or it is damaged.
         LineageError: the weights are not the ones that the card describes.
-        CheckpointError: the weights do not fit the card's network.
+        CheckpointError: the weights do not fit the card's network, or hold values that are not finite.
     """
-    card: dict[str, Any] = read_json(folder / CARD)
+    card = read_network_card(folder)
     path = folder / WEIGHTS
     found = sha256_file(path) if path.exists() else "no file"
     if found != card["weights_sha256"]:
@@ -114,7 +116,13 @@ def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"{path} has hash {found[:12]}, but its card was written for {card['weights_sha256'][:12]}; run `dvc repro`"
         )
     network = build_network(card["network"], card["num_classes"], f"{card['role']}.network")
-    load_state(network, _read_state(path), path)
+    try:
+        load_state(network, _read_state(path), path)
+    except CheckpointError as error:
+        # its remedies are for other people's files; what is damaged here would be found again in the crash checkpoint
+        raise CheckpointError(
+            f"{str(error).partition('; ')[0]}; remove .checkpoints and run `dvc repro -f {_STAGES[card['role']]}`"
+        ) from None
     return network.eval(), card
 
 

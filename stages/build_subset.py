@@ -7,13 +7,14 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import ROW_BYTES, check_lineage, read_energy, sha256_file, write_json, write_table
+from pipeline.artifacts import ROW_BYTES, check_lineage, check_scored, read_energy, sha256_file, write_json, write_table
 from pipeline.config import Params
 from pipeline.data.store import read_card
 from pipeline.disk import require_space
 from pipeline.errors import DataError
 from pipeline.heda import PAPER_RANGE, select_subset
-from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS
+from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS, TEACHER
+from pipeline.manifests import read_network_card
 from stages.common import run
 
 
@@ -23,7 +24,9 @@ def build_subset(params: Params) -> None:
         logging.warning("heda.fraction %g is outside the paper's range %g..%g", fraction, *PAPER_RANGE)
     data = read_card(DATA)
     table, lineage = read_energy(ENERGY)
-    check_lineage(ENERGY, lineage, {"data": data["fingerprint"]})
+    teacher = read_network_card(TEACHER)["weights_sha256"]
+    check_lineage(ENERGY, lineage, {"split": "train", "data": data["fingerprint"], "teacher": teacher})
+    check_scored(ENERGY, table, data["counts"]["train"])
     size = len(table["label"]) * ROW_BYTES
     require_space(SUBSET, size, "the tables of chosen images", output=size)
     require_space(SUBSET_METRICS, 0, "the metrics")

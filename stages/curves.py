@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dvclive import Live
 from scmrepo.exceptions import SCMError
 from tqdm import tqdm
 
+from pipeline.artifacts import write_json
 from pipeline.distributed import ALONE, World
 from pipeline.errors import DataError
+from pipeline.layout import CURVES_LINEAGE
 from pipeline.training import EpochRecord
 
 
@@ -51,6 +54,11 @@ class NoCurves:
 
     def epoch(self, record: EpochRecord) -> None:
         """Write nothing."""
+
+
+def write_lineage(folder: Path, card: Mapping[str, Any]) -> None:
+    """Say in a folder of finished curves whose they are: of the network with this card."""
+    write_json(folder / CURVES_LINEAGE, {"lineage": {card["role"]: card["weights_sha256"]}})
 
 
 @contextmanager

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from pipeline import distillation
-from pipeline.artifacts import THRESHOLDS, check_lineage, read_energy, read_subset, sha256_file
+from pipeline.artifacts import (
+    THRESHOLDS,
+    check_lineage,
+    check_members,
+    check_scored,
+    read_energy,
+    read_subset,
+    sha256_file,
+)
 from pipeline.card import network_card, training_card
 from pipeline.checkpoint import open_checkpoint
 from pipeline.compute import choose_device
@@ -21,7 +29,7 @@ from pipeline.distributed import World, join
 from pipeline.energy import EnergyGroups
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
 from pipeline.weights import build_student, check_runs, read_network, state_bytes, write_network
-from stages.curves import learning_curves
+from stages.curves import learning_curves, write_lineage
 from stages.launcher import run_together
 
 
@@ -48,8 +56,12 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
     if params.distill.initial_weights is not None:
         lineage["initial_weights"] = sha256_file(Path(params.distill.initial_weights))
     check_lineage(TEACHER, teacher_card["lineage"], {"data": data["fingerprint"]})
-    check_lineage(ENERGY, energy_lineage, {"data": data["fingerprint"], "teacher": lineage["teacher"]})
+    check_lineage(
+        ENERGY, energy_lineage, {"split": "train", "data": data["fingerprint"], "teacher": lineage["teacher"]}
+    )
     check_lineage(SUBSET, subset_lineage, {"data": data["fingerprint"], "energy": lineage["energy"]})
+    check_scored(ENERGY, scores, data["counts"]["train"])
+    check_members(SUBSET, subset, data["counts"]["train"])
 
     student = build_student(params.distill, len(data["class_names"]))
     check_runs(student, "distill.network", len(data["class_names"]), data["image_size"])
@@ -93,7 +105,9 @@ def _distill(params: Params, device: torch.device, world: World) -> dict[str, An
         card = network_card("student", params.distill.network, data, lineage)
         card |= training_card(records, params.seed) | choices
         if world.first:
-            write_network(STUDENT, student, card)
+            card = write_network(STUDENT, student, card)
+    if world.first:
+        write_lineage(STUDENT_CURVES, card)
     return card
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.artifacts import check_lineage, read_energy, read_json, write_json
+from pipeline.artifacts import FROM_TEACHER, check_lineage, check_scored, read_energy, write_json
 from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
@@ -15,6 +15,7 @@ from pipeline.evaluation import GROUP_NAMES, is_long_tailed, shot_groups, top1_c
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
 from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT_MANIFEST, STUDENT
+from pipeline.manifests import read_manifest
 from pipeline.runtimes import RuntimesError
 from pipeline.weights import read_network
 from stages.common import progress, run
@@ -27,9 +28,12 @@ def evaluate(params: Params) -> None:
     chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, RUNTIMES_KEY)
     data = read_card(DATA)
     student, card = read_network(STUDENT)
-    scores, lineage = read_energy(ENERGY_TEST)
-    check_lineage(ENERGY_TEST, lineage, {"data": data["fingerprint"], "teacher": card["lineage"]["teacher"]})
-    check_lineage(EXPORT_MANIFEST, read_json(EXPORT_MANIFEST)["lineage"], {"student": card["weights_sha256"]})
+    scores, scored = read_energy(ENERGY_TEST)
+    exported = read_manifest(EXPORT_MANIFEST)["lineage"]
+    check_lineage(STUDENT, card["lineage"], {"data": data["fingerprint"]})
+    check_lineage(ENERGY_TEST, scored, {"split": "test"} | {key: card["lineage"][key] for key in FROM_TEACHER})
+    check_lineage(EXPORT_MANIFEST, exported, {"data": data["fingerprint"], "student": card["weights_sha256"]})
+    check_scored(ENERGY_TEST, scores, data["counts"]["test"])
 
     require_space(EVALUATION, 0, "the results")
     images, validation = (open_images(DATA, name, torch.device("cpu")) for name in ("test", "val"))
@@ -47,7 +51,14 @@ def evaluate(params: Params) -> None:
     classes = {name: int(np.sum(members)) for name, members in shots.items()} if long_tail else None
     write_json(
         EVALUATION,
-        {"schema": 1, "test_images": len(images), "group_sizes": sizes, "shot_classes": classes, "rows": rows},
+        {
+            "schema": 1,
+            "lineage": exported,
+            "test_images": len(images),
+            "group_sizes": sizes,
+            "shot_classes": classes,
+            "rows": rows,
+        },
     )
     for row in rows:
         print(f"{row['name']:20} {row['runtime']:12} {row['precision_executed']:6} top-1 {row['top1']:.2%}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.artifacts import check_lineage, read_energy, sha256_file, write_json
+from pipeline.artifacts import check_lineage, check_scored, read_energy, sha256_file, write_json
 from pipeline.atomic import atomic_folder
 from pipeline.config import Params
 from pipeline.data.loader import Images, open_images
@@ -29,7 +29,9 @@ def export(params: Params) -> None:
     teacher, teacher_card = read_network(TEACHER)
     scores, energy_lineage = read_energy(ENERGY)
     lineage = {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]}
-    check_lineage(ENERGY, energy_lineage, lineage)
+    check_lineage(TEACHER, teacher_card["lineage"], {"data": data["fingerprint"]})
+    check_lineage(ENERGY, energy_lineage, {"split": "train"} | lineage)
+    check_scored(ENERGY, scores, data["counts"]["train"])
     check_lineage(STUDENT, student_card["lineage"], lineage | {"energy": sha256_file(ENERGY)})
     lineage |= {"energy": sha256_file(ENERGY), "student": student_card["weights_sha256"]}
 
@@ -66,6 +68,7 @@ def export(params: Params) -> None:
             selection=calibration.selection,
             seed=calibration.seed,
             int8=settings.int8,
+            lineage={key: lineage[key] for key in ("data", "energy")},
         )
         write_json(
             folder / EXPORT_MANIFEST.name,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import ROW_BYTES, check_lineage, write_json
+from pipeline.artifacts import ROW_BYTES, check_lineage, sha256_file, write_json
 from pipeline.checkpoint import crash_folder
 from pipeline.compute import choose_device
 from pipeline.config import Params
@@ -71,7 +71,9 @@ def _write(train: ScoreParts, test: ScoreParts, params: Params, lineage: dict[st
             GROUP_NAMES[found[0]],
         )
     write_scores(ENERGY, train, groups.codes, lineage | thresholds | {"split": "train"})
-    write_scores(ENERGY_TEST, test, test_codes, lineage | thresholds | {"split": "test"})
+    # the groups of the test images are those of this table's thresholds
+    made_from = lineage | thresholds | {"energy": sha256_file(ENERGY)}
+    write_scores(ENERGY_TEST, test, test_codes, made_from | {"split": "test"})
     write_csv(ENERGY_HISTOGRAM, _histogram(energy))
     train_top1, by_group = scored_top1(train, groups.codes)
     test_top1, _ = scored_top1(test, test_codes)

@@ -10,7 +10,7 @@ from pipeline.disk import require_space
 from pipeline.distributed import join
 from pipeline.layout import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
 from pipeline.teacher import make_teacher
-from stages.curves import learning_curves
+from stages.curves import learning_curves, write_lineage
 from stages.launcher import run_together
 
 
@@ -25,6 +25,7 @@ def train_teacher(params: Params) -> None:
             TEACHER, DATA, params, device, CHECKPOINTS, world=world, on_step=curves.step, on_epoch=curves.epoch
         )
     if world.first:
+        write_lineage(TEACHER_CURVES, card)
         print(f"teacher {card['network']} ({card['source']}): validation top-1 {card['val_top1']:.2%}")
 
 

@@ -8,10 +8,52 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.artifacts import sha256_model, write_json
 from pipeline.config import Params, load_params
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# what a whole card of a network holds, beside what write_network adds
+CARD = {
+    "role": "student",
+    "network": "resnet8",
+    "num_classes": 5,
+    "class_names": list("abcde"),
+    "image_size": 32,
+    "source": "checkpoint",
+    "seed": None,
+    "epochs": None,
+    "val_top1": 0.5,
+    "distill": {},
+    "heda": {},
+    "lineage": dict.fromkeys(("data", "teacher", "energy", "subset"), "0" * 64),
+}
+
+
+def write_manifest(path: Path, *names: str, **changes: object) -> None:
+    """A manifest of files that lie beside it, named by their formats' endings.
+
+    Args:
+        changes: to the entry of each file.
+    """
+    formats = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+    files = [
+        {
+            "name": name,
+            "role": "student",
+            "format": formats[Path(name).suffix],
+            "precision": "fp32",
+            "sha256": sha256_model(path.parent / name),
+            "size_bytes": 1000,
+            "batch": None,
+            **changes,
+        }
+        for name in names
+    ]
+    lineage = dict.fromkeys(("data", "teacher", "energy", "student"), "0" * 64)
+    write_json(path, {"schema": 1, "lineage": lineage, "opset": 18, "files": files})
 
 
 @pytest.fixture(scope="session")

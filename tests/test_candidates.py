@@ -2,21 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.artifacts import sha256_model, write_json
 from pipeline.candidates import candidates, check_available
 from pipeline.errors import DataError, LineageError, ParamsError
 from pipeline.runtimes import runtime_class
+from tests.conftest import write_manifest
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    files = [{"name": "a.onnx", "format": "onnx"}, {"name": "a.pt2", "format": "torch"}]
-    for file in files:
-        (tmp_path / file["name"]).write_text(file["format"])
-        file["sha256"] = sha256_model(tmp_path / file["name"])
-    path = tmp_path / "export.json"
-    write_json(path, {"files": files})
-    return path
+    (tmp_path / "a.onnx").write_text("onnx")
+    (tmp_path / "a.pt2").write_text("torch")
+    write_manifest(tmp_path / "export.json", "a.onnx", "a.pt2")
+    return tmp_path / "export.json"
 
 
 def test_each_file_meets_the_runtimes_that_read_its_format(manifest):

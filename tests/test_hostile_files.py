@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,16 +19,26 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline.artifacts import LINEAGE_KEY, read_energy, read_json
+from bench.fuzz.readers.graph import classifier
+from pipeline.artifacts import LINEAGE_KEY, check_members, check_scored, read_energy, read_json
 from pipeline.candidates import candidates
-from pipeline.config import read_yaml
+from pipeline.config import BudgetParams, read_yaml
 from pipeline.data.store import read_card, read_split
 from pipeline.device import Plan, Variant, errors
 from pipeline.device.bundle import BundleError, open_bundle
 from pipeline.device.errors import PlanError
 from pipeline.device.files import MARK, told
 from pipeline.errors import CheckpointError, DataError, ParamsError, brief
-from pipeline.weights import load_foreign, state_hash
+from pipeline.layout import STUDENT_CURVES
+from pipeline.report.device_result import Benchmark
+from pipeline.report.evaluation_file import Evaluation
+from pipeline.report.inputs import read_curves, read_measured
+from pipeline.runtimes import ModelFileError, load
+from pipeline.targets import read_index
+from pipeline.weights import build_network, load_foreign, read_network, state_hash, write_network
+from tests.conftest import CARD as CARD_OF_STUDENT
+from tests.conftest import write_manifest
+from tests.report.conftest import benchmark, evaluation
 
 CARD = {
     "name": "digits",
@@ -243,11 +254,116 @@ def test_a_manifest_of_images_with_paths_that_are_none_is_refused(path: bytes | 
 def test_a_manifest_cannot_name_a_file_outside_of_its_folder(name: Any, tmp_path: Path) -> None:
     manifest = tmp_path / "export/manifest.json"
     manifest.parent.mkdir()
-    (tmp_path / "student.pt2").write_bytes(b"code")
-    file = {"name": name, "format": "torch", "sha256": hashlib.sha256(b"code").hexdigest()}
-    manifest.write_text(json.dumps({"files": [file]}))
-    with pytest.raises(DataError, match="no file of its folder"):
+    for folder in (tmp_path, manifest.parent):
+        (folder / "student.pt2").write_bytes(b"code")
+    write_manifest(manifest, "student.pt2", name=name)
+    with pytest.raises(DataError, match=r"files\.0\.name.* (no file of its folder|valid string)"):
         candidates(manifest, ["torch"], "params.yaml: evaluate.runtimes")
+
+
+def test_an_onnx_file_without_an_output_or_with_names_that_are_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = classifier("fp32")
+    model.graph.node[0].op_type = "\x1b[2J"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(ModelFileError, match=r"\\x1b\[2J") as caught:
+        load("onnxruntime", tmp_path / "odd.onnx", precision="fp32")
+    assert str(caught.value).isprintable()
+    model = classifier("fp32")
+    del model.graph.output[:]
+    onnx.save(model, tmp_path / "none.onnx")
+    with pytest.raises(ModelFileError, match="1 inputs and 0 outputs"):
+        load("onnxruntime", tmp_path / "none.onnx", precision="fp32")
+
+
+@pytest.mark.parametrize("content", [b"step\tval_top1\n" + b"\xff" * 2000, b'"' + b"x" * 200_000, b"step\n0\n"])
+def test_a_curve_that_is_none_is_refused_in_a_short_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / STUDENT_CURVES / "plots/metrics/val_top1.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not a DVCLive curve") as caught:
+        read_curves(tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights_sha256": None}, "weights_sha256 is None"),
+        ({"lineage": {}}, "lineage.data is missing"),
+        ({"lineage": CARD_OF_STUDENT["lineage"] | {"energy": 5}}, "lineage.energy is 5"),
+        ({"distill": []}, r"distill is \[\]"),
+        ({"num_classes": 10**9}, "num_classes is not the 5 of class_names"),
+        ({"network": "\x1b[2J"}, "characters that cannot be shown"),
+    ],
+)
+def test_a_card_of_a_network_of_other_values_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_network(tmp_path / "student", build_network("resnet8", 5, "distill.network"), CARD_OF_STUDENT)
+    path = tmp_path / "student/card.json"
+    path.write_text(json.dumps(read_json(path) | change))
+    with pytest.raises(DataError, match=words):
+        read_network(tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch": "8"}, r"files\.0\.batch is '8'"),
+        ({"precision": "fp8"}, r"files\.0\.precision is 'fp8'"),
+        ({"sha256": 5}, r"files\.0\.sha256 is 5"),
+        ({"parity": {}}, r"files\.0\.parity\.runtime is missing"),
+    ],
+)
+def test_a_manifest_of_other_values_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"onnx")
+    write_manifest(tmp_path / "export.json", "a.onnx", **change)
+    with pytest.raises(DataError, match=words):
+        candidates(tmp_path / "export.json", ["onnxruntime"], "params.yaml: evaluate.runtimes")
+    (tmp_path / "export.json").write_text('{"lineage": {}, "opset": 18, "files": []}')
+    with pytest.raises(DataError, match=r"lineage\.data is missing"):
+        candidates(tmp_path / "export.json", ["onnxruntime"], "params.yaml: evaluate.runtimes")
+
+
+def _without(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != key} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("schema", "whole", "change", "words"),
+    [
+        (Evaluation, evaluation(), lambda d: {"rows": _without(d["rows"], "routing")}, r"rows\.0\.routing is missing"),
+        (Evaluation, evaluation(), lambda d: {"test_images": 0}, "test_images is 0"),
+        (Evaluation, evaluation(), lambda d: {"shot_classes": {"many": 1}}, "shot_classes.medium is missing"),
+        (Evaluation, evaluation(), lambda d: {"schema": 2}, "not a result that this version reads"),
+        (Benchmark, benchmark(), lambda d: {"rows": _without(d["rows"], "rounds")}, r"rows\.0\.rounds is missing"),
+        (Benchmark, benchmark(), lambda d: {"device": 5}, "device is 5"),
+        (Benchmark, benchmark(), lambda d: {"machine": []}, r"machine is \[\]"),
+    ],
+)
+def test_a_measurement_of_other_values_is_refused(
+    schema: Any, whole: dict[str, Any], change: Callable[..., dict[str, Any]], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read_measured(tmp_path / "a.json", schema) == whole
+    (tmp_path / "a.json").write_text(json.dumps(whole | change(whole)))
+    with pytest.raises(DataError, match=words):
+        read_measured(tmp_path / "a.json", schema)
+
+
+@pytest.mark.parametrize("sha256", [5, None, "0" * 63, ["0" * 64]])
+def test_an_index_with_a_hash_that_is_none_is_refused(sha256: Any, tmp_path: Path) -> None:
+    budget = dict.fromkeys(BudgetParams.model_fields)
+    (tmp_path / "results.json").write_text(json.dumps({"board": {"result_sha256": sha256, "budget": budget}}))
+    with pytest.raises(DataError, match="damaged entry 'board'"):
+        read_index(tmp_path / "results.json")
+
+
+def test_tables_that_lack_images_or_have_others_are_refused() -> None:
+    check_scored(Path("a"), {"index": np.arange(4)}, 4)
+    with pytest.raises(DataError, match="a does not list the images 0 to 3"):
+        check_scored(Path("a"), {"index": np.arange(3)}, 4)
+    check_members(Path("a"), {"index": np.array([3])}, 4)
+    with pytest.raises(DataError, match="not among the 4"):
+        check_members(Path("a"), {"index": np.array([4])}, 4)
 
 
 def test_what_unpickles_is_told_not_to_run_code_and_programs_are_loaded_in_one_place() -> None:

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 import models
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 from pipeline.weights import build_network, load_foreign, read_network, state_hash, write_network
-
-CARD = {"role": "student", "network": "resnet8", "num_classes": 5, "image_size": 32}
+from tests.conftest import CARD
 
 
 @pytest.fixture
@@ -34,6 +33,15 @@ def test_weights_that_the_card_does_not_describe_are_refused(network, tmp_path):
     save_file(models.build("resnet8", 5).state_dict(), tmp_path / "student" / "weights.safetensors")
     with pytest.raises(LineageError, match="its card was written for"):
         read_network(tmp_path / "student")
+
+
+@pytest.mark.parametrize(("role", "stage"), [("teacher", "train_teacher"), ("student", "distill")])
+def test_own_weights_that_are_not_finite_are_to_be_made_anew(network, role, stage, tmp_path):
+    with torch.no_grad():
+        network.fc.bias[0] = torch.nan
+    write_network(tmp_path / role, network, CARD | {"role": role})
+    with pytest.raises(CheckpointError, match=f"not finite; remove .checkpoints and run `dvc repro -f {stage}`$"):
+        read_network(tmp_path / role)
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
 from pipeline.ablation.study import Run
-from pipeline.ablation.upstream import CHECKPOINTS, content_hash, fit_groups, key_of, locate, read_scores
-from pipeline.artifacts import write_json
+from pipeline.ablation.upstream import CHECKPOINTS, content_hash, fit_groups, key_of, locate, made_from, read_scores
+from pipeline.artifacts import check_lineage, read_json, write_json
 from pipeline.atomic import atomic_file
 from pipeline.checkpoint import code_hash, open_checkpoint
 from pipeline.compute import choose_device
-from pipeline.config import Params
+from pipeline.config import Params, checked
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
 from pipeline.distillation import ScoredImages, distill
@@ -35,10 +36,34 @@ from pipeline.evaluation import (
 from pipeline.feature_loss import feature_loss
 from pipeline.heda import select_subset
 from pipeline.inference import all_logits
+from pipeline.manifests import Share
 from pipeline.training import EpochRecord
 from pipeline.weights import build_network, build_student, check_runs, read_network
 
 BEST = "best.safetensors"
+
+
+class _Measured(BaseModel):
+    top1: Share
+    balanced_accuracy: Share
+    top1_high_energy: Share | None
+    top1_many_shot: Share | None
+    top1_medium_shot: Share | None
+    top1_few_shot: Share | None
+
+
+class _Result(BaseModel):
+    """What the table of a study takes for granted of a run's result."""
+
+    seed: int
+    last: _Measured
+    best_validation: _Measured
+    seconds_per_epoch: Annotated[float, Field(ge=0)]
+    device: str
+    threads: int
+    code: str
+    long_tail: bool
+    lineage: dict[str, str]
 
 
 def result_path(run: Run, root: Path) -> Path:
@@ -55,6 +80,19 @@ def result_path(run: Run, root: Path) -> Path:
 def finished(run: Run, root: Path) -> bool:
     """Whether the run was done before."""
     return result_path(run, root).exists()
+
+
+def read_result(run: Run, root: Path) -> dict[str, Any]:
+    """What a finished run gave.
+
+    Raises:
+        DataError: it is missing or damaged.
+        LineageError: its student was taught by another teacher, or on other data.
+    """
+    path, remedy = result_path(run, root), "remove it and run the study again"
+    result = checked(_Result, read_json(path), path, remedy)
+    check_lineage(path, result["lineage"], made_from(run.params, root), remedy)
+    return result
 
 
 def check_arm(name: str, params: Params, root: Path) -> None:
@@ -88,7 +126,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
     device = choose_device(params.device)
     torch.manual_seed(params.seed)
     data = read_card(upstream.data)
-    teacher, teacher_card = read_network(upstream.teacher)
+    teacher, _ = read_network(upstream.teacher)
     student = build_student(params.distill, len(data["class_names"]))
     energy = read_scores(run.params, root, "train")["energy"]
     groups = fit_groups(params, energy)
@@ -153,7 +191,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
             "threads": torch.get_num_threads(),
             "code": code_hash()[:12],
             "long_tail": is_long_tailed(np.asarray(data["train_class_counts"])),
-            "lineage": {"data": data["fingerprint"], "teacher": teacher_card["weights_sha256"]},
+            "lineage": made_from(run.params, root),
         }
         write_json(path, result)
 

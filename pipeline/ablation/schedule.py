@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from pipeline.ablation.run import check_arm, execute, finished, result_path
+from pipeline.ablation.run import check_arm, execute, finished, read_result, result_path
 from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import locate, pack, teach
-from pipeline.artifacts import read_json
 from pipeline.config import Params
 from pipeline.errors import EnergyKDError, TrainingError
 from pipeline.training import EpochRecord
@@ -63,7 +62,7 @@ def run_study(
     failures = _one_by_one(missing, root, on_epochs) if jobs == 1 else _in_processes(missing, root, jobs, on_epochs)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(missing)} runs failed, the others are kept; {failures[0]}")
-    return [(run, read_json(result_path(run, root))) for run in runs]
+    return [(run, read_result(run, root)) for run in runs]
 
 
 def distinct_upstreams(study: Study, root: Path) -> list[Params]:

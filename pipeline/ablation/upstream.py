@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_lineage, read_json, read_table, sha256_file, write_table_parts
+from pipeline import artifacts
+from pipeline.artifacts import check_lineage, sha256_file, write_table_parts
 from pipeline.checkpoint import crash_folder
 from pipeline.compute import choose_device
 from pipeline.config import Params
@@ -23,10 +24,12 @@ from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import read_card, write_store
 from pipeline.energy import EnergyGroups, telling_groups
+from pipeline.errors import DataError
+from pipeline.manifests import read_network_card
 from pipeline.scoring import score_images
 from pipeline.teacher import make_teacher
 from pipeline.training import EpochRecord
-from pipeline.weights import CARD, read_network
+from pipeline.weights import read_network
 
 SCORED_SPLITS = ("train", "test")
 CHECKPOINTS = "checkpoints"
@@ -85,7 +88,7 @@ def teach(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = 
 
 def teacher_report(params: Params, root: Path) -> dict[str, Any]:
     """What a study says of its teacher: network, epochs, and top-1 on the validation and test splits."""
-    card = read_json(locate(params, root).teacher / CARD)
+    card = read_network_card(locate(params, root).teacher)
     columns = read_scores(params, root, "test")
     return {
         "network": card["network"],
@@ -99,15 +102,26 @@ def read_scores(params: Params, root: Path, name: str) -> dict[str, NDArray[Any]
     """Columns of the energy table of a scored split.
 
     Raises:
+        DataError: it is missing, damaged or no such table.
         LineageError: it was made from other data or another teacher.
     """
     upstream = locate(params, root)
     path = upstream.energy / f"{name}.parquet"
-    columns, lineage = read_table(path)
-    data = read_card(upstream.data)["fingerprint"]
-    teacher = read_json(upstream.teacher / CARD)["weights_sha256"]
-    check_lineage(path, lineage, {"data": data, "teacher": teacher})
+    columns, lineage = artifacts.read_scores(path)
+    data = read_card(upstream.data)
+    check_lineage(path, lineage, made_from(params, root))
+    if len(columns["energy"]) != data["counts"][name]:
+        raise DataError(f"{path} has {len(columns['energy'])} images, not {data['counts'][name]}; remove it")
     return columns
+
+
+def made_from(params: Params, root: Path) -> dict[str, str]:
+    """Hashes of the data and of the teacher, which energies and runs record."""
+    upstream = locate(params, root)
+    teacher = read_network_card(upstream.teacher)
+    data = read_card(upstream.data)["fingerprint"]
+    check_lineage(upstream.teacher, teacher["lineage"], {"data": data})
+    return {"data": data, "teacher": teacher["weights_sha256"]}
 
 
 def fit_groups(params: Params, energy: NDArray[np.float32]) -> EnergyGroups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -65,17 +66,27 @@ def select(
     return np.sort(order[np.concatenate(ranks)]).astype(np.int64)
 
 
-def write_record(path: Path, indices: NDArray[np.int64], *, selection: str, seed: int, int8: Int8Params) -> None:
+def write_record(
+    path: Path,
+    indices: NDArray[np.int64],
+    *,
+    selection: str,
+    seed: int,
+    int8: Int8Params,
+    lineage: Mapping[str, str],
+) -> None:
     """Write as JSON what the int8 numbers come from.
 
     Args:
         indices: of the chosen images in the training split; their little-endian int64 bytes are hashed, SHA-256.
         int8: how the numbers were chosen with them.
+        lineage: hashes of the data and the energies that the images were chosen by.
     """
     write_json(
         path,
         {
             "schema": 1,
+            "lineage": dict(lineage),
             "selection": selection,
             "seed": seed,
             "int8": int8.model_dump(),

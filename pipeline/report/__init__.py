@@ -68,11 +68,10 @@ def build_report(inputs: Inputs) -> Report:
     """Put the measurements together.
 
     Raises:
-        LineageError: a measurement is of another file than the exported one, or of another student.
+        LineageError: a measurement is of another file than the exported one.
     """
     devices = [on_device(device, inputs.export["files"]) for device in inputs.devices]
     summary, recommendation = build_summary(
-        data=inputs.data,
         teacher=inputs.teacher,
         student=inputs.student,
         export=inputs.export,

@@ -1,4 +1,6 @@
-"""What the report takes for granted of a result.json, which a device wrote and anyone can have sent on."""
+"""What the report takes for granted of a measurement: of result.json, which a device wrote and anyone can have sent on,
+and of benchmark.json of this machine.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from pipeline.manifests import Share, printable
+
 Difference = Annotated[float, Field(ge=-1, le=1)]
 Measured = Annotated[float, Field(ge=0, le=1e12)]  # of any unit; above it there is no device
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it has characters that cannot be shown")
-    return text
-
-
 # notes are printed on the terminal too; the name of a runtime becomes part of a plot, whose text has a language
-Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=2000), AfterValidator(printable)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,100}$")]
 
 
@@ -115,3 +112,9 @@ class Result(BaseModel):
     tuning: Tuning
     notes: list[Text]
     rows: list[Row]
+
+
+class Benchmark(Result):
+    """The whole of benchmark.json."""
+
+    lineage: dict[str, str]

@@ -42,11 +42,13 @@ class Device:
 
     Attributes:
         measured: content of its result.json; None if that is not the one that was shown last.
+        hashes: of its result.json, and of the one that was shown last.
     """
 
     name: str
     measured: Json | None
     budget: BudgetParams
+    hashes: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,13 @@ def read_devices(root: Path) -> list[Device]:
             raise DataError(f"{path} does not exist, but {TARGET_INDEX} lists {name}; {remedy}") from None
         except ValueError as error:
             raise DataError(f"{path} is not readable as JSON ({brief(error)}); {remedy}") from None
-        shown = hashlib.sha256(content).hexdigest() == entry["result_sha256"]
+        hashes = hashlib.sha256(content).hexdigest(), entry["result_sha256"]
+        shown = hashes[0] == hashes[1]
         if shown and (not isinstance(measured, dict) or measured.get("schema") != SCHEMA):
             raise DataError(f"{path} is not a result that this version reads; {remedy}")
         if shown:
             checked(Result, measured, path, remedy)
-        devices.append(Device(name, measured if shown else None, BudgetParams(**entry["budget"])))
+        devices.append(Device(name, measured if shown else None, BudgetParams(**entry["budget"]), hashes))
     return devices
 
 
@@ -101,8 +104,8 @@ def on_device(device: Device, files: Sequence[Json]) -> OnDevice:
     document: Json = device.measured or _NOTHING | {"device": device.name}
     exported = {file["name"]: file for file in files}
     current = [row for row in document["rows"] if exported.get(row["name"], {}).get("sha256") == row["sha256"]]
-    older = list(dict.fromkeys(row["name"] for row in document["rows"] if row not in current))
-    notes = [*_left_out(device, older), *(note.rstrip(".") for note in document["notes"])]
+    older = [_older(row, exported.get(row["name"])) for row in document["rows"] if row not in current]
+    notes = [*_left_out(device, list(dict.fromkeys(older))), *(note.rstrip(".") for note in document["notes"])]
     rows = [_row(device, document, row, exported[row["name"]]) for row in current]
     recommendation = recommend(rows, device.budget)
     emulated = document["machine"].get("emulated")
@@ -130,13 +133,22 @@ def on_device(device: Device, files: Sequence[Json]) -> OnDevice:
     return OnDevice(entry, rows, current, recommendation)
 
 
+def _older(row: Json, file: Json | None) -> str:
+    now = "is not there" if file is None else f"is {file['sha256'][:12]}"
+    return f"{row['name']} {row['sha256'][:12]}, which now {now}"
+
+
 def _left_out(device: Device, older: Sequence[str]) -> list[str]:
     command = f"run `{remeasure(device.name)}`"
     if device.measured is None:
-        return [f"the result of {device.name} is not the one that was shown last and is left out; {command}"]
+        found, shown = (brief(each[:12]) for each in device.hashes)
+        return [
+            f"the result of {device.name} has hash {found}, but the one that was shown last has {shown}, so it is left "
+            f"out; {command}"
+        ]
     if not older:
         return []
-    return [f"results of {device.name} that belong to older files are left out ({', '.join(older)}); {command}"]
+    return [f"results of {device.name} that belong to older files are left out ({'; '.join(older)}); {command}"]
 
 
 def _why_none(recommendation: Recommendation, rows: Sequence[Json], *, emulated: bool) -> str | None:

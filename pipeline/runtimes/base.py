@@ -132,7 +132,8 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _shorten(text: str) -> str:
-    return text[:200].rstrip(" .:!")
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[:200])
+    return shown[:200].rstrip(" .:!")
 
 
 def check_request(path: Path, precision: str, suffixes: tuple[str, ...]) -> Path:
@@ -154,6 +155,16 @@ def check_request(path: Path, precision: str, suffixes: tuple[str, ...]) -> Path
 def unreadable(path: Path, runtime: str, reason: str) -> ModelFileError:
     """The error for a file that the runtime refused."""
     return ModelFileError(f"{path} cannot be loaded by {runtime} ({reason}); export it again.")
+
+
+def check_ends(path: Path, runtime: str, inputs: int, outputs: int) -> None:
+    """Refuse a file without an input or without an output, which some runtimes load.
+
+    Raises:
+        ModelFileError: it is one.
+    """
+    if not inputs or not outputs:
+        raise unreadable(path, runtime, f"it has {inputs} inputs and {outputs} outputs")
 
 
 def joined(parts: Iterable[Answers]) -> Answers:

@@ -16,6 +16,7 @@ from pipeline.runtimes.base import (
     Answers,
     Executed,
     check_batch,
+    check_ends,
     check_request,
     first_line,
     import_problem,
@@ -65,8 +66,10 @@ class OnnxRuntime:
         before = _thread_count()
         self._session = self._open(self._options())
         self._pool_threads = _thread_count() - before + 1
-        self._input = self._session.get_inputs()[0]
-        self._outputs = output_names([output.name for output in self._session.get_outputs()])
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        check_ends(path, self.name, len(inputs), len(outputs))
+        self._input = inputs[0]
+        self._outputs = output_names([output.name for output in outputs])
         self._executed: Executed | None = None
         self._example_shape: tuple[int, ...] | None = None
 

@@ -16,6 +16,7 @@ from pipeline.runtimes.base import (
     Answers,
     Executed,
     check_batch,
+    check_ends,
     check_request,
     import_problem,
     last_line,
@@ -72,6 +73,7 @@ class OpenVinoRuntime:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(path)
+            check_ends(path, self.name, len(model.inputs), len(model.outputs))
             static = model.inputs[0].partial_shape
             self._batch = batch
             if batch is not None:

@@ -20,14 +20,14 @@ from torch import nn
 
 from pipeline.ablation import schedule
 from pipeline.ablation.results import document, energy_picture, write_results
-from pipeline.ablation.run import BestWeights, execute, finished, result_path
+from pipeline.ablation.run import BestWeights, execute, finished, read_result, result_path
 from pipeline.ablation.schedule import run_study
 from pipeline.ablation.study import Run, load_study
 from pipeline.ablation.upstream import locate, pack, read_scores, teach, teacher_report
-from pipeline.artifacts import read_json
+from pipeline.artifacts import read_json, read_table, write_json, write_table
 from pipeline.data.store import read_split
 from pipeline.distillation import ScoredImages
-from pipeline.errors import ParamsError, TrainingError
+from pipeline.errors import DataError, LineageError, ParamsError, TrainingError
 from pipeline.training import EpochRecord
 from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT
@@ -298,3 +298,34 @@ def _session_members(session: int) -> list[str]:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(" ".join(process.cmdline()))
     return members
+
+
+def test_a_result_of_another_teacher_is_refused_with_both_hashes(taught, run_with):
+    params, root = taught
+    result, run = run_with(FakeTraining()), Run("KD", 0, params)
+    assert read_result(run, root) == result
+    teacher = result["lineage"]["teacher"][:12]
+    write_json(result_path(run, root), result | {"lineage": result["lineage"] | {"teacher": "f" * 64}})
+    with pytest.raises(
+        LineageError, match=f"made from teacher f{{12}}, but the teacher in use is {teacher}; remove it"
+    ):
+        read_result(run, root)
+    del result["last"]["top1"]
+    write_json(result_path(run, root), result)
+    with pytest.raises(DataError, match=r"is not what it should be \(last.top1 is missing"):
+        read_result(run, root)
+
+
+@pytest.mark.parametrize(("lost", "words"), [("correct", "no column correct"), (None, "has 1 images, not")])
+def test_scores_that_are_damaged_are_refused(taught, lost, words):
+    params, root = taught
+    path = locate(params, root).energy / "train.parquet"
+    whole = path.read_bytes()
+    columns, lineage = read_table(path)
+    short = {name: values if lost else values[:1] for name, values in columns.items() if name != lost}
+    write_table(path, short, lineage)
+    try:
+        with pytest.raises(DataError, match=words):
+            read_scores(params, root, "train")
+    finally:
+        path.write_bytes(whole)

@@ -99,10 +99,12 @@ def test_labels_and_energies_of_different_length_are_refused() -> None:
 def test_record_names_the_images_and_their_hash(tmp_path: Path) -> None:
     indices = np.array([2, 5, 11], dtype=np.int64)
     int8 = Int8Params(ranges="error", rounding=True, bias_correction=True, float_share=0.1)
-    write_record(tmp_path / "calibration.json", indices, selection="stratified", seed=0, int8=int8)
+    made_from = {"data": "0" * 64, "energy": "1" * 64}
+    write_record(tmp_path / "calibration.json", indices, selection="stratified", seed=0, int8=int8, lineage=made_from)
     record = read_json(tmp_path / "calibration.json")
     assert record["indices"] == [2, 5, 11]
     assert record["images"] == 3
+    assert record["lineage"] == made_from
     assert record["selection"] == "stratified"
     assert record["int8"] == int8.model_dump()
     assert record["sha256"] == hashlib.sha256(indices.tobytes()).hexdigest()

@@ -111,11 +111,15 @@ def card(role: str) -> dict[str, Any]:
     return made
 
 
+def exported_lineage() -> dict[str, str]:
+    return {key: sha(key) for key in ("data", "teacher", "energy", "student")}
+
+
 def export_manifest() -> dict[str, Any]:
     error = {"fp32": 4.8e-6, "fp16": 7.3e-3, "int8": 0.412}
     return {
         "schema": 1,
-        "lineage": {"student": sha("student"), "teacher": sha("teacher"), "data": sha("data")},
+        "lineage": exported_lineage(),
         "opset": 18,
         "files": [
             {
@@ -195,6 +199,7 @@ def evaluation() -> dict[str, Any]:
         )
     return {
         "schema": 1,
+        "lineage": exported_lineage(),
         "test_images": TEST_IMAGES,
         "group_sizes": dict(GROUP_SIZES),
         "shot_classes": None,
@@ -204,11 +209,13 @@ def evaluation() -> dict[str, Any]:
 
 def benchmark() -> dict[str, Any]:
     rows = []
-    for name, _, form, precision, _ in FILES:
+    for name, role, form, precision, _ in FILES:
         p50, slow = LATENCY[name], form == "torch"
         rows.append(
             {
                 "name": name,
+                "role": role,
+                "precision": precision,
                 "runtime": RUNTIMES[form],
                 "sha256": sha(name),
                 "device_name": "Example CPU",
@@ -249,6 +256,9 @@ def benchmark() -> dict[str, Any]:
             "min_seconds": 0.5,
             "min_count": 250,
         },
+        "lineage": exported_lineage(),
+        "tuning": {"allowed": False, "changed": {}, "notes": []},
+        "notes": [],
         "rows": rows,
     }
 
@@ -325,7 +335,7 @@ def device_result() -> dict[str, Any]:
         "device": "Example Board",
         "machine": {"board": "Example Board", "cpu": "Cortex-A76", "machine": "aarch64", "emulated": False},
         "settings": {"runtimes": ["onnxruntime"], "images": 256, "threads": 4},
-        "lineage": {"student": sha("student")},
+        "lineage": exported_lineage(),
         "bundle_sha256": sha("bundle"),
         "started_at": 1795381664.05,
         "seconds": 912.0,
@@ -365,6 +375,8 @@ def energy_table(images: int, seed: int, split: str) -> Table:
         "teacher": sha("teacher"),
         "split": split,
     }
+    if split == "test":
+        lineage["energy"] = sha("energy")
     return Table(columns, lineage)
 
 
@@ -407,7 +419,6 @@ def build_inputs(**changes: Any) -> Inputs:
 
 def summary_of(inputs: Inputs) -> tuple[dict[str, Any], Recommendation]:
     return build_summary(
-        data=inputs.data,
         teacher=inputs.teacher,
         student=inputs.student,
         export=inputs.export,

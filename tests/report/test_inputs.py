@@ -13,13 +13,19 @@ from pipeline.report import Inputs, Table, check_one_run, read_inputs
 def write_run(root: Path, inputs: Inputs) -> None:
     """The files of all stages as they would lie in a repository."""
     write_table(root / "artifacts/energy.parquet", inputs.energy.columns, inputs.energy.lineage)
-    write_table(root / "artifacts/energy_test.parquet", inputs.energy_test.columns, inputs.energy_test.lineage)
     energy = sha256_file(root / "artifacts/energy.parquet")
+    write_table(
+        root / "artifacts/energy_test.parquet",
+        inputs.energy_test.columns,
+        dict(inputs.energy_test.lineage) | {"energy": energy},
+    )
     write_table(
         root / "artifacts/heda_subset.parquet", inputs.subset.columns, dict(inputs.subset.lineage) | {"energy": energy}
     )
     subset = sha256_file(root / "artifacts/heda_subset.parquet")
     inputs.student["lineage"].update(energy=energy, subset=subset)
+    for made in (inputs.export, inputs.evaluation, inputs.benchmark):
+        made["lineage"]["energy"] = energy
     write_json(root / "artifacts/data/data.json", inputs.data)
     write_json(root / "artifacts/teacher/card.json", inputs.teacher)
     write_json(root / "artifacts/student/card.json", inputs.student)
@@ -27,8 +33,10 @@ def write_run(root: Path, inputs: Inputs) -> None:
     write_json(root / "reports/evaluation.json", inputs.evaluation)
     write_json(root / "reports/benchmark.json", inputs.benchmark)
     write_json(root / "targets/results.json", {})
+    weights = inputs.student["weights_sha256"]
+    write_json(root / "reports/curves/student/lineage.json", {"lineage": {"student": weights}})
     metrics = root / "reports/curves/student/plots/metrics"
-    metrics.mkdir(parents=True)
+    metrics.mkdir(parents=True, exist_ok=True)
     (metrics / "val_top1.tsv").write_text("step\tval_top1\n0\t0.5\n1\t0.75\n")
     (metrics / "train_loss.tsv").write_text("step\tvalue\n0\t2.5\n1\tnan\n")
 
@@ -67,6 +75,17 @@ def test_table_of_other_data_is_refused(inputs: Inputs, field: str) -> None:
     other = Table(table.columns, dict(table.lineage) | {"data": "c" * 64})
     with pytest.raises(LineageError, match=r"parquet was made from data cccccccccccc"):
         check_one_run(dataclasses.replace(inputs, **{field: other}))
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "data", "energy"])
+@pytest.mark.parametrize("document", ["export", "evaluation", "benchmark"])
+def test_files_and_measurements_of_another_run_are_refused_with_both_hashes(
+    inputs: Inputs, document: str, name: str
+) -> None:
+    lineage = getattr(inputs, document)["lineage"]
+    recorded, lineage[name] = lineage[name], "e" * 64
+    with pytest.raises(LineageError, match=f"{document}.json was made from {name} e{{12}}, but .* is {recorded[:12]};"):
+        check_one_run(inputs)
 
 
 def test_subset_of_another_energy_table_is_refused(inputs: Inputs) -> None:

@@ -12,9 +12,9 @@ import torch
 
 from pipeline.artifacts import sha256_file, write_table
 from pipeline.card import checkpoint_card, network_card
-from pipeline.config import load_params
+from pipeline.config import Params, load_params
 from pipeline.data.store import read_card, read_split
-from pipeline.layout import DATA, ENERGY, ENERGY_TEST, STUDENT, TEACHER
+from pipeline.layout import DATA, ENERGY, ENERGY_TEST, STUDENT, SUBSET, TEACHER
 from pipeline.weights import build_network, write_network
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params
@@ -43,12 +43,7 @@ def exported_once(tmp_path_factory) -> Path:
     with contextlib.chdir(folder):
         params = load_params()
         prepare(params)
-        data = read_card(DATA)
-        teacher = write_untrained(TEACHER, "teacher", data, {})
-        made_from = {"data": data["fingerprint"], "teacher": teacher}
-        for path, split in ((ENERGY, "train"), (ENERGY_TEST, "test")):
-            write_scores(path, split, made_from)
-        write_untrained(STUDENT, "student", data, {"teacher": teacher, "energy": sha256_file(ENERGY)})
+        write_chain(params)
         export(params)
     return folder
 
@@ -67,9 +62,23 @@ def exported(exported_once, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def write_untrained(folder: Path, role: str, data: dict, lineage: dict[str, str]) -> str:
+def write_chain(params: Params, seed: int = 0) -> dict[str, str]:
+    """All from the teacher to the student, of the prepared data; returns the lineage of an export."""
+    from stages.build_subset import build_subset
+
+    data = read_card(DATA)
+    made_from = {"data": data["fingerprint"], "teacher": write_untrained(TEACHER, "teacher", data, {}, seed)}
+    write_scores(ENERGY, "train", made_from)
+    made_from["energy"] = sha256_file(ENERGY)
+    write_scores(ENERGY_TEST, "test", made_from)
+    build_subset(params)
+    taught = {key: made_from[key] for key in ("teacher", "energy")} | {"subset": sha256_file(SUBSET)}
+    return made_from | {"student": write_untrained(STUDENT, "student", data, taught, seed)}
+
+
+def write_untrained(folder: Path, role: str, data: dict, lineage: dict[str, str], seed: int) -> str:
     """Weights as they are drawn; returns their hash."""
-    torch.manual_seed(len(role))
+    torch.manual_seed(seed + len(role))
     network = build_network("resnet8", len(data["class_names"]), f"{role}.network")
     settings = {"distill": {}, "heda": {}} if role == "student" else {}
     card = network_card(role, "resnet8", data, lineage) | checkpoint_card(0.1) | settings
@@ -89,4 +98,5 @@ def write_scores(path: Path, split: str, made_from: dict[str, str]) -> None:
         "correct": np.zeros(len(labels), bool),
         "group": (1 + (energy > high) - (energy < low)).astype(np.int8),
     }
-    write_table(path, columns, made_from | {"temperature": 4.0, "split": split})
+    thresholds = {"low_threshold": float(low), "high_threshold": float(high)}
+    write_table(path, columns, {**made_from, **thresholds, "temperature": 4.0, "split": split})

@@ -17,7 +17,7 @@ from pipeline.candidates import candidates
 from pipeline.config import load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
-from pipeline.layout import DATA, ENERGY_TEST, EXPORT_MANIFEST
+from pipeline.layout import DATA, EXPORT_MANIFEST
 from pipeline.measurement import bundle_content, document, make_plan, spread_over
 from pipeline.remote import BundleContent
 from pipeline.runtimes import load
@@ -107,6 +107,18 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
     assert read_json(Path("targets/results.json"))["here"]["budget"]["max_latency_p50_ms"] == 3.5
 
 
+def test_a_result_with_the_samples_of_another_measurement_is_not_shown(here: Path) -> None:
+    (here / "samples.npz").write_bytes(b"of another")
+    (here / "result.json").write_text(json.dumps({"samples_sha256": "a" * 64}))
+    with pytest.raises(
+        LineageError, match=r"result\.json was made from samples a{12}, but .* in use is \w{12}; run `dvc"
+    ):
+        show("here")
+    (here / "result.json").write_text("{}")
+    with pytest.raises(DataError, match="samples_sha256 is missing"):
+        show("here")
+
+
 def content(wanted: int) -> BundleContent:
     chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
     return bundle_content(make_plan(chosen, load_params().benchmark, "k", 60), wanted)
@@ -134,8 +146,6 @@ def test_images_are_spread_over_the_whole_split_each_once() -> None:
 
 
 def test_scores_of_another_teacher_are_refused(exported: Path) -> None:
-    (exported / ENERGY_TEST).unlink()
-    shutil.copy(exported / "artifacts/energy.parquet", exported / ENERGY_TEST)
     card = json.loads((exported / "artifacts/student/card.json").read_text())
     card["lineage"]["teacher"] = "f" * 64
     (exported / "artifacts/student/card.json").write_text(json.dumps(card))
