@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.ours import ENERGY_TEMPERATURE, Scoring, score
 from bench.setting import CE_WEIGHT, KD_WEIGHT, TEMPERATURES, Setting, fastest_kernels
-from pipeline.compute import autocast
+from pipeline.compute import autocast, compiled
 from pipeline.data.loader import open_images
 from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
 from pipeline.losses import kd
@@ -20,10 +21,14 @@ class BareStep:
     """Images/s of the bare training step: one batch on the device, normalised; no augmentation, no loader.
 
     Precision, memory format, optimizer and loss are those of the pipeline.
+
+    Args:
+        compiled: whether the networks' passes are compiled, before the timed steps.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
         self._setting = setting
+        self._compile: Literal["on", "off"] = "on" if compiled else "off"
         images = open_images(setting.store(), "train", torch.device(setting.device))
         self._batch = next(images.batches(setting.batch_size))
 
@@ -44,13 +49,15 @@ class BareStep:
             weight_decay=training.weight_decay,
             fused=True,
         )
+        forward = compiled(student, self._compile, images.device)
+        teacher = compiled(teacher, self._compile, images.device, frozen=True)
         for step in range(setting.warmup_steps + setting.steps):
             if step == setting.warmup_steps:
                 started = setting.clock()
             with autocast(training.precision, images.device):
                 with torch.no_grad():
                     teacher_logits = teacher(images).float()
-                student_logits = student(images).float()
+                student_logits = forward(images).float()
                 loss = CE_WEIGHT * F.cross_entropy(student_logits, labels)
                 loss = loss + KD_WEIGHT * kd(student_logits, teacher_logits, tau).mean()
             optimizer.zero_grad(set_to_none=True)

@@ -90,7 +90,7 @@ class Setting:
             "teacher_memo": memo,
             "training": training,
         }
-        return validated(Params, _changed(_shipped(), {"heda": heda, "distill": distill}), "bench")
+        return validated(Params, changed(_shipped(), {"heda": heda, "distill": distill}), "bench")
 
 
 @contextmanager
@@ -123,9 +123,9 @@ def _shipped() -> dict[str, Any]:
     return read_yaml(ROOT / "params.yaml")
 
 
-def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``values`` with ``changes`` in its blocks; keys that are not named stay as they are."""
     return values | {
-        key: _changed(values.get(key, {}), change) if isinstance(change, dict) else change
+        key: changed(values.get(key, {}), change) if isinstance(change, dict) else change
         for key, change in changes.items()
     }

@@ -1,0 +1,91 @@
+"""What only a GPU can show: that it computes what the CPU computes, compiled and in bf16 too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from pipeline import losses
+from pipeline.ablation.schedule import run_study
+from pipeline.data.loader import Images
+from pipeline.data.pixels import ResidentPixels
+from pipeline.scoring import score_images
+from tests.ablation.conftest import QUICK, make_study  # noqa: F401  a fixture
+
+GPU = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPU == "cuda" and not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here"),
+]
+
+
+def images_on(device: str, padding: int = 4) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
+    resident = ResidentPixels(pixels, torch.device(device), padding)
+    labels = (torch.arange(600) % 10).to(device)
+    return Images(resident, labels, [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+
+
+def test_images_are_normalised_alike():
+    here, there = (next(images_on(device).batches(64)).images for device in ("cpu", GPU))
+    torch.testing.assert_close(there.cpu(), here)
+
+
+def test_views_are_the_images_mirrored_or_not_as_their_numbers_say():
+    images = images_on(GPU, padding=0)
+    generator = torch.Generator(GPU).manual_seed(0)
+    index = torch.arange(64, device=GPU)
+    drawn = next(images.views([index], generator))
+    mirrored = drawn.views == 1
+    assert 0 < int(mirrored.sum()) < 64
+    torch.testing.assert_close(drawn.images[~mirrored], images.centre(index[~mirrored]))
+    torch.testing.assert_close(drawn.images[mirrored], images.centre(index[mirrored]).flip(3))
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_losses_and_their_gradients_are_those_of_the_cpu(loss):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 64, 100, generator=generator) * 4
+    labels, tau = torch.arange(64), torch.tensor([2.0, 4.0, 6.0, 4.0] * 16)
+    found = []
+    for device in ("cpu", GPU):
+        logits = student.to(device).detach().requires_grad_()
+        if loss == "kd":
+            values = losses.kd(logits, teacher.to(device), tau.to(device))
+        else:
+            values = losses.dkd(logits, teacher.to(device), labels.to(device), tau.to(device), 1.0, 6.0)
+        values.mean().backward()
+        found.append((values.detach().cpu(), logits.grad.cpu()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_energies_are_those_of_the_cpu(tmp_path):
+    torch.manual_seed(0)
+    teacher = models.build("resnet8", 10)
+    found = []
+    for device in ("cpu", GPU):
+        parts = score_images(teacher.to(device), images_on(device), 4.0, tmp_path / device)
+        found.append(parts.energy())
+    # convolutions of a GPU may round to 10 bits on the way
+    torch.testing.assert_close(found[1], found[0], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("compile_", ["off", "on"])
+def test_a_study_in_bf16_learns(make_study, tmp_path, compile_):  # noqa: F811
+    training = QUICK | {"epochs": 4, "precision": "bf16", "compile": compile_}
+    study = make_study(
+        seeds=[0],
+        params={
+            "device": GPU,
+            "data": {"image_size": 8, "crop_padding": 1},
+            "teacher": {"network": "resnet8", "minimum_top1": 0.5, "training": training},
+            "distill": {"training": training},
+            "heda": {"mix": "none"},
+        },
+    )
+    results = [result for _, result in run_study(study, tmp_path / "study", 1)]
+    assert all(result["device"].startswith(GPU) for result in results)
+    assert all(result["last"]["top1"] > 0.5 for result in results)
+    assert all(result["train_loss"][-1] < result["train_loss"][0] for result in results)
