@@ -122,7 +122,7 @@ def replace(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-@pytest.mark.parametrize(("stage", "other", "path"), MIXES)
+@pytest.mark.parametrize(("stage", "other", "path"), MIXES, ids=str)
 def test_a_file_of_another_run_is_refused_with_both_hashes(runs, run, stage, other, path):
     replace(runs / other / path, run / path)
     before = snapshot(run)
