@@ -37,7 +37,8 @@ class Step(Protocol):
 
 S = TypeVar("S", bound=Step)
 
-_PATIENCE = 3  # epochs after the warmup that a network may answer alike, or a tenth of all if these are more
+# for how long after the warmup a network may answer alike, or for a tenth of the epochs if that is longer
+_PATIENCE_EPOCHS, _PATIENCE_STEPS = 3, 100
 _REMEDY = "lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
 
 
@@ -221,7 +222,8 @@ def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: T
     """Refuse a network that answers alike whatever it is shown, which a sound one may do too in its first epochs."""
     epoch = records[-1].epoch
     alike = len(list(takewhile(lambda record: record.constant is not None, reversed(records))))
-    patience = max(_PATIENCE, params.epochs // 10) + math.ceil(params.warmup_epochs)
+    settling = max(_PATIENCE_EPOCHS, math.ceil(_PATIENCE_STEPS / len(indices)), params.epochs // 10)
+    patience = settling + math.ceil(params.warmup_epochs)
     last = epoch == params.epochs - 1
     if alike < patience and not (alike and last):
         return

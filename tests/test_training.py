@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import training
 from pipeline.answers import Answers
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.data.loader import Batch
@@ -133,6 +134,13 @@ def collapsed_after(epochs: int):
     return validate
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """The epochs of these tests are shorter than those of a training."""
+    monkeypatch.setattr(training, "_PATIENCE_STEPS", STEPS)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_network_that_answers_alike_at_the_end_has_collapsed(params):
     with pytest.raises(
         TrainingError, match=r"one class \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning rate .* 16, 17"
@@ -141,20 +149,21 @@ def test_a_network_that_answers_alike_at_the_end_has_collapsed(params):
 
 
 def test_a_network_that_was_hardly_trained_may_answer_alike(params, caplog):
-    run(params, network(1), training=settings(params, epochs=3), validate=collapsed_after(0))
+    run(params, network(1), training=settings(params, epochs=30), validate=collapsed_after(0))
     assert "one class (now 2) since epoch 0" in caplog.text
     assert "raise training.epochs" in caplog.text
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_network_that_stays_collapsed_is_stopped_and_one_that_recovers_is_not(params):
-    training = settings(params, epochs=60, warmup_epochs=2.0)
+    long = settings(params, epochs=60, warmup_epochs=2.0)
     with pytest.raises(TrainingError, match=r"since epoch 1, seen after epoch 8 step 2"):
-        run(params, network(1), training=training, validate=collapsed_after(1))
+        run(params, network(1), training=long, validate=collapsed_after(1))
     late = iter([*[0] * 7, *range(1, 100)])
     records = run(
         params,
         network(1),
-        training=training,
+        training=long,
         validate=lambda trained: Answers(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
     )
     assert [record.constant for record in records] == [0] * 7 + [None] * 53

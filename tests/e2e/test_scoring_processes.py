@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.card import network_card
+from pipeline.card import checkpoint_card, network_card
 from pipeline.data.store import read_card
 from pipeline.layout import CHECKPOINTS, DATA, ENERGY, TEACHER
 from pipeline.weights import build_network, write_network
@@ -70,7 +70,7 @@ def prepare(folder: Path, **data: object) -> Path:
     card = read_card(folder / DATA)
     torch.manual_seed(0)
     network = build_network("resnet8", len(card["class_names"]), "teacher.network")
-    write_network(folder / TEACHER, network, network_card("teacher", "resnet8", card, {}))
+    write_network(folder / TEACHER, network, network_card("teacher", "resnet8", card, {}) | checkpoint_card(0.1))
     return folder
 
 
