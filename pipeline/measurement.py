@@ -15,11 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.artifacts import (
-    FROM_TEACHER,
-    check_lineage,
-    check_scored,
     model_files,
-    read_energy,
     sha256_file,
     write_json,
 )
@@ -27,18 +23,17 @@ from pipeline.atomic import atomic_file
 from pipeline.candidates import Candidate
 from pipeline.config import BenchmarkParams
 from pipeline.data.loader import open_images
-from pipeline.data.store import preprocessing, read_card
+from pipeline.data.store import preprocessing
 from pipeline.device import Plan, Variant
 from pipeline.disk import require_space
 from pipeline.energy import HIGH, energy_score
 from pipeline.errors import ParamsError
 from pipeline.evaluation import top1_correct
 from pipeline.inference import inference_batch
-from pipeline.layout import DATA, ENERGY_TEST, EXPORT_MANIFEST, STUDENT
-from pipeline.manifests import read_manifest
+from pipeline.layout import DATA
+from pipeline.reference import read_reference
 from pipeline.remote import Address, BundleContent, run_bundle, write_bundle
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
-from pipeline.weights import read_network
 
 SCHEMA = 1
 BUNDLE, SAMPLES = "bundle.pyz", "samples.npz"
@@ -62,32 +57,24 @@ def bundle_content(plan: Plan, wanted: int) -> BundleContent:
         DataError: an artifact is missing or damaged.
         LineageError: two artifacts come from different runs.
     """
-    data = read_card(DATA)
-    student, card = read_network(STUDENT)
-    scores, scored = read_energy(ENERGY_TEST)
-    exported = read_manifest(EXPORT_MANIFEST)["lineage"]
-    check_lineage(STUDENT, card["lineage"], {"data": data["fingerprint"]})
-    check_lineage(ENERGY_TEST, scored, {"split": "test"} | {key: card["lineage"][key] for key in FROM_TEACHER})
-    check_lineage(EXPORT_MANIFEST, exported, {"data": data["fingerprint"], "student": card["weights_sha256"]})
-    check_scored(ENERGY_TEST, scores, data["counts"]["test"])
+    reference = read_reference()
     images = open_images(DATA, "test", torch.device("cpu"))
     index = spread_over(len(images), wanted)
     inputs = images.centre(torch.from_numpy(index)).contiguous()
-    student.eval()
     with torch.inference_mode():
-        logits = torch.cat([student(part).float() for part in torch.split(inputs, inference_batch(images))])
+        logits = torch.cat([reference.student(part).float() for part in torch.split(inputs, inference_batch(images))])
     return BundleContent(
         plan=plan,
         inputs=inputs.numpy(),
         logits=logits.numpy(),
-        energy=energy_score(logits, scored["temperature"]).numpy(),
+        energy=energy_score(logits, reference.energy_temperature).numpy(),
         labels=images.labels.numpy()[index],
-        groups=scores["group"][index],
+        groups=reference.groups[index],
         card={
             "names": {"input": INPUT, "logits": LOGITS, "energy": ENERGY},
-            "labels": list(data["class_names"]),
-            "preprocessing": preprocessing(data),
-            "lineage": dict(exported),
+            "labels": list(reference.data["class_names"]),
+            "preprocessing": preprocessing(reference.data),
+            "lineage": dict(reference.exported),
         },
     )
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.artifacts import FROM_TEACHER, check_lineage, check_scored, read_energy, write_json
+from pipeline.artifacts import write_json
 from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
-from pipeline.data.store import read_card
 from pipeline.disk import require_space
 from pipeline.evaluation import GROUP_NAMES, is_long_tailed, shot_groups, top1_correct
 from pipeline.file_evaluation import EvaluationSplit, evaluate_file
 from pipeline.inference import all_logits
-from pipeline.layout import DATA, ENERGY_TEST, EVALUATION, EXPORT_MANIFEST, STUDENT
-from pipeline.manifests import read_manifest
+from pipeline.layout import DATA, EVALUATION, EXPORT_MANIFEST
+from pipeline.reference import read_reference
 from pipeline.runtimes import RuntimesError
-from pipeline.weights import read_network
 from stages.common import progress, run
 
 RUNTIMES_KEY = "params.yaml: evaluate.runtimes"
@@ -26,22 +24,15 @@ RUNTIMES_KEY = "params.yaml: evaluate.runtimes"
 def evaluate(params: Params) -> None:
     check_available(params.evaluate.runtimes, RUNTIMES_KEY)
     chosen = candidates(EXPORT_MANIFEST, params.evaluate.runtimes, RUNTIMES_KEY)
-    data = read_card(DATA)
-    student, card = read_network(STUDENT)
-    scores, scored = read_energy(ENERGY_TEST)
-    exported = read_manifest(EXPORT_MANIFEST)["lineage"]
-    check_lineage(STUDENT, card["lineage"], {"data": data["fingerprint"]})
-    check_lineage(ENERGY_TEST, scored, {"split": "test"} | {key: card["lineage"][key] for key in FROM_TEACHER})
-    check_lineage(EXPORT_MANIFEST, exported, {"data": data["fingerprint"], "student": card["weights_sha256"]})
-    check_scored(ENERGY_TEST, scores, data["counts"]["test"])
+    reference = read_reference()
 
     require_space(EVALUATION, 0, "the results")
     images, validation = (open_images(DATA, name, torch.device("cpu")) for name in ("test", "val"))
-    correct = top1_correct(all_logits(student, images).numpy(), images.labels.numpy())
-    counts = np.asarray(data["train_class_counts"])
+    correct = top1_correct(all_logits(reference.student, images).numpy(), images.labels.numpy())
+    counts = np.asarray(reference.data["train_class_counts"])
     shots = shot_groups(counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below)
     long_tail = is_long_tailed(counts)
-    test = EvaluationSplit(images, validation, scores["group"], correct, shots if long_tail else None)
+    test = EvaluationSplit(images, validation, reference.groups, correct, shots if long_tail else None)
     rows = []
     with progress("evaluate", len(chosen), "file") as advance:
         for candidate in chosen:
@@ -53,7 +44,7 @@ def evaluate(params: Params) -> None:
         EVALUATION,
         {
             "schema": 1,
-            "lineage": exported,
+            "lineage": dict(reference.exported),
             "test_images": len(images),
             "group_sizes": sizes,
             "shot_classes": classes,
