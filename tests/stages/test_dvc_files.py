@@ -62,7 +62,9 @@ def test_a_list_of_users_that_was_cut_short_is_removed(workspace, caplog):
 @pytest.mark.parametrize("program", ["sleep", "dvc"])
 def test_a_user_whose_number_another_program_has_by_now_is_forgotten_and_a_living_dvc_is_not(workspace, program):
     users = workspace / ".dvc/tmp/rwlock"
-    with subprocess.Popen([sys.executable, "-c", "input()", program], stdin=subprocess.PIPE) as process:
+    waiting = [sys.executable, "-c", "print(flush=True); input()", program]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # while a program is being loaded, the system shows no words of its command
         users.write_text(
             json.dumps({"write": {"artifacts/data": {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}})
         )
