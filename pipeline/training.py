@@ -207,15 +207,20 @@ def _check_finite(
     losses: Tensor, network: nn.Module, indices: list[Tensor], params: TrainingParams, epoch: int, world: World
 ) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten()
-    step, what = (int(bad[0]), "the loss was") if bad.numel() else (len(losses) - 1, "the weights were")
     # weights that a step made so give the next one such a loss, but for the last step
-    if bad.numel() or not _is_finite(network):
-        raise TrainingError(f"{what} not finite at {_place(step, indices, params, epoch, world)}; {_REMEDY}")
+    step, what = len(losses) - 1, _not_finite(network)
+    if bad.numel():
+        step, what = int(bad[0]), "the loss"
+    if what is not None:
+        place = _place(step, indices, params, epoch, world)
+        raise TrainingError(f"{what} was not finite at {place}; {_REMEDY}")
 
 
-def _is_finite(network: nn.Module) -> bool:
-    values = [value for value in network.state_dict().values() if value.is_floating_point()]
-    return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())
+def _not_finite(network: nn.Module) -> str | None:
+    """The first parameter or buffer that holds a value which is not finite."""
+    state = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()  # one look at the device
+    return next((f"the tensor {name}" for name, fine in zip(state, finite, strict=True) if not fine), None)
 
 
 def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: TrainingParams, world: World) -> None:

@@ -120,7 +120,7 @@ def test_weights_that_the_last_step_made_infinite_are_named(params):
         loss = F.cross_entropy(student(batch.images), batch.labels)
         return Overflow.apply(loss) if epoch == 1 and int(batch.index[0]) == 8 * (STEPS - 1) else loss
 
-    with pytest.raises(TrainingError, match=r"weights were not finite at epoch 1 step 2 \(.*training samples 16, 17"):
+    with pytest.raises(TrainingError, match=r"tensor 0\.weight was not finite at epoch 1 step 2 \(.*samples 16, 17"):
         train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
 
 
