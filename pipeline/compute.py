@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
 
@@ -39,6 +40,32 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
         raise ParamsError("params.yaml: precision is bf16, but this GPU does not compute in it; set precision to fp32")
     enabled = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def whole_gradients(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """While it lasts, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
+
+    Of their bf16 gradient on a CPU, torch (2.14, oneDNN) leaves what belongs to weights that only ever meet the padding
+    as it was in memory, so that these become anything, nan too; seen with kernels of 3 and 5 on maps of one pixel.
+    """
+    found = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
+    chosen = found if device.type == "cpu" else []
+    for convolution in chosen:
+        convolution.forward = partial(_convolved, convolution)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for convolution in chosen:
+            del convolution.forward
+
+
+def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
+    plain = type(convolution).forward
+    if min(images.shape[-2:]) > 1:
+        return plain(convolution, images)
+    with torch.autocast(images.device.type, enabled=False):
+        return plain(convolution, images.float())
 
 
 def compiled(
