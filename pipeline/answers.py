@@ -36,11 +36,21 @@ class Answers:
     @property
     def guessing(self) -> float:
         """The balanced accuracy that guessing reaches, on average and with luck: 1 / C of C classes that occur, which
-        one answer to all images has as well, and two standard deviations."""
+        one answer to all images has as well, and two standard deviations.
+
+        Half way from there to 1 at most: few images cannot tell a good network from luck, and are no reason to
+        refuse it.
+        """
         images, _ = self._by_class()
         chance = 1 / len(images)
         variance = float((chance * (1 - chance) / images).sum()) / len(images) ** 2
-        return chance + _DEVIATIONS * math.sqrt(variance)
+        return min(chance + _DEVIATIONS * math.sqrt(variance), (1 + chance) / 2)
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether guessing explains the answers; False where all images are of one class, which tells nothing."""
+        images, _ = self._by_class()
+        return len(images) > 1 and self.balanced <= self.guessing
 
     @property
     def constant(self) -> int | None:

@@ -130,7 +130,7 @@ def _shortfall(found: Answers, minimum_top1: float) -> str | None:
     """What is too little of a teacher's answers to the validation images, else None."""
     if found.top1 < minimum_top1:
         return f"reaches validation top-1 {found.top1:.4f}, below teacher.minimum_top1 {minimum_top1}"
-    if found.balanced > found.guessing:
+    if not found.at_chance:
         return None
     wrong = (found.given != found.labels).nonzero().flatten()[:8].tolist()
     shortfall = (

@@ -26,14 +26,18 @@ def test_few_guessers_are_above_what_guessing_may_reach(counts):
     generator = torch.Generator().manual_seed(0)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     guesses = torch.randint(len(counts), (2000, len(labels)), generator=generator)
-    above = [Answers(given, labels).balanced > Answers(given, labels).guessing for given in guesses]
+    above = [not Answers(given, labels).at_chance for given in guesses]
     assert 0.005 < sum(above) / len(above) < 0.06
-    assert Answers(torch.zeros_like(labels), labels).balanced < Answers(labels, labels).guessing
+    assert Answers(torch.zeros_like(labels), labels).at_chance
 
 
 def test_a_network_that_knows_something_is_above_guessing_however_rare_the_classes():
     labels = torch.tensor([0] * 950 + [1] * 50)
     given = labels.clone()
     given[950:970] = 0  # top-1 is 98 %, against 95 % of always answering 0
-    found = Answers(given, labels)
-    assert found.balanced > found.guessing
+    assert not Answers(given, labels).at_chance
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 1, 1], [0, 1, 2], [3, 3]])
+def test_few_images_are_no_reason_to_refuse_a_network_that_answers_them_rightly(labels):
+    assert not Answers(torch.tensor(labels), torch.tensor(labels)).at_chance
