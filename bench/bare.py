@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.ours import ENERGY_TEMPERATURE, Scoring, score
-from bench.setting import CE_WEIGHT, KD_WEIGHT, TEMPERATURES, Setting, fastest_kernels
-from pipeline.compute import autocast, compiled
+from bench.setting import CE_WEIGHT, KD_WEIGHT, TEMPERATURES, Setting
+from pipeline.compute import autocast, compiled, fastest_kernels
 from pipeline.data.loader import open_images
 from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
 from pipeline.losses import kd

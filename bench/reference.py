@@ -34,8 +34,8 @@ from bench.setting import (
     MOMENTUM,
     WEIGHT_DECAY,
     Setting,
-    fastest_kernels,
 )
+from pipeline.compute import fastest_kernels
 from pipeline.data.store import read_card, read_split
 
 _TEMPERATURE = 4.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,17 +89,6 @@ class Setting:
             "training": training,
         }
         return validated(Params, changed(_shipped(), {"heda": heda, "distill": distill}), "bench")
-
-
-@contextmanager
-def fastest_kernels() -> Iterator[None]:
-    """Let cuDNN time its kernels and keep the fastest, as public code bases do; no difference on a CPU."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def data_params(name: str, root: Path, image_size: int, storage: str) -> DataParams:

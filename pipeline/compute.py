@@ -43,6 +43,20 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
 
 
 @contextmanager
+def fastest_kernels() -> Iterator[None]:
+    """While it lasts, cuDNN times its kernels for each new size of a batch and keeps the fastest; nothing on a CPU.
+
+    Which one is the fastest may differ from run to run, and the last bits of the results with it.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def whole_gradients(network: nn.Module, device: torch.device) -> Iterator[None]:
     """While it lasts, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
 

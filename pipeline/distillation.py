@@ -73,7 +73,7 @@ def distill(
     if params.distill.assignment == "random":
         groups = groups.shuffled(params.seed)
     features = feature_loss(params.distill, student, teacher, images.size)
-    teacher, memo = teacher.to(images.device), None
+    teacher, memo = teacher.to(images.device).to(memory_format=torch.channels_last), None
     if params.distill.teacher_memo:
         memo = TeacherMemo(teacher, len(images), images.view_count, images.device, world.size)
     else:  # what the memo leaves to the teacher has many sizes, each of which would be compiled
@@ -160,17 +160,18 @@ def _companions(
     on_host = torch.Generator().manual_seed(stream_seed(params.seed, MIXING, epoch))
     draw = MIXES[params.heda.mix]
     mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
+    # moved at once, not in each step
+    partners = torch.stack([mixing.partner for mixing in mixings]).to(images.device)
     indices = cycled_indices(scored.subset, size, steps, on_device)
     share = shares(indices[:1], world)[0]
-    own = torch.arange(size)[share]
+    own = torch.arange(size, device=images.device)[share]
     weight = world.weight(len(own), size)
     parts: list[Part] = [slice(None)] * steps
     if world.size > 1:  # partners may be in another process's part, so they are made here as well
-        parts = [torch.cat([own, mixing.partner[share]]).to(images.device) for mixing in mixings]
-    for whole, part, mixing, (views, _) in zip(
-        indices, parts, mixings, images.views(indices, on_device, parts), strict=True
+        parts = [torch.cat([own, partner[share]]) for partner in partners]
+        partners = torch.arange(len(own), 2 * len(own), device=images.device).expand(steps, -1)
+    for whole, part, mixing, partner, (views, _) in zip(
+        indices, parts, mixings, partners, images.views(indices, on_device, parts), strict=True
     ):
-        partner = mixing.partner if world.size == 1 else torch.arange(len(own), 2 * len(own))
-        partner = partner.to(images.device, non_blocking=True)
         mixed = mixing.apply(views[: len(own)], views, partner)
         yield Companion(Mixed(mixed, partner, mixing.share), images.labels[whole[part]], weight)

@@ -117,9 +117,7 @@ def telling_groups(energy: Tensor, low_fraction: float, high_fraction: float) ->
 def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
     """int8 [B]: 0 where the energy is below ``low_threshold``, 2 where it is above ``high_threshold``, else 1."""
     codes = torch.full_like(energy, MIDDLE, dtype=torch.int8)
-    codes[energy < low_threshold] = LOW
-    codes[energy > high_threshold] = HIGH
-    return codes
+    return codes.masked_fill_(energy < low_threshold, LOW).masked_fill_(energy > high_threshold, HIGH)
 
 
 def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:
@@ -132,8 +130,9 @@ def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energ
     Returns:
         float32 [B].
     """
-    table = torch.tensor([low_energy, mid, high_energy], dtype=torch.float32, device=codes.device)
-    return table[codes.long()]
+    # the numbers travel with the kernels; a table made on the host would make it wait for all queued work of a GPU
+    temperatures = torch.full(codes.shape, mid, dtype=torch.float32, device=codes.device)
+    return temperatures.masked_fill_(codes == LOW, low_energy).masked_fill_(codes == HIGH, high_energy)
 
 
 def energy_order(energy: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class Distillation:
             mid=params.temperatures.mid,
             high_energy=params.temperatures.high_energy,
         )
+        self.stored_temperatures = self.temperatures(groups.codes)  # [N]
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
         """The scalar to minimise; ``epoch`` is counted from 0."""
@@ -169,7 +170,7 @@ class Distillation:
     def _clean_temperatures(self, batch: Batch, teacher_logits: Tensor) -> Tensor:
         if self.params.assignment == "view":
             return self._view_temperatures(teacher_logits)
-        return self.temperatures(self.groups.codes[batch.index])
+        return self.stored_temperatures[batch.index]
 
     def _mixed_temperatures(self, teacher_logits: Tensor) -> Tensor | float:
         # a mixed image has no stored score; the paper's HE-DA runs use the middle temperature for all

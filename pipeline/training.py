@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.answers import Answers
 from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
-from pipeline.compute import autocast, compiled, whole_gradients
+from pipeline.compute import autocast, compiled, fastest_kernels, whole_gradients
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.distributed import ALONE, World
@@ -157,7 +157,7 @@ def train(
         for _ in range(steps):
             on_step()
 
-    with synchronised_batch_norm(network, world), whole_gradients(network, device):
+    with synchronised_batch_norm(network, world), whole_gradients(network, device), fastest_kernels():
         forward = world.parallel(compiled(network, params.compile, device))
         for epoch in range(len(records), params.epochs):
             # the first process draws as one alone would, the others differently: dropout must not be alike in all parts

@@ -11,6 +11,8 @@ from pipeline import losses
 from pipeline.ablation.schedule import run_study
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
+from pipeline.distillation import ScoredImages, distill
+from pipeline.energy import EnergyGroups
 from pipeline.scoring import score_images
 from tests.ablation.conftest import QUICK, make_study  # noqa: F401  a fixture
 
@@ -70,6 +72,25 @@ def test_energies_are_those_of_the_cpu(tmp_path):
         found.append(parts.energy())
     # convolutions of a GPU may round to 10 bits on the way
     torch.testing.assert_close(found[1], found[0], rtol=2e-3, atol=2e-3)
+
+
+def test_the_steps_of_an_epoch_make_the_host_wait_for_nothing(params):
+    training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 60, "compile": "off"})
+    params = params.model_copy(update={"distill": params.distill.model_copy(update={"training": training})})
+    groups = EnergyGroups.fit(torch.randn(600, device=GPU), 0.2, 0.2)
+    scored = ScoredImages(images_on(GPU), groups, 4.0, torch.arange(240, device=GPU))
+    done = 0
+
+    def watch() -> None:  # from the first step, which sets everything up, to the last
+        nonlocal done
+        done += 1
+        torch.cuda.set_sync_debug_mode("error" if done < 10 else "default")
+
+    try:
+        distill(models.build("resnet8", 10), models.build("resnet20", 10), scored, scored.images, params, on_step=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert done == 10
 
 
 @pytest.mark.parametrize("compile_", ["off", "on"])

@@ -13,7 +13,7 @@ import models
 from bench.gpu.call import Call
 from bench.gpu.speed import IMAGE_SIZE, STUDENT, TEACHER
 from bench.measure import table
-from bench.setting import fastest_kernels
+from pipeline.compute import fastest_kernels
 from pipeline.device.statistics import percentile, required_samples
 from pipeline.device.timing import measure
 

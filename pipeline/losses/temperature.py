@@ -13,8 +13,10 @@ def as_column(temperature: Tensor | float, logits: Tensor) -> Tensor:
         ValueError: the vector's length is not the batch size.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    # the type is given at once: a float would otherwise pass through float32
-    column = torch.as_tensor(temperature, dtype=dtype, device=logits.device).reshape(-1, 1)
+    if isinstance(temperature, Tensor):
+        column = temperature.to(logits.device, dtype).reshape(-1, 1)
+    else:  # as_tensor would copy it from the host, which then waits for all queued work of a GPU
+        column = torch.full((1, 1), temperature, dtype=dtype, device=logits.device)
     if column.shape[0] not in (1, logits.shape[0]):
         raise ValueError(f"{column.shape[0]} temperatures for a batch of {logits.shape[0]}")
     return column

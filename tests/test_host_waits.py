@@ -1,0 +1,106 @@
+"""No step makes the host wait for a GPU, shown without one: fake tensors have a device and a shape, but no memory.
+
+A step that asks for a value fails by itself, as does one that computes with tensors of two devices.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import models
+from pipeline.data.loader import Batch, Images
+from pipeline.data.pixels import ResidentPixels
+from pipeline.energy import EnergyGroups
+from pipeline.feature_loss import feature_loss
+from pipeline.heda import MIXES, Mixed
+from pipeline.objective import Companion, Distillation, DistillationStep
+
+GPU = torch.device("cuda", 0)
+COUNT, BATCH, SIZE, CLASSES = 64, 16, 16, 10
+
+
+class NoBlockingCopies(TorchDispatchMode):
+    """Refuses copies from one device to another for which the host would wait."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        copies = {torch.ops.aten._to_copy: (result, args[0]), torch.ops.aten.copy_: args[:2]}
+        to, source = copies.get(func.overloadpacket, (None, None))
+        if to is not None and to.device.type != source.device.type:
+            blocking = not (kwargs.get("non_blocking") or args[2:3] == (True,))
+            assert not blocking, f"a copy of {tuple(source.shape)} from {source.device} to {to.device}"
+        return result
+
+
+@pytest.fixture
+def gpu():
+    with FakeTensorMode():
+        yield
+
+
+def images_on_gpu():
+    pixels = ResidentPixels(np.zeros((COUNT, SIZE, SIZE, 3), np.uint8), GPU, padding=2)
+    labels = torch.zeros(COUNT, dtype=torch.int64, device=GPU)
+    return Images(pixels, labels, [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+
+
+def step_on_gpu(**changes):
+    labels, index = torch.zeros(2, BATCH, dtype=torch.int64, device=GPU)
+    images = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU)
+    mixed = Mixed(images[:6], index[:6], 0.7)
+    return DistillationStep(Batch(images, labels, index), Companion(mixed, labels[:6]), **changes)
+
+
+def test_a_blocking_copy_and_a_look_at_a_value_are_found(gpu):
+    with NoBlockingCopies():
+        torch.zeros(3).to(GPU, non_blocking=True)
+        with pytest.raises(AssertionError, match=r"a copy of \(3,\) from cpu to cuda:0"):
+            torch.tensor([2.0, 4.0, 6.0], device=GPU)
+        with pytest.raises(AssertionError, match="a copy of"):
+            torch.zeros(3, device=GPU).copy_(torch.zeros(3))
+        with pytest.raises(RuntimeError, match="device"):
+            torch.zeros(3, device=GPU) + torch.zeros(3)
+        with pytest.raises(DataDependentOutputException):
+            torch.zeros(3, device=GPU).sum().item()
+
+
+def test_views_are_made_without_waiting(gpu):
+    images = images_on_gpu()
+    index = torch.zeros(BATCH, dtype=torch.int64, device=GPU)
+    with NoBlockingCopies():
+        for drawn in images.views([index, index], torch.Generator()):
+            assert drawn.images.device == GPU
+            assert drawn.images.shape == (BATCH, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_images_are_mixed_without_waiting(mix):
+    drawn = MIXES[mix](BATCH, SIZE, SIZE, torch.Generator().manual_seed(0))
+    with FakeTensorMode():
+        images, partner = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU), torch.zeros(BATCH, dtype=torch.int64).to(GPU)
+        with NoBlockingCopies():
+            assert drawn.apply(images, images, partner).device == GPU
+
+
+@pytest.mark.parametrize("assignment", ["sample", "view"])
+@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"])
+def test_an_objective_is_computed_without_waiting(gpu, params, loss, assignment):
+    chosen = params.distill.model_copy(update={"loss": loss, "assignment": assignment})
+    heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
+    with torch.device(GPU):
+        student, teacher = models.build("resnet8", CLASSES), models.build("resnet20", CLASSES)
+        features = feature_loss(chosen, student, teacher, SIZE)
+    codes = torch.zeros(COUNT, dtype=torch.int8, device=GPU)
+    objective = Distillation(teacher, EnergyGroups(codes, -9.0, -3.0), 4.0, chosen, heda, features)
+    strong = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU) if loss == "mlkd" else None
+    with features.tapped() if features is not None else nullcontext(), NoBlockingCopies():
+        value = objective(student, step_on_gpu(strong=strong), 0)
+    assert value.device == GPU
+    assert value.shape == ()
