@@ -27,6 +27,15 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(name)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 numbers in hardware; emulated, they are many times slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # x86 and ARM; torch 2.11 lacks the question, and fp32 is right everywhere
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision for the forward pass; weights and losses stay in float32.
 
@@ -35,7 +44,7 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
     Raises:
         ParamsError: bf16 is asked for on a GPU that does not compute in it.
     """
-    native = _has_bf16(device)
+    native = has_bf16(device)
     if precision == "bf16" and device.type == "cuda" and not native:
         raise ParamsError("params.yaml: precision is bf16, but this GPU does not compute in it; set precision to fp32")
     enabled = precision == "bf16" or (precision == "auto" and native)
@@ -98,12 +107,3 @@ def compiled(
         return network
     options: dict[str, str | int | bool | Callable[..., Any]] | None = {"freezing": True} if frozen else None
     return cast(nn.Module, torch.compile(network, dynamic=False, options=options))
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 numbers in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # x86 and ARM; torch 2.11 lacks the question, and fp32 is right everywhere
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.answers import Answers
 from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
-from pipeline.compute import autocast, compiled, fastest_kernels, whole_gradients
+from pipeline.compute import autocast, compiled, fastest_kernels, has_bf16, whole_gradients
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.distributed import ALONE, World
@@ -141,6 +141,8 @@ def train(
             images one class after the last epoch, or for a tenth of the epochs. Names step, learning rate and sample
             indices.
     """
+    if params.precision == "bf16" and not has_bf16(device):
+        logging.warning("training.precision is bf16, which this processor emulates: many times slower than auto")
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(),

@@ -209,6 +209,16 @@ def test_bf16_training_stays_close_to_fp32(params):
     assert math.isclose(losses["fp32"], losses["bf16"], rel_tol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("precision", "native", "told"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
+)
+def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, told):
+    for module in ("pipeline.training", "pipeline.compute"):
+        monkeypatch.setattr(f"{module}.has_bf16", lambda device: native)
+    run(params, network(1), training=settings(params, precision=precision, epochs=1))
+    assert ("which this processor emulates" in caplog.text) is told
+
+
 def test_another_setting_has_another_checkpoint(tmp_path):
     folders = set()
     for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1}):
