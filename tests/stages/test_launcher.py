@@ -119,7 +119,9 @@ def test_a_second_process_of_a_stage_is_refused_and_told_of_the_first(workspace,
         set_params(workspace, {"seed": 1})  # another run, which would write the same files
         error = run(workspace, "train_teacher", expected=2)
     finally:
-        os.killpg(before.pid, signal.SIGKILL)
+        first = psutil.Process(before.pid)
+        for process in [first, *first.children(recursive=True)]:  # torchrun's are in groups of their own
+            process.kill()
     before.communicate()
     assert error == (
         f"error: process {before.pid} is already running stage train_teacher here (it holds "
