@@ -115,8 +115,10 @@ class _Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # a second one, as timeout(1) sends, must not change the exit code of a process that is on its way out
+        then = signal.SIG_DFL if self.received is None else signal.SIG_IGN
         for number in self._taken:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, then)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker, which has nothing to put in order

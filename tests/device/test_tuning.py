@@ -18,9 +18,11 @@ from tests.device.fake_system import write
 FOLDER = "sys/devices/system/cpu/cpufreq"
 RECOVERED = "an earlier measurement was killed with the device tuned; the governor was put back."
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pipeline.device import tuning
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
 if sys.argv[3] == "unguarded":
     tuning._WATCHDOG = ""
 with tuning.tuned(True, Path(sys.argv[1]), Path(sys.argv[2])):
