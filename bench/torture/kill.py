@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from bench.torture.clone import GRAPH, MEASURED, clone, hashes, names
-from bench.torture.repro import Repro, alive, check
+from bench.torture.repro import Repro, alive, belongs, check
 
 STAGES = tuple(GRAPH)
 VICTIMS = ("stage", "dvc", "group")
@@ -168,11 +168,11 @@ class Pass:
     def _is_of_orphan(self, output: str) -> bool:
         """Whether dvc failed since a stage lives on, and its sentence names that process; which is then ended."""
         found = _NAMED.search(output)
-        if found is None or self._orphan is None or int(found[1]) != self._orphan.pid:
+        if found is None or self._orphan is None or not belongs(int(found[1]), self._orphan):
             return False
         self.kills[-1].orphan = "named, then stopped"
         with suppress(psutil.NoSuchProcess):
-            self._orphan.terminate()
+            psutil.Process(int(found[1])).terminate()
         deadline = time.monotonic() + 60
         while alive(self._orphan) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -77,7 +77,8 @@ class Repro:
         """SIGKILL the stage, dvc or the whole group.
 
         Returns:
-            what was killed, which is dvc where no stage process was; and the child of dvc that lives on.
+            what was killed, which is dvc where no stage process was; and what of dvc's lives on: the stage or, where
+            that had not begun, the shell that dvc starts stages in, which some shells do not leave.
         """
         children, stage = self._family()[:1], self.stage_process()
         if victim == "stage" and stage is not None:
@@ -90,7 +91,7 @@ class Repro:
             return "group", None
         self.process.kill()
         self.wait()
-        return "dvc", next(filter(alive, children), None)
+        return "dvc", next(filter(alive, children if stage is None else [stage]), None)
 
     def _family(self) -> list[psutil.Process]:
         try:
@@ -109,6 +110,16 @@ def check(folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def belongs(pid: int, process: psutil.Process) -> bool:
+    """Whether ``pid`` is that process or descends from it."""
+    if pid == process.pid:
+        return True
+    try:
+        return process.pid in [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def alive(process: psutil.Process) -> bool:

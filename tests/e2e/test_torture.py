@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from bench.torture.kill import STAGES, VICTIMS, Moment, Pass, Undisturbed, moments, undisturbed
+from bench.torture.repro import belongs
 
 pytestmark = pytest.mark.e2e
 
@@ -16,8 +22,10 @@ def expected(tmp_path_factory) -> Undisturbed:
     return undisturbed(tmp_path_factory.mktemp("torture") / "undisturbed")
 
 
-def test_killed_runs_recover_to_the_bytes_of_an_undisturbed_run_in_another_folder(expected, tmp_path):
-    planned = [Moment("train_teacher", "dvc", 0.5), Moment("export", "group", 0.5)]
+def test_killed_runs_recover_to_the_bytes_of_an_undisturbed_run_in_another_folder(expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("SHELL", raising=False)  # dvc then takes /bin/sh, which may stay between it and the stage
+    # so early that the stage, which lives on, is still there when the next dvc comes
+    planned = [Moment("train_teacher", "dvc", 0.1), Moment("export", "group", 0.5)]
     killed = []
     one = Pass(tmp_path / "killed", planned, expected, killed.append)
     one.run()
@@ -32,6 +40,22 @@ def test_killed_runs_recover_to_the_bytes_of_an_undisturbed_run_in_another_folde
     card.unlink()
     card.write_text(json.dumps(content | {"seed": 1}))
     assert expected.differing(tmp_path / "killed", "train_teacher") == ["artifacts/teacher/card.json"]
+
+
+def test_a_stage_belongs_to_the_shell_that_it_runs_in():
+    waits = f"{sys.executable} -c 'import time; print(flush=True); time.sleep(60)'; :"
+    shell = subprocess.Popen(["/bin/sh", "-c", waits], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        shell.stdout.readline()
+        process = psutil.Process(shell.pid)
+        (child,) = process.children()
+        assert belongs(child.pid, process)
+        assert belongs(process.pid, process)
+        assert not belongs(process.pid, child)
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.communicate()
+    assert not belongs(child.pid, process)
 
 
 def test_the_moments_hit_every_stage_with_every_victim_and_are_the_same_for_a_seed():
