@@ -101,6 +101,18 @@ def test_a_stopped_program_leaves_nothing_half_written_and_says_so_once(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_signal_on_the_way_out_does_not_change_the_exit_code(tmp_path):
+    process = started("import atexit, time\natexit.register(time.sleep, 2)\n" + PROGRAM, tmp_path / "out")
+    child = forked(process)
+    os.kill(child, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.stderr.readline() == STOPPED
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.communicate()
+
+
 def test_a_program_under_nohup_outlives_its_terminal(tmp_path):
     process = started(PROGRAM, tmp_path / "out", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     child = forked(process)
