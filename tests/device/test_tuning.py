@@ -27,7 +27,8 @@ if sys.argv[3] == "unguarded":
     tuning._WATCHDOG = ""
 with tuning.tuned(True, Path(sys.argv[1]), Path(sys.argv[2])):
     print("tuned", flush=True)
-    time.sleep(60)
+    for _ in range(600):  # Python answers a signal that comes just before a sleep only after it
+        time.sleep(0.1)
 """
 
 

@@ -35,7 +35,8 @@ def program():
         (temporary / "half").write_text("1")
         child = os.fork()
         os.write(1, f"{child}\\n".encode())
-        time.sleep(60)
+        for _ in range(600):  # Python answers a signal that comes just before a sleep only after it
+            time.sleep(0.1)
 run_program(program)
 """
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
