@@ -296,6 +296,7 @@ class BenchmarkParams(Block):
 class BudgetParams(Block):
     """Of params.yaml and of each targets/<device>/device.yaml."""
 
+    minimum_top1: Fraction | None
     max_top1_drop: Fraction | None
     max_high_energy_drop: Fraction | None
     max_latency_p50_ms: Positive | None

@@ -82,6 +82,9 @@ def broken_limits(row: Row, budget: BudgetParams) -> list[str]:
     if row["top1"] is None:
         broken.append("its accuracy was not measured")
     else:
+        wanted = budget.minimum_top1
+        if wanted is not None and row["top1"] < wanted - _ROUNDING:
+            broken.append(f"its top-1 accuracy is {100 * row['top1']:.2f} %, {100 * wanted:g} wanted (minimum_top1)")
         broken += _broken_drop("top-1 accuracy", row["delta_top1"], budget.max_top1_drop, "max_top1_drop")
         broken += _broken_drop(
             "high-energy accuracy", row["delta_top1_high_energy"], budget.max_high_energy_drop, "max_high_energy_drop"

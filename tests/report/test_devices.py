@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import write_json
+from pipeline.config import BudgetParams
 from pipeline.errors import DataError
 from pipeline.report import Device, Inputs, Recommendation, on_device
 from pipeline.report.devices import read_devices
 from pipeline.report.rows import ROW_KEYS
 
 Summarise = Callable[[Inputs], tuple[dict[str, Any], Recommendation]]
-NO_LIMITS = dict.fromkeys(
-    ("max_top1_drop", "max_high_energy_drop", "max_latency_p50_ms", "max_latency_p90_ms", "max_latency_p99_ms")
-) | {"max_size_mb": None}
+NO_LIMITS = dict.fromkeys(BudgetParams.model_fields)
 
 
 def write_device(root: Path, text: str, listed: str | None = None) -> Path:

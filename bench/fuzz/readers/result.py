@@ -11,6 +11,7 @@ from typing import Any
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import mutate_bytes, mutate_value
 from bench.fuzz.readers.common import Json, as_json
+from pipeline.config import BudgetParams
 from pipeline.report.devices import on_device, read_devices
 from pipeline.report.page_devices import device_sections
 
@@ -29,10 +30,8 @@ def _result_seeds(scratch: Path) -> Json:
         }
         for row in document["rows"]
     ]
-    budget = dict.fromkeys(
-        ("max_top1_drop", "max_high_energy_drop", "max_latency_p50_ms", "max_latency_p90_ms", "max_latency_p99_ms")
-    )
-    return {"document": document, "files": files, "budget": budget | {"max_size_mb": 1.0}}
+    budget = dict.fromkeys(BudgetParams.model_fields) | {"max_size_mb": 1.0}
+    return {"document": document, "files": files, "budget": budget}
 
 
 def _write_result(rng: random.Random, seeds: Json, folder: Path) -> None:
