@@ -14,8 +14,8 @@ JOBS ?= 2
 BENCH ?=
 # of `make torture`, for example --moments 50 --seed 1 --out docs/results/torture
 TORTURE ?=
-# arguments of `make fuzz`, for example --cases 1000 --only image
-FUZZ ?= --cases 10000 --out docs/results/fuzz
+# arguments of `make fuzz`, for example --cases 1000 --only image; all targets take about three hours
+FUZZ ?= --cases 10000
 # of `make target`: the example in targets/examples/ that the new device begins with
 LIKE ?= raspberry_pi
 
