@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.ours import ENERGY_TEMPERATURE, Scoring, score
 from bench.setting import CE_WEIGHT, KD_WEIGHT, TEMPERATURES, Setting
-from pipeline.compute import autocast, compiled, fastest_kernels
+from pipeline.compute import autocast, compiled, fastest_kernels, full_fp32
 from pipeline.data.loader import open_images
 from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
 from pipeline.losses import kd
@@ -50,7 +50,7 @@ class BareStep:
             fused=True,
         )
         forward = compiled(student, self._compile, images.device)
-        teacher = compiled(teacher, self._compile, images.device, frozen=True)
+        teacher = compiled(teacher, self._compile, images.device)
         for step in range(setting.warmup_steps + setting.steps):
             if step == setting.warmup_steps:
                 started = setting.clock()
@@ -78,7 +78,7 @@ class BareForward:
         self._setting = setting
         scoring = Scoring(setting)
         self._sizes: list[int] = []
-        self._precisions: set[torch.dtype] = set()
+        self._precisions: set[tuple[torch.dtype, bool]] = set()
         handle = scoring.teacher.register_forward_pre_hook(self._note)
         score(scoring.teacher, scoring.images)
         handle.remove()
@@ -87,7 +87,8 @@ class BareForward:
 
     @fastest_kernels()
     def __call__(self) -> float:
-        with torch.inference_mode(), self._autocast():
+        ((precision, tf32),) = self._precisions
+        with torch.inference_mode(), self._autocast(precision), nullcontext() if tf32 else full_fp32():
             self._teacher(self._images)
             started = self._setting.clock()
             for size in self._sizes:
@@ -97,10 +98,10 @@ class BareForward:
     def _note(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         device = inputs[0].device.type
         self._sizes.append(len(inputs[0]))
-        self._precisions.add(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        self._precisions.add((dtype, torch.backends.cudnn.allow_tf32))
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        (precision,) = self._precisions
+    def _autocast(self, precision: torch.dtype) -> AbstractContextManager[object]:
         if precision == torch.float32:
             return nullcontext()
         return torch.autocast(self._setting.device, dtype=precision)

@@ -1,7 +1,8 @@
-"""The images of the benchmark: the same few as files and as both stores of the pipeline."""
+"""The images of the benchmark: the same few as files and as stores of the pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from pipeline.errors import DataError
 _HELD_OUT_PER_CLASS = 2  # validation costs time and is not timed
 
 
-def make_stores(images: Path | None, setting: Setting) -> str:
-    """Write both stores of ``setting``: as many training images as an epoch has, a few held out.
+STORAGES = ("packed", "files")
+
+
+def make_stores(images: Path | None, setting: Setting, storages: Sequence[str] = STORAGES) -> str:
+    """Write the stores of ``setting``: as many training images as an epoch has, a few held out.
 
     Args:
         images: a folder with train/<class>/<image>; None for scikit-learn's digits.
+        storages: which of them.
 
     Returns:
         What the images are, in words.
@@ -36,7 +41,7 @@ def make_stores(images: Path | None, setting: Setting) -> str:
         published, origin = images, f"image files of folder {images.name}"
     chosen = folder / "chosen"
     _choose(published / "train", chosen, setting.image_count)
-    for storage in ("packed", "files"):
+    for storage in storages:
         params = data_params("imagefolder", chosen, setting.image_size, storage)
         source = open_source(params)
         card = write_store(setting.store(storage), source, split(source, params), params)

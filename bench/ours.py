@@ -66,7 +66,7 @@ class Scoring:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.images = open_images(setting.store(), "train", torch.device(setting.device))
-        self.teacher = setting.network(setting.teacher)
+        self.teacher = setting.network(setting.teacher).to(memory_format=torch.channels_last)  # as the stage does
         score(self.teacher, self.images)
 
     def __call__(self) -> float:

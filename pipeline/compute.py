@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import sysconfig
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
+
+_GRAPHS = 64
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -66,6 +70,20 @@ def fastest_kernels() -> Iterator[None]:
 
 
 @contextmanager
+def full_fp32() -> Iterator[None]:
+    """While it lasts, a GPU computes fp32 convolutions in fp32; else torch lets it round what enters them to TF32.
+
+    Not by ``conv.fp32_precision``: while that is set, torch's compiler fails where it reads ``allow_tf32``.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def whole_gradients(network: nn.Module, device: torch.device) -> Iterator[None]:
     """While it lasts, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
 
@@ -91,19 +109,19 @@ def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
         return plain(convolution, images.float())
 
 
-def compiled(
-    network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device, *, frozen: bool = False
-) -> nn.Module:
+def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
     """The network with its passes compiled by torch.compile, all parameters shared; unchanged where that is not wanted.
 
     Batches of one size are one graph each, so a training step has two or three. Hooks are not seen by the graph.
-
-    Args:
-        frozen: the weights never change again and no gradients are taken, so they are made constants of the graph.
     """
-    # inductor compiles its launchers with the system's compiler
-    possible = device.type == "cuda" and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    if choice == "off" or (choice == "auto" and not possible):
+    if choice == "off" or (choice == "auto" and not (device.type == "cuda" and _has_compiler())):
         return network
-    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"freezing": True} if frozen else None
-    return cast(nn.Module, torch.compile(network, dynamic=False, options=options))
+    # networks of one class share the limit, whatever their depth; beyond it torch would compute eagerly, with a warning
+    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, _GRAPHS)
+    return cast(nn.Module, torch.compile(network, dynamic=False))
+
+
+def _has_compiler() -> bool:
+    """Whether the system can compile what inductor and Triton start kernels with, which includes Python.h."""
+    found = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return found and Path(sysconfig.get_path("include"), "Python.h").exists()

@@ -77,7 +77,7 @@ def distill(
     if params.distill.teacher_memo:
         memo = TeacherMemo(teacher, len(images), images.view_count, images.device, world.size)
     else:  # what the memo leaves to the teacher has many sizes, each of which would be compiled
-        teacher = compiled(teacher, training.compile, images.device, frozen=True)
+        teacher = compiled(teacher, training.compile, images.device)
     objective = Distillation(teacher, groups, scored.energy_temperature, params.distill, params.heda, features, memo)
     steps = steps_per_epoch(len(images), training.batch_size)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.answers import Answers
+from pipeline.compute import full_fp32
 from pipeline.data.loader import Batch, Images
 from pipeline.distributed import ALONE, World
 
@@ -31,7 +32,7 @@ def logits_in_batches(
     """
     network.eval()
     for batch in images.batches(inference_batch(images), rows):
-        with torch.inference_mode():  # not around the yield: it would hold in the caller's code as well
+        with torch.inference_mode(), full_fp32():  # not around the yield: they would hold in the caller's code as well
             logits = network(batch.images).float()
         yield batch, logits
 

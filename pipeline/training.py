@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.answers import Answers
 from pipeline.batch_norm import synchronised_batch_norm
 from pipeline.checkpoint import Checkpoint
-from pipeline.compute import autocast, compiled, fastest_kernels, has_bf16, whole_gradients
+from pipeline.compute import autocast, compiled, fastest_kernels, full_fp32, has_bf16, whole_gradients
 from pipeline.config import TrainingParams
 from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
 from pipeline.distributed import ALONE, World
@@ -159,7 +160,8 @@ def train(
         for _ in range(steps):
             on_step()
 
-    with synchronised_batch_norm(network, world), whole_gradients(network, device), fastest_kernels():
+    exact = full_fp32() if params.precision == "fp32" else nullcontext()
+    with synchronised_batch_norm(network, world), whole_gradients(network, device), fastest_kernels(), exact:
         forward = world.parallel(compiled(network, params.compile, device))
         for epoch in range(len(records), params.epochs):
             # the first process draws as one alone would, the others differently: dropout must not be alike in all parts

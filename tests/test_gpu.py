@@ -70,8 +70,7 @@ def test_energies_are_those_of_the_cpu(tmp_path):
     for device in ("cpu", GPU):
         parts = score_images(teacher.to(device), images_on(device), 4.0, tmp_path / device)
         found.append(parts.energy())
-    # convolutions of a GPU may round to 10 bits on the way
-    torch.testing.assert_close(found[1], found[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_steps_of_an_epoch_make_the_host_wait_for_nothing(params):

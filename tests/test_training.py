@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from pipeline import training
 from pipeline.answers import Answers
 from pipeline.checkpoint import Checkpoint, open_checkpoint
-from pipeline.data.loader import Batch
+from pipeline.data.loader import Batch, Images
+from pipeline.data.pixels import ResidentPixels
 from pipeline.energy import EnergyGroups
 from pipeline.errors import BusyError, TrainingError
 from pipeline.heda import cutmix
+from pipeline.inference import answers
 from pipeline.objective import Companion, Distillation, DistillationStep
 from pipeline.seeds import CLEAN, COMPANIONS, GROUPS, MIXING, PER_PROCESS, STRONG, SUBSET, stream_seed
 from pipeline.training import cross_entropy, learning_rate, train
@@ -323,3 +326,13 @@ def test_the_streams_of_a_seed_give_different_numbers():
         for epoch in range(3)
     ]
     assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("auto", True)])
+def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inference(params, precision, tf32):
+    student, seen = network(1), set()
+    student.register_forward_pre_hook(lambda network, _: seen.add((network.training, torch.backends.cudnn.allow_tf32)))
+    images = Images(ResidentPixels(np.zeros((6, 4, 4, 3), np.uint8), CPU, 0), torch.arange(6) % 3, [0.5] * 3, [0.5] * 3)
+    chosen = settings(params, precision=precision, epochs=1, warmup_epochs=0)
+    run(params, student, training=chosen, validate=lambda trained: answers(trained, images))
+    assert seen == {(True, tf32), (False, False)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import models
 from bench.gpu.call import Call
 from bench.gpu.speed import IMAGE_SIZE, STUDENT, TEACHER
 from bench.measure import table
-from pipeline.compute import fastest_kernels
+from pipeline.compute import fastest_kernels, full_fp32
 from pipeline.device.statistics import percentile, required_samples
 from pipeline.device.timing import measure
 
@@ -52,7 +53,7 @@ def _measured(name: str, call: Call) -> list[dict[str, Any]]:
     precisions = {"fp32": torch.float32}
     modes: dict[str, Callable[[nn.Module, Tensor], Forward]] = {"eager": _eager}
     if call.device.type == "cuda":
-        precisions["fp16"] = torch.float16
+        precisions |= {"TF32": torch.float32, "fp16": torch.float16}  # TF32 is what torch does unless told otherwise
         modes["CUDA graph"] = _graphed
     rows = []
     for precision, dtype in precisions.items():
@@ -64,7 +65,8 @@ def _measured(name: str, call: Call) -> list[dict[str, Any]]:
             )
             for mode, make in modes.items():
                 row = {"network": name, "batch": batch, "precision": precision, "mode": mode}
-                rows.append(row | _timed(make(network, images), images, call))
+                with full_fp32() if precision == "fp32" else nullcontext():
+                    rows.append(row | _timed(make(network, images), images, call))
     return rows
 
 

@@ -14,13 +14,33 @@ from pipeline.ablation.statistics import mean_and_deviation
 from pipeline.errors import EnergyKDError
 
 
+class TestsFailedError(EnergyKDError):
+    """Tests that need a GPU failed; ``summary`` is pytest's last line."""
+
+    def __init__(self, summary: str) -> None:
+        super().__init__(f"tests that need a GPU failed ({summary}); what they printed is above")
+        self.summary = summary
+
+
 def run(call: Call) -> str:
-    """Three tables in one page."""
+    """Two tables and the outcome of the tests in one page.
+
+    Raises:
+        TestsFailedError: at the end, when the page is written and printed.
+    """
     objectives, losses = _objectives(call)
     precision, students = _precision(call)
-    tests = call.part("the tests that need a GPU", _tests)
+    failure: TestsFailedError | None = None
+    try:
+        tests = call.part("the tests that need a GPU", _tests)
+    except TestsFailedError as error:  # what was measured is worth its page, and a failure is not kept as a part
+        tests, failure = error.summary, error
     body = f"{objectives}\n\n{precision}\n\nTests that need a GPU: {tests}."
-    return call.report("It runs", body, {"objectives": losses, "precision": students, "tests": tests})
+    page = call.report("It runs", body, {"objectives": losses, "precision": students, "tests": tests})
+    if failure is not None:
+        print(page)
+        raise failure
+    return page
 
 
 def _objectives(call: Call) -> tuple[str, list[dict[str, Any]]]:
@@ -75,5 +95,5 @@ def _tests() -> str:
     summary = done.stdout.strip().splitlines()[-1].strip("= ")
     if done.returncode:
         print(done.stdout)
-        raise EnergyKDError(f"tests that need a GPU failed ({summary}); what they printed is above")
+        raise TestsFailedError(summary)
     return summary

@@ -188,7 +188,7 @@ def _legend(comparisons: int) -> str:
         f"equally noisy) and is not widened for the number of comparisons: of {comparisons} intervals, one in twenty "
         rf"leaves out zero by chance. \* still clear of zero when widened for {comparisons} comparisons (Bonferroni). "
         "Last epoch: no selection. Best validation epoch: chosen on held-out training images, never on the test split. "
-        "Seconds per epoch: median, without validation, beside whatever else the machine did."
+        "Seconds per epoch: median of those after the first, without validation, beside whatever else the machine did."
     )
 
 

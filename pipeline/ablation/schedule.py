@@ -134,6 +134,8 @@ def _serve(tasks: Any, reports: Any, root: Path, threads: int, parent: int) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
+    # otherwise each job has as many compiling processes as there are cores
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
     while True:
         run = tasks.get()
         reports.put([_outcome(run, root, lambda record: reports.put(1))])

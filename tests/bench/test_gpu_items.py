@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import models
+from bench.gpu import runs
 from bench.gpu.__main__ import ITEMS, STOPPED, main
 from bench.gpu.call import Call, TimeUp
 from bench.gpu.studies import PAIRS, of_pair
@@ -88,6 +89,25 @@ def test_a_study_that_was_stopped_goes_on_to_its_table_and_does_no_run_twice(
     assert len(table_rows(capsys.readouterr().out)) > 3
     assert list((tmp_path / "results").glob("it*.json"))
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_a_test_that_fails_on_the_gpu_does_not_cost_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed() -> str:
+        raise runs.TestsFailedError("1 failed, 7 passed in 3 s")
+
+    monkeypatch.setattr(runs, "_objectives", lambda call: ("losses", []))
+    monkeypatch.setattr(runs, "_precision", lambda call: ("students", {}))
+    monkeypatch.setattr(runs, "_tests", failed)
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "--state", str(tmp_path / "state"), "--out", str(tmp_path / "it")])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "Tests that need a GPU: 1 failed, 7 passed in 3 s." in printed.out
+    assert "error: tests that need a GPU failed (1 failed, 7 passed in 3 s)" in printed.err
+    assert read_json(tmp_path / "it.json")["figures"]["tests"] == "1 failed, 7 passed in 3 s"
+    assert not list((tmp_path / "state").glob("runs-*/*.json"))
 
 
 def test_packages_that_a_lent_machine_lacks_are_not_needed(tmp_path: Path) -> None:
