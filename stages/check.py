@@ -19,12 +19,14 @@ from pipeline.feature_loss import feature_loss
 from pipeline.layout import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
 from pipeline.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run_program
+from stages.curves import check_repository
 from stages.dvc_files import mend
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
 
 def check(params: Params) -> None:
+    check_repository()
     choose_device(params.device)
     check_available(params.evaluate.runtimes, "params.yaml: evaluate.runtimes")
     check_available(params.benchmark.runtimes, "params.yaml: benchmark.runtimes")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dvclive import Live
@@ -54,6 +55,16 @@ class NoCurves:
 
     def epoch(self, record: EpochRecord) -> None:
         """Write nothing."""
+
+
+def check_repository() -> None:
+    """Learn before anything is computed whether curves can be kept.
+
+    Raises:
+        DataError: the Git repository has no commit.
+    """
+    with TemporaryDirectory() as folder, _live(Path(folder)):
+        pass
 
 
 def write_lineage(folder: Path, card: Mapping[str, Any]) -> None:

@@ -9,15 +9,30 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.training import EpochRecord
-from stages.curves import learning_curves
+from stages.curves import check_repository, learning_curves
+
+NO_COMMIT = r"need a Git repository with a commit .*`git add --all && git commit`"
 
 
-def test_a_repository_without_a_commit_is_one_sentence(tmp_path, monkeypatch):
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "--quiet"], check=True)  # noqa: S607
     Path(".dvc").mkdir()
+
+
+def test_a_repository_without_a_commit_is_known_before_anything_is_computed(repository):
+    with pytest.raises(DataError, match=NO_COMMIT):
+        check_repository()
+    git = ["git", "-c", "user.name=name", "-c", "user.email=mail", "commit", "--quiet", "--allow-empty", "-m", "first"]
+    subprocess.run(git, check=True)
+    check_repository()
+    assert sorted(path.name for path in Path().iterdir()) == [".dvc", ".git"]
+
+
+def test_a_repository_without_a_commit_is_one_sentence(repository):
     with (
-        pytest.raises(DataError, match=r"need a Git repository with a commit .*`git add --all && git commit`"),
+        pytest.raises(DataError, match=NO_COMMIT),
         learning_curves(Path("curves"), "teacher", 1, 1) as curves,
     ):
         curves.epoch(EpochRecord(0, 1.0, 0.5, 0.1, 1.0))
