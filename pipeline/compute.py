@@ -61,12 +61,7 @@ def fastest_kernels() -> Iterator[None]:
 
     Which one is the fastest may differ from run to run, and the last bits of the results with it.
     """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+    yield from _cudnn("benchmark", True)
 
 
 @contextmanager
@@ -75,12 +70,16 @@ def full_fp32() -> Iterator[None]:
 
     Not by ``conv.fp32_precision``: while that is set, torch's compiler fails where it reads ``allow_tf32``.
     """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    yield from _cudnn("allow_tf32", False)
+
+
+def _cudnn(name: str, value: bool) -> Iterator[None]:
+    before = getattr(torch.backends.cudnn, name)
+    setattr(torch.backends.cudnn, name, value)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        setattr(torch.backends.cudnn, name, before)
 
 
 @contextmanager
