@@ -80,9 +80,8 @@ class Setting:
         }
         distill = {
             "network": self.student,
-            "loss": "kd",
+            "loss": {"name": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT},
             "logit_standardization": False,
-            "kd": {"ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT},
             "temperatures": TEMPERATURES,
             "assignment": "sample",
             "teacher_memo": memo,

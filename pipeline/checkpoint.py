@@ -1,8 +1,8 @@
 """What a killed run has finished: crash checkpoints of training, and the folder that any long pass keeps its parts in.
 
 They lie in a git-ignored folder that DVC does not know, under a key made of all that decides the result. A changed
-parameter, data set or line of code is another key, so old weights never go on as new; the same key goes on where it
-was.
+parameter, data set or line of the code that computes is another key, so old weights never go on as new; the same key
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -32,6 +33,8 @@ _FILE = "epoch.safetensors"
 _FINISHED = "finished"
 _SHARE = 0.015  # of the training time, for storing epochs but the last
 _CODE = Path(__file__).parent.parent
+_PACKAGES = ("models", "pipeline", "stages")
+_STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "distill"}
 
 
 class Checkpoint:
@@ -135,7 +138,7 @@ def crash_folder(
 
     Args:
         root, decides: as for :func:`open_checkpoint`.
-        role: what the folder's name begins with.
+        role: teacher, energy or student: what the folder's name begins with.
         work: what the run does, for the sentence that refuses a second one.
         world: the processes that share the folder; the first one holds the lock and removes the folder, so all must
             have met after the last use by another.
@@ -145,7 +148,7 @@ def crash_folder(
     Raises:
         BusyError: another run does the same.
     """
-    key = hashlib.sha256(json.dumps([decides, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([decides, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
     with ExitStack() as held:
         with world.together():
@@ -168,11 +171,18 @@ def _remove_finished(root: Path, role: str, kept: Path) -> None:
                 shutil.rmtree(marker.parent)
 
 
-def code_hash() -> str:
-    """Hash of all code that trains: the packages models, pipeline and stages."""
+def code_hash(stage: str) -> str:
+    """Hash of the code that decides what a stage computes: that which dvc.yaml lists for it.
+
+    What is not listed (messages, the schema of the parameters, how files are written) changes no number, so a run that
+    was killed goes on after such a change.
+    """
+    graph = YAML(typ="safe").load(_CODE / "dvc.yaml")["stages"]
     digest = hashlib.sha256()
-    for package in ("models", "pipeline", "stages"):
-        for path in sorted((_CODE / package).rglob("*.py")):
-            digest.update(path.relative_to(_CODE).as_posix().encode())
-            digest.update(path.read_bytes())
+    for dependency in graph[stage]["deps"]:
+        if dependency.split("/")[0] in _PACKAGES:
+            path = _CODE / dependency
+            for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+                digest.update(file.relative_to(_CODE).as_posix().encode())
+                digest.update(file.read_bytes())
     return digest.hexdigest()

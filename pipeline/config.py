@@ -10,7 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -136,32 +136,46 @@ class HedaParams(Block):
     mixed_label_weight: NonNegative
 
 
-class KdParams(Block):
+class LossParams(Block):
+    """What the parameters of every base loss have in common; :data:`Loss` lists the losses."""
+
     ce_weight: NonNegative
     kd_weight: NonNegative
 
 
-class DkdParams(KdParams):
+class KdParams(LossParams):
+    name: Literal["kd"]
+
+
+class DkdParams(LossParams):
+    name: Literal["dkd"]
     alpha: NonNegative
     beta: NonNegative
     warmup_epochs: NonNegative
 
 
-class MlkdParams(KdParams):
+class MlkdParams(LossParams):
+    name: Literal["mlkd"]
     low_confidence_only: bool
     strong_view: bool
 
 
-class DistParams(KdParams):
+class DistParams(LossParams):
+    name: Literal["dist"]
     inter_weight: NonNegative
     intra_weight: NonNegative
 
 
-class FeatureParams(KdParams):
+class FeatureParams(LossParams):
+    name: Literal["fitnet", "at", "reviewkd"]
     feature_weight: NonNegative
     warmup_epochs: NonNegative
     student_stages: Annotated[list[str], Field(min_length=1)] | None
     teacher_stages: Annotated[list[str], Field(min_length=1)] | None
+
+
+# params.yaml holds the parameters of the loss in use and of no other, so that no idle one is a dependency of a training
+Loss = Annotated[KdParams | DkdParams | MlkdParams | DistParams | FeatureParams, Field(discriminator="name")]
 
 
 class TemperatureParams(Block):
@@ -173,13 +187,8 @@ class TemperatureParams(Block):
 class DistillParams(Block):
     network: Annotated[str, Field(min_length=1)]
     initial_weights: str | None
-    loss: Literal["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
+    loss: Loss
     logit_standardization: bool
-    kd: KdParams
-    dkd: DkdParams
-    mlkd: MlkdParams
-    dist: DistParams
-    features: FeatureParams
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
     teacher_memo: bool
@@ -390,18 +399,23 @@ def checked(schema: type[BaseModel], value: Any, path: Path, remedy: str) -> dic
 
 
 def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
-    # a misspelt key is also a missing one; the unknown spelling is the one to mend
+    # a misspelt key is also a missing one; the unknown spelling is the one to correct
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    key = brief(".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "the file")
+    names, known = _path_in(schema, first["loc"])
+    key = brief(".".join(names) or "the file")
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     match first["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"], schema), n=1)
+            close = difflib.get_close_matches(names[-1], known, n=1)
             advice = f"did you mean {close[0]}?" if close else "remove it"
             return f"{key} is not a known key; {advice}{more}"
         case "missing":
             return f"{key} is missing; add it{more}"
+        case "union_tag_not_found":
+            return f"{key}.name is missing; add it{more}"
+        case "union_tag_invalid":
+            return f"{key}.name is {brief(repr(first['ctx']['tag']))}; choose of {first['ctx']['expected_tags']}{more}"
         case "value_error":
             return f"{key}: {brief(first['ctx']['error'], 400)}{more}"
         case _:
@@ -410,16 +424,19 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
             return f"{key} is {brief(_SHORT.repr(first['input']))}: {brief(reason, 400)}; change it{more}"
 
 
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)
-
-
-def _keys_beside(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
-    """The keys the schema knows in the block that holds ``location``."""
+def _path_in(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The keys that lead to a problem, and those known beside the last; pydantic's names of alternatives left out."""
+    names: list[str] = []
     block: Any = schema
-    for part in location[:-1]:
-        field = block.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        block = field.annotation
-    return list(block.model_fields)
+    known: list[str] = []
+    for part in location:
+        alternatives = [kind for kind in get_args(block) if hasattr(kind, "model_fields")]
+        chosen = [kind for kind in alternatives if part in get_args(kind.model_fields["name"].annotation)]
+        if chosen:
+            block = chosen[0]
+        elif not (isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)):
+            names.append(str(part))
+            fields = getattr(block, "model_fields", {})
+            known = list(fields)
+            block = fields[part].annotation if part in fields else None
+    return names, known

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.compute import compiled
-from pipeline.config import Params, TrainingParams
+from pipeline.config import FeatureParams, MlkdParams, Params, TrainingParams
 from pipeline.data.loader import Images, Part, cycled_indices, shares, shuffled_indices, steps_per_epoch, view_batches
 from pipeline.distributed import ALONE, World
 from pipeline.energy import EnergyGroups
 from pipeline.errors import ParamsError
-from pipeline.feature_loss import FEATURE_LOSSES, feature_loss
+from pipeline.feature_loss import feature_loss
 from pipeline.heda import MIXES, Mixed, companion_size
 from pipeline.inference import answers
 from pipeline.objective import Companion, Distillation, DistillationStep
@@ -127,23 +127,23 @@ class _StudentWithConnectors(nn.Module):
 
 def _training(params: Params) -> TrainingParams:
     training = params.distill.training
-    if params.distill.loss not in FEATURE_LOSSES:
+    if not isinstance(params.distill.loss, FeatureParams):
         return training
     if training.compile == "on":
         raise ParamsError(
-            f"params.yaml: distill.training.compile is on, but {params.distill.loss} reads feature maps by hooks, "
+            f"params.yaml: distill.training.compile is on, but {params.distill.loss.name} reads feature maps by hooks, "
             "which a compiled network does not run; set it to auto"
         )
     if params.distill.teacher_memo:
         raise ParamsError(
-            f"params.yaml: distill.teacher_memo keeps the teacher's logits, but {params.distill.loss} reads its "
+            f"params.yaml: distill.teacher_memo keeps the teacher's logits, but {params.distill.loss.name} reads its "
             "feature maps; set it to false"
         )
     return training.model_copy(update={"compile": "off"})
 
 
 def _wants_strong_views(params: Params) -> bool:
-    return params.distill.loss == "mlkd" and params.distill.mlkd.strong_view
+    return isinstance(params.distill.loss, MlkdParams) and params.distill.loss.strong_view
 
 
 def _companions(

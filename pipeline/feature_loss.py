@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 import models
-from pipeline.config import DistillParams
+from pipeline.config import DistillParams, FeatureParams
 from pipeline.errors import ParamsError
 from pipeline.features import FeatureTap, feature_shapes
 from pipeline.losses import Attention, FitNet, ReviewKD
 
-FEATURE_LOSSES = ("fitnet", "at", "reviewkd")
-
 
 class FeatureLoss(nn.Module):
-    """One of :data:`FEATURE_LOSSES` between the stages of a student and of a teacher.
+    """One of fitnet, at and reviewkd between the stages of a student and of a teacher.
 
     Its parameters, those of the connectors, are trained beside the student's and are not part of it. Neither network is
     a submodule, and both are tapped only while :meth:`tapped` lasts.
@@ -90,24 +88,25 @@ def feature_loss(params: DistillParams, student: nn.Module, teacher: nn.Module, 
     Raises:
         ParamsError: the stages are not named where they have to be, or cannot be compared.
     """
-    if params.loss not in FEATURE_LOSSES:
+    loss = params.loss
+    if not isinstance(loss, FeatureParams):
         return None
     stages = []
     for role, network, given in (
-        ("student", student, params.features.student_stages),
-        ("teacher", teacher, params.features.teacher_stages),
+        ("student", student, loss.student_stages),
+        ("teacher", teacher, loss.teacher_stages),
     ):
         names = given or models.stage_names(network)
         if not names:
             raise ParamsError(
-                f"params.yaml: distill.features.{role}_stages is needed, because {type(network).__name__} declares no "
+                f"params.yaml: distill.loss.{role}_stages is needed, because {type(network).__name__} declares no "
                 "stages; name submodules whose outputs are feature maps, shallow to deep"
             )
         stages.append(names)
     try:
-        return FeatureLoss(params.loss, student, teacher, stages[0], stages[1], image_size)
+        return FeatureLoss(loss.name, student, teacher, stages[0], stages[1], image_size)
     except ValueError as error:
-        raise ParamsError(f"params.yaml: distill.features: {error}") from None
+        raise ParamsError(f"params.yaml: distill.loss: {error}") from None
 
 
 def _channels(network: nn.Module, names: Sequence[str], image_size: int) -> list[int]:

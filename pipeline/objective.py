@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import DistillParams, HedaParams, KdParams
+from pipeline.config import DistillParams, DistParams, DkdParams, FeatureParams, HedaParams, MlkdParams
 from pipeline.data.loader import Batch
 from pipeline.energy import EnergyGroups, assign_groups, energy_score, sample_temperatures
 from pipeline.feature_loss import FeatureLoss
@@ -93,7 +93,7 @@ class Distillation:
         self.heda = heda
         self.features = features
         self.memo = memo
-        self.weights = _weights(params)
+        self.weights = params.loss
         self.logit_loss = _logit_loss(params)
         # the selection by confidence is one of the plain view
         self.strong_loss = _logit_loss(params, every_sample=True)
@@ -157,15 +157,15 @@ class Distillation:
     def _logit_term(self, loss: LogitLoss, student: Tensor, teacher: Tensor, batch: Batch, epoch: int) -> Tensor:
         tau = self._clean_temperatures(batch, teacher)
         values = loss(student, teacher, batch.labels, tau)
-        warmup = _warmup(self.params.dkd.warmup_epochs, epoch) if self.params.loss == "dkd" else 1.0
+        warmup = _warmup(self.weights.warmup_epochs, epoch) if isinstance(self.weights, DkdParams) else 1.0
         return values.mean() * (self.weights.kd_weight * warmup)
 
     def _feature_term(self, features: FeatureLoss, batch_size: int, epoch: int) -> Tensor:
         # the teacher's pass holds the clean images first
         teacher = [feature[:batch_size] for feature in features.teacher_features()]
         values: Tensor = features(features.student_features(), teacher)
-        settings = self.params.features
-        return values.mean() * (settings.feature_weight * _warmup(settings.warmup_epochs, epoch))
+        assert isinstance(self.weights, FeatureParams)  # noqa: S101  features are there for no other loss
+        return values.mean() * (self.weights.feature_weight * _warmup(self.weights.warmup_epochs, epoch))
 
     def _clean_temperatures(self, batch: Batch, teacher_logits: Tensor) -> Tensor:
         if self.params.assignment == "view":
@@ -191,20 +191,6 @@ class Distillation:
         return self.heda.mixed_label_weight * (share * own + (1 - share) * partner)
 
 
-def _weights(params: DistillParams) -> KdParams:
-    match params.loss:
-        case "kd":
-            return params.kd
-        case "dkd":
-            return params.dkd
-        case "mlkd":
-            return params.mlkd
-        case "dist":
-            return params.dist
-        case _:
-            return params.features
-
-
 def _logit_loss(params: DistillParams, *, every_sample: bool = False) -> LogitLoss:
     """The loss on logits that ``params`` ask for; plain kd where the base loss is one of feature maps.
 
@@ -213,16 +199,14 @@ def _logit_loss(params: DistillParams, *, every_sample: bool = False) -> LogitLo
     """
     prepared = _prepared(params)
     match params.loss:
-        case "dkd":
-            alpha, beta = params.dkd.alpha, params.dkd.beta
+        case DkdParams(alpha=alpha, beta=beta):
             return lambda student, teacher, labels, tau: dkd(
                 prepared(student), prepared(teacher), labels, tau, alpha, beta
             )
-        case "dist":
-            inter, intra = params.dist.inter_weight, params.dist.intra_weight
+        case DistParams(inter_weight=inter, intra_weight=intra):
             return lambda student, teacher, labels, tau: dist(prepared(student), prepared(teacher), tau, inter, intra)
-        case "mlkd":
-            base, select = params.temperatures.mid, params.mlkd.low_confidence_only and not every_sample
+        case MlkdParams(low_confidence_only=low_confidence_only):
+            base, select = params.temperatures.mid, low_confidence_only and not every_sample
             return lambda student, teacher, labels, tau: mlkd(
                 prepared(student),
                 prepared(teacher),

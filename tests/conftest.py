@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 
 from pipeline.artifacts import sha256_model, write_json
-from pipeline.config import Params, load_params
+from pipeline.config import Loss, Params, load_params
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +64,15 @@ def golden() -> dict[str, NDArray]:
     """Figures of the public reference implementations; tests/golden/README.md says which."""
     with np.load(GOLDEN / "losses.npz", allow_pickle=False) as file:
         return dict(file)
+
+
+def loss_params(name: str, **changes: object) -> Loss:
+    """The parameters of a base loss as params.yaml lists them, some of them changed."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    blocks = [YAML(typ="safe").load(block) for block in re.findall(r"^  # (\{name: .*\})$", text, re.MULTILINE)]
+    listed = {block["name"]: block for block in [*blocks, {"name": "kd", "ce_weight": 0.1, "kd_weight": 0.9}]}
+    listed |= {other: listed["fitnet"] | {"name": other, "feature_weight": 1.0} for other in ("at", "reviewkd")}
+    return TypeAdapter(Loss).validate_python(listed[name] | changes)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from ruamel.yaml import YAML
 
 from pipeline.config import load_params
 from pipeline.errors import ParamsError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, loss_params
 
 
 def changed(tmp_path, *keys, value=None, delete=False):
@@ -44,13 +44,25 @@ def test_every_shipped_knob_has_a_comment():
             block = line.split(":")[0]
         # the student's training block is documented at the teacher's
         inside_student_training = block == "distill" and line.startswith("    ") and "training" not in line
-        if ":" in line and not line.startswith("#") and not inside_student_training:
+        if ":" in line and not line.strip().startswith("#") and not inside_student_training:
             assert "#" in line or line.strip() in ("training:", "calibration:", "int8:", "parity:"), line
 
 
 def test_an_unknown_key_is_named_with_the_closest_known_one(tmp_path):
     message = message_of(changed(tmp_path, "distill", "temperatures", "high_enrgy", value=2.0))
     assert "distill.temperatures.high_enrgy is not a known key; did you mean high_energy?" in message
+
+
+def test_a_parameter_of_another_loss_is_unknown_and_the_closest_of_this_one_is_named(tmp_path):
+    assert "distill.loss.beta is not a known key" in message_of(changed(tmp_path, "distill", "loss", "beta", value=8.0))
+    message = message_of(changed(tmp_path, "distill", "loss", value={**loss_params("dkd").model_dump(), "btea": 8.0}))
+    assert "distill.loss.btea is not a known key; did you mean beta?" in message
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"])
+def test_the_block_that_params_yaml_lists_for_a_loss_is_a_valid_one(tmp_path, name):
+    block = loss_params(name).model_dump()
+    assert load_params(changed(tmp_path, "distill", "loss", value=block)).distill.loss.name == name
 
 
 def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_path):
@@ -70,6 +82,10 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
         (("data", "mean"), [0.5, 0.5], "data.mean"),
         (("benchmark", "runtimes"), ["tflite"], "benchmark.runtimes"),
+        (("distill", "loss", "name"), "kdd", "distill.loss.name is 'kdd'; choose of 'kd', 'dkd', 'mlkd'"),
+        (("distill", "loss", "kd_weight"), -1, "distill.loss.kd_weight is -1"),
+        (("distill", "loss"), "kd", "distill.loss is 'kd'"),
+        (("distill", "loss"), {"ce_weight": 1.0}, "distill.loss.name is missing"),
         (("seed",), -1, "seed is -1"),
         (("export", "batch"), 4, "export.batch is 4, but benchmark.batch_size is 1; make them equal"),
         (("data",), None, "data is None"),

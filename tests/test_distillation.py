@@ -19,6 +19,7 @@ from pipeline.errors import ParamsError
 from pipeline.export.capture import capture, deployable
 from pipeline.feature_loss import feature_loss
 from pipeline.weights import state_hash
+from tests.conftest import loss_params
 
 CPU = torch.device("cpu")
 LOSSES = ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
@@ -34,6 +35,8 @@ def images(count: int) -> Images:
 
 def settings(params: Params, **changes) -> Params:
     training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 16, "learning_rate": 0.02})
+    if isinstance(name := changes.get("loss"), str):
+        changes["loss"] = loss_params(name)
     distillation = params.distill.model_copy(update={"training": training} | changes)
     return params.model_copy(update={"distill": distillation})
 
@@ -128,11 +131,9 @@ def test_a_feature_loss_leaves_no_trace_in_the_exported_graph(params):
 
 
 def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(params):
-    features = params.distill.features.model_copy(
-        update={"student_stages": ["blocks.1", "blocks.3"], "teacher_stages": ["layer1", "layer3"]}
-    )
+    stages = {"student_stages": ["blocks.1", "blocks.3"], "teacher_stages": ["layer1", "layer3"]}
     student, teacher = build("timm:mobilenetv3_small_050", 1), build("torchvision:resnet18", 2)
-    records = train(settings(params, loss="reviewkd", features=features), student, teacher)
+    records = train(settings(params, loss=loss_params("reviewkd", **stages)), student, teacher)
     assert np.isfinite(records[-1].train_loss)
 
 
@@ -146,12 +147,7 @@ def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(pa
     ],
 )
 def test_stages_that_cannot_be_compared_are_named(params, student, stages, message):
-    chosen = params.distill.model_copy(
-        update={
-            "loss": "reviewkd",
-            "features": params.distill.features.model_copy(update={"student_stages": stages}),
-        }
-    )
+    chosen = params.distill.model_copy(update={"loss": loss_params("reviewkd", student_stages=stages)})
     with pytest.raises(ParamsError, match=message):
         feature_loss(chosen, build(student, 0), build("resnet14", 0), 32)
 
@@ -159,7 +155,7 @@ def test_stages_that_cannot_be_compared_are_named(params, student, stages, messa
 @pytest.mark.parametrize(("teacher", "student"), [("vgg13", "MobileNetV2"), ("ResNet50", "vgg8")])
 @pytest.mark.parametrize(("loss", "compared"), [("fitnet", 1), ("at", 4), ("reviewkd", 4)])
 def test_networks_of_different_families_have_stages_to_compare(params, teacher, student, loss, compared):
-    chosen, size = params.distill.model_copy(update={"loss": loss}), 32
+    chosen, size = params.distill.model_copy(update={"loss": loss_params(loss)}), 32
     with torch.device("meta"):
         ours, theirs = models.build(student, 4), models.build(teacher, 4)
         found = feature_loss(chosen, ours, theirs, size)
@@ -172,7 +168,7 @@ def test_networks_of_different_families_have_stages_to_compare(params, teacher, 
 
 
 def test_fitnet_compares_the_middle_stage(params):
-    chosen = params.distill.model_copy(update={"loss": "fitnet"})
+    chosen = params.distill.model_copy(update={"loss": loss_params("fitnet")})
     found = feature_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
     assert found is not None
     assert found.loss.regressor[0].in_channels == 32
@@ -290,8 +286,8 @@ def test_every_epoch_draws_and_mixes_other_companions_and_a_repeated_one_the_sam
 def test_mlkd_gets_strong_views_of_the_images_of_the_batch_where_they_are_asked_for(params, steps_of, monkeypatch):
     strong = steps_of(settings(params, loss="mlkd"))
     assert all(step.strong.shape == step.batch.images.shape for step in strong)
-    weak = params.distill.mlkd.model_copy(update={"strong_view": False})
-    assert all(step.strong is None for step in steps_of(settings(params, loss="mlkd", mlkd=weak)))
+    weak = loss_params("mlkd", strong_view=False)
+    assert all(step.strong is None for step in steps_of(settings(params, loss=weak)))
     assert all(step.strong is None for step in steps_of(settings(params, loss="dkd")))
     monkeypatch.setattr(Images, "strong_views", lambda self, indices, *_: (self.labels[index] for index in indices))
     for step in steps_of(settings(params, loss="mlkd")):

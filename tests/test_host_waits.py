@@ -20,6 +20,7 @@ from pipeline.energy import EnergyGroups
 from pipeline.feature_loss import feature_loss
 from pipeline.heda import MIXES, Mixed
 from pipeline.objective import Companion, Distillation, DistillationStep
+from tests.conftest import loss_params
 
 GPU = torch.device("cuda", 0)
 COUNT, BATCH, SIZE, CLASSES = 64, 16, 16, 10
@@ -92,7 +93,7 @@ def test_images_are_mixed_without_waiting(mix):
 @pytest.mark.parametrize("assignment", ["sample", "view"])
 @pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"])
 def test_an_objective_is_computed_without_waiting(gpu, params, loss, assignment):
-    chosen = params.distill.model_copy(update={"loss": loss, "assignment": assignment})
+    chosen = params.distill.model_copy(update={"loss": loss_params(loss), "assignment": assignment})
     heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
     with torch.device(GPU):
         student, teacher = models.build("resnet8", CLASSES), models.build("resnet20", CLASSES)

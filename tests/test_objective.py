@@ -11,6 +11,7 @@ from pipeline.feature_loss import FeatureLoss
 from pipeline.heda import Mixed
 from pipeline.losses import dist, dkd, kd, low_confidence, mlkd, standardize
 from pipeline.objective import Companion, Distillation, DistillationStep
+from tests.conftest import loss_params
 
 
 class Linear(nn.Module):
@@ -66,7 +67,7 @@ def test_kd_uses_the_stored_group_of_each_sample(setting):
 
 def test_dkd_warms_up_counting_epochs_from_one(setting):
     teacher, student, batch, *_ = setting
-    minimise = objective(setting, {"loss": "dkd"})
+    minimise = objective(setting, {"loss": loss_params("dkd")})
     hard = F.cross_entropy(student(batch.images), batch.labels)
     soft = dkd(student(batch.images), teacher(batch.images), batch.labels, stored_temperatures(setting), 1, 8).mean()
     for epoch, factor in [(0, 1 / 20), (9, 0.5), (19, 1.0), (100, 1.0)]:
@@ -125,16 +126,16 @@ def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(setting):
 
 
 def test_without_a_loss_that_needs_it_the_teacher_does_not_run(setting):
-    teacher, student, batch, *_, params = setting
+    teacher, student, batch, *_ = setting
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
-    minimise = objective(setting, {"kd": changed(params.distill.kd, ce_weight=1.0, kd_weight=0.0)})
+    minimise = objective(setting, {"loss": loss_params("kd", ce_weight=1.0, kd_weight=0.0)})
     loss = minimise(student, DistillationStep(batch, None), epoch=0)
     torch.testing.assert_close(loss, F.cross_entropy(student(batch.images), batch.labels))
 
 
 def test_dist_takes_energy_temperatures(setting):
     teacher, student, batch, *_ = setting
-    loss = objective(setting, {"loss": "dist"})(student, DistillationStep(batch), epoch=0)
+    loss = objective(setting, {"loss": loss_params("dist")})(student, DistillationStep(batch), epoch=0)
     hard = F.cross_entropy(student(batch.images), batch.labels)
     soft = dist(student(batch.images), teacher(batch.images), stored_temperatures(setting), 2.0, 2.0).mean()
     torch.testing.assert_close(loss, hard + soft)
@@ -142,9 +143,9 @@ def test_dist_takes_energy_temperatures(setting):
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])
 def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting, loss):
-    teacher, student, batch, companion, _, params = setting
-    changes = {"loss": loss, "logit_standardization": True}
-    changes |= {"dkd": changed(params.distill.dkd, warmup_epochs=0.0)}
+    teacher, student, batch, companion, *_ = setting
+    warmup = {"warmup_epochs": 0.0} if loss == "dkd" else {}
+    changes = {"loss": loss_params(loss, **warmup), "logit_standardization": True}
     total = objective(setting, changes)(student, DistillationStep(batch, companion), epoch=0)
 
     raw, images, tau = teacher(batch.images), companion.mixed.images, stored_temperatures(setting)
@@ -155,7 +156,7 @@ def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting
         "mlkd": lambda: mlkd(ours, theirs, tau, instance_weight=low_confidence(raw)),
         "dist": lambda: dist(ours, theirs, tau, 2.0, 2.0),
     }[loss]()
-    weights = getattr(params.distill, loss)
+    weights = changes["loss"]
     mixed = kd(standardize(student(images)), standardize(teacher(images)), 4.0).mean()
     hard = F.cross_entropy(student(batch.images), batch.labels)
     torch.testing.assert_close(total, weights.ce_weight * hard + weights.kd_weight * soft.mean() + 0.9 * mixed)
@@ -164,7 +165,7 @@ def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting
 def test_mlkd_sees_both_views_and_selects_in_the_plain_one_only(setting):
     teacher, student, batch, *_ = setting
     strong = batch.images.flip(3) + 0.1
-    total = objective(setting, {"loss": "mlkd"})(student, DistillationStep(batch, strong=strong), epoch=0)
+    total = objective(setting, {"loss": loss_params("mlkd")})(student, DistillationStep(batch, strong=strong), epoch=0)
     tau, unsure = stored_temperatures(setting), low_confidence(teacher(batch.images))
     plain = mlkd(student(batch.images), teacher(batch.images), tau, instance_weight=unsure).mean()
     second = mlkd(student(strong), teacher(strong), tau).mean()
@@ -189,8 +190,7 @@ def test_a_feature_loss_adds_to_kd_with_energy_temperatures_and_sees_the_clean_b
     _, _, batch, companion, groups, params = setting
     teacher, student = TwoStages(1, 5), TwoStages(2, 3)
     features = FeatureLoss("at", student, teacher, ["first", "second"], ["first", "second"], image_size=2)
-    settings = changed(params.distill.features, ce_weight=0.5, kd_weight=0.25, feature_weight=8.0, warmup_epochs=4.0)
-    changes = {"loss": "at", "features": settings}
+    changes = {"loss": loss_params("at", ce_weight=0.5, kd_weight=0.25, feature_weight=8.0, warmup_epochs=4.0)}
     minimise = objective((teacher, student, batch, companion, groups, params), changes, features=features)
     with features.tapped():
         total = minimise(student, DistillationStep(batch, companion), epoch=1)

@@ -190,7 +190,7 @@ def execute(run: Run, root: Path, on_epoch: Callable[[EpochRecord], None] = lamb
             "seconds_per_epoch": float(np.median([record.seconds for record in records[1:] or records])),
             "device": str(device),
             "threads": torch.get_num_threads(),
-            "code": code_hash()[:12],
+            "code": code_hash("distill")[:12],
             "long_tail": is_long_tailed(np.asarray(data["train_class_counts"])),
             "lineage": made_from(run.params, root),
         }

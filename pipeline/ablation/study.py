@@ -89,9 +89,13 @@ def load_study(path: Path, params_path: Path) -> Study:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, block by block; a list is replaced as a whole."""
+    """``base`` with ``changes`` laid over it, block by block; a list, or the block of another loss, goes in whole."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other_loss = key == "loss" and value.get("name", old.get("name")) != old.get("name")
+            result[key] = dict(value) if other_loss else _merged(old, value)
+        else:
+            result[key] = value
     return result

@@ -102,8 +102,7 @@ def card(role: str) -> dict[str, Any]:
     if not teacher:
         made["distill"] = {
             "network": "resnet8",
-            "loss": "kd",
-            "kd": {"ce_weight": 0.1, "kd_weight": 0.9},
+            "loss": {"name": "kd", "ce_weight": 0.1, "kd_weight": 0.9},
             "temperatures": {"low_energy": 6.0, "mid": 4.0, "high_energy": 2.0},
             "assignment": "sample",
         }

@@ -16,7 +16,7 @@ from PIL import Image
 
 import models
 from stages.common import run_program
-from tests.conftest import ROOT
+from tests.conftest import ROOT, loss_params
 from tests.e2e.test_repro import set_params, snapshot
 
 
@@ -210,9 +210,11 @@ def test_a_tail_longer_than_the_data(workspace, stage):
 
 
 def test_stages_of_a_feature_loss_that_do_not_exist_before_the_teacher_is_trained(workspace):
-    set_params(workspace, {"distill.loss": "at", "distill.features.student_stages": ["layer1", "layer9", "layer3"]})
+    set_params(
+        workspace, {"distill.loss": loss_params("at", student_stages=["layer1", "layer9", "layer3"]).model_dump()}
+    )
     message = sentence(workspace, "check")
-    assert 'params.yaml: distill.features: ResNet has no submodule "layer9": the closest names are layer' in message
+    assert 'params.yaml: distill.loss: ResNet has no submodule "layer9": the closest names are layer' in message
 
 
 @pytest.mark.parametrize(
