@@ -26,9 +26,9 @@ from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS
 from bench.images import make_stores
 from bench.measure import compare, interleaved, rate_table, ratio_table
 from bench.setting import Setting
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
 from stages.common import progress, run_program
 
 _QUICK = {"teacher": "resnet8", "student": "resnet8", "batch_size": 8, "image_size": 16, "steps": 2, "rounds": 2}

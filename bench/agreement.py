@@ -26,14 +26,16 @@ import torch
 
 from bench import benchmark_app, machine
 from bench.measure import interleaved, table
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
-from pipeline.device import DeviceError, Plan, PlanError, Variant, compare
-from pipeline.device.collected import samples_ns
-from pipeline.device.process import run_worker
-from pipeline.device.steps import Step, job_of, limit_seconds
-from pipeline.device.timing import measure
+from pipeline.device.benchmark.collected import samples_ns
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.process import run_worker
+from pipeline.device.benchmark.statistics import compare
+from pipeline.device.benchmark.steps import Step, job_of, limit_seconds
+from pipeline.device.benchmark.timing import measure
+from pipeline.device.errors import DeviceError, PlanError
 from pipeline.runtimes import PRECISIONS, RuntimesError
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
 from stages.common import progress, run_program
 
 AT_MOST_APART = 0.05

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from bench.ours import ENERGY_TEMPERATURE, Scoring, score
 from bench.setting import CE_WEIGHT, KD_WEIGHT, TEMPERATURES, Setting
-from pipeline.compute import autocast, compiled, fastest_kernels, full_fp32
+from pipeline.compute.device import autocast, compiled, fastest_kernels, full_fp32
 from pipeline.data.loader import open_images
-from pipeline.energy import EnergyGroups, energy_score, sample_temperatures
-from pipeline.losses import kd
+from pipeline.distillation.losses import kd
+from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
 
 
 class BareStep:

@@ -29,19 +29,19 @@ from bench import machine
 from bench.int8_latency import BASELINE, RUNTIMES, latency_table, measure_latency
 from bench.measure import table
 from pipeline import runtimes
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
 from pipeline.config import Int8Params
 from pipeline.data.image_files import resize, subfolders
-from pipeline.energy import energy_score
+from pipeline.energy.groups import energy_score
 from pipeline.errors import DataError
 from pipeline.export.calibration import select
 from pipeline.export.capture import capture, deployable, reference_logits
 from pipeline.export.energy_output import with_energy
 from pipeline.export.graph import from_program
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.quantize import to_int8
-from pipeline.weights import build_network, load_foreign
+from pipeline.export.int8.quantize import to_int8
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
+from pipeline.training.weights import build_network, load_foreign
 from stages.common import progress, run_program
 
 CALIBRATION_IMAGES = 128

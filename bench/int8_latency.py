@@ -12,7 +12,9 @@ import onnx
 from numpy.typing import NDArray
 
 from bench.measure import table
-from pipeline.device import Plan, Variant, compare, run_benchmark
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.runner import run_benchmark
+from pipeline.device.benchmark.statistics import compare
 
 RUNTIMES = ("onnxruntime", "openvino")
 BASELINE = "fp32"

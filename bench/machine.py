@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipeline.compute import has_bf16
-from pipeline.device.probe import provenance
+from pipeline.compute.device import has_bf16
+from pipeline.device.machine.probe import provenance
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # what makes bf16 and int8 fast on a CPU

@@ -10,16 +10,16 @@ from torch import nn
 
 from bench.setting import CROP_PADDING, Setting
 from pipeline.data.loader import Images, open_images, steps_per_epoch, training_views
-from pipeline.distillation import ScoredImages, distill
-from pipeline.energy import EnergyGroups
-from pipeline.heda import select_subset
-from pipeline.scoring import score_images
+from pipeline.distillation.student import ScoredImages, distill
+from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.scoring import score_images
+from pipeline.energy.subset import select_subset
 
 ENERGY_TEMPERATURE = 4.0
 
 
 class Ours:
-    """Images/s of pipeline.distillation.distill: the second of two epochs, its validation not counted.
+    """Images/s of pipeline.distillation.student.distill: the second of two epochs, its validation not counted.
 
     The images of the clean batches count, with HE-DA too.
 

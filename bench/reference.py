@@ -35,7 +35,7 @@ from bench.setting import (
     WEIGHT_DECAY,
     Setting,
 )
-from pipeline.compute import fastest_kernels
+from pipeline.compute.device import fastest_kernels
 from pipeline.data.store import read_card, read_split
 
 _TEMPERATURE = 4.0

@@ -29,16 +29,16 @@ from bench.images import make_stores
 from bench.measure import table
 from bench.ours import ENERGY_TEMPERATURE, Ours, score
 from bench.setting import Setting, data_params
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import write_store
-from pipeline.energy import EnergyGroups
-from pipeline.heda import select_subset
-from pipeline.training import train_classifier
+from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.subset import select_subset
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
+from pipeline.training.loop import train_classifier
 from stages.common import progress, run_program
 
 COUNTS, SIZE = (1280, 2560, 5120), 32

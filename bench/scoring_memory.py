@@ -72,8 +72,8 @@ def score(store: Path) -> None:
 
     import models  # noqa: PLC0415
     from pipeline.data.loader import open_images  # noqa: PLC0415
-    from pipeline.energy import EnergyGroups  # noqa: PLC0415
-    from pipeline.scoring import score_images, write_scores  # noqa: PLC0415
+    from pipeline.energy.groups import EnergyGroups  # noqa: PLC0415
+    from pipeline.energy.scoring import score_images, write_scores  # noqa: PLC0415
 
     torch.manual_seed(0)
     teacher = models.build("resnet8", CLASSES).to(memory_format=torch.channels_last)

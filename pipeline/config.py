@@ -430,11 +430,13 @@ def _path_in(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
     block: Any = schema
     known: list[str] = []
     for part in location:
-        alternatives = [kind for kind in get_args(block) if hasattr(kind, "model_fields")]
-        chosen = [kind for kind in alternatives if part in get_args(kind.model_fields["name"].annotation)]
-        if chosen:
-            block = chosen[0]
-        elif not (isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)):
+        blocks = [kind for kind in get_args(block) if hasattr(kind, "model_fields")] or [block]
+        # of several, pydantic says by its name which one it took
+        tagged = [kind for kind in blocks if len(blocks) > 1 and part in get_args(kind.model_fields["name"].annotation)]
+        block = (tagged or blocks)[0]
+        if tagged:
+            continue
+        if not (isinstance(part, str) and (part.startswith(("tuple[", "constrained", "nullable")) or "[" in part)):
             names.append(str(part))
             fields = getattr(block, "model_fields", {})
             known = list(fields)

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config import BenchmarkParams, Block, BudgetParams, Positive, read_yaml, validated
 from pipeline.errors import ParamsError
-from pipeline.layout import TARGETS
 from pipeline.remote import Address, RemoteError
+from pipeline.store.paths import TARGETS
 from pipeline.targets import check_name, device_file
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.artifacts import check_lineage, read_json, sha256_file, write_json
 from pipeline.config import BudgetParams, checked, validated
 from pipeline.errors import DataError, ParamsError, brief
-from pipeline.layout import TARGET_INDEX, TARGETS
+from pipeline.store.paths import TARGET_INDEX, TARGETS
+from pipeline.store.tables import check_lineage, read_json, sha256_file, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _HASH = re.compile(r"[0-9a-f]{64}")

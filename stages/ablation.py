@@ -12,7 +12,7 @@ from pipeline.ablation.results import document, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_upstreams, run_study
 from pipeline.ablation.study import load_study
 from pipeline.ablation.upstream import teacher_report
-from pipeline.layout import ABLATIONS, PARAMS, RESULTS
+from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS
 from stages.common import run_program
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
-from pipeline.disk import require_space
-from pipeline.layout import BENCHMARK, BENCHMARK_SAMPLES, DEVICE_RUNS, EXPORT_MANIFEST
-from pipeline.measurement import lines, measure, write_measurement
+from pipeline.evaluation.candidates import candidates, check_available
+from pipeline.evaluation.measure import lines, measure, write_measurement
 from pipeline.remote import Address
 from pipeline.runtimes import RuntimesError
+from pipeline.store.paths import BENCHMARK, BENCHMARK_SAMPLES, DEVICE_RUNS, EXPORT_MANIFEST
+from pipeline.store.space import require_space
 from stages.common import counted, run
 
 FOLDER = DEVICE_RUNS / "_this_machine"  # no device of targets/ can have this name

@@ -7,14 +7,22 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import ROW_BYTES, check_lineage, check_scored, read_energy, sha256_file, write_json, write_table
 from pipeline.config import Params
 from pipeline.data.store import read_card
-from pipeline.disk import require_space
+from pipeline.energy.subset import PAPER_RANGE, select_subset
 from pipeline.errors import DataError
-from pipeline.heda import PAPER_RANGE, select_subset
-from pipeline.layout import DATA, ENERGY, SUBSET, SUBSET_METRICS, TEACHER
-from pipeline.manifests import read_network_card
+from pipeline.store.documents import read_network_card
+from pipeline.store.paths import DATA, ENERGY, SUBSET, SUBSET_METRICS, TEACHER
+from pipeline.store.space import require_space
+from pipeline.store.tables import (
+    ROW_BYTES,
+    check_lineage,
+    check_scored,
+    read_energy,
+    sha256_file,
+    write_json,
+    write_table,
+)
 from stages.common import run
 
 

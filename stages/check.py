@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pipeline.atomic import remove_all_leftovers
-from pipeline.candidates import check_available
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
 from pipeline.config import Params, load_params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import check_all_usable, name_problems_of
-from pipeline.feature_loss import feature_loss
-from pipeline.layout import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
-from pipeline.weights import build_network, build_student, check_runs, load_foreign
+from pipeline.distillation.feature_loss import feature_loss
+from pipeline.evaluation.candidates import check_available
+from pipeline.store.atomic import remove_all_leftovers
+from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
+from pipeline.training.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run_program
 from stages.curves import check_repository
 from stages.dvc_files import mend

@@ -16,11 +16,11 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from pipeline.atomic import atomic_file
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
-from pipeline.layout import CHECKPOINTS
-from pipeline.lock import exclusive
+from pipeline.store.atomic import atomic_file
+from pipeline.store.lock import exclusive
+from pipeline.store.paths import CHECKPOINTS
 from stages import restore_environment
 from stages.refusal import refusal
 

@@ -13,11 +13,11 @@ from dvclive import Live
 from scmrepo.exceptions import SCMError
 from tqdm import tqdm
 
-from pipeline.artifacts import write_json
-from pipeline.distributed import ALONE, World
+from pipeline.compute.distributed import ALONE, World
 from pipeline.errors import DataError
-from pipeline.layout import CURVES_LINEAGE
-from pipeline.training import EpochRecord
+from pipeline.store.paths import CURVES_LINEAGE
+from pipeline.store.tables import write_json
+from pipeline.training.loop import EpochRecord
 
 
 class Curves:

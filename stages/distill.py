@@ -7,8 +7,17 @@ from typing import Any
 
 import torch
 
-from pipeline import distillation
-from pipeline.artifacts import (
+from pipeline.compute.device import choose_device
+from pipeline.compute.distributed import World, join
+from pipeline.config import Params
+from pipeline.data.loader import open_images, steps_per_epoch, training_views
+from pipeline.data.store import read_card
+from pipeline.distillation import student as distillation
+from pipeline.distillation.student import ScoredImages
+from pipeline.energy.groups import EnergyGroups
+from pipeline.store.paths import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
+from pipeline.store.space import require_space
+from pipeline.store.tables import (
     THRESHOLDS,
     check_lineage,
     check_members,
@@ -17,18 +26,9 @@ from pipeline.artifacts import (
     read_subset,
     sha256_file,
 )
-from pipeline.card import network_card, training_card
-from pipeline.checkpoint import open_checkpoint
-from pipeline.compute import choose_device
-from pipeline.config import Params
-from pipeline.data.loader import open_images, steps_per_epoch, training_views
-from pipeline.data.store import read_card
-from pipeline.disk import require_space
-from pipeline.distillation import ScoredImages
-from pipeline.distributed import World, join
-from pipeline.energy import EnergyGroups
-from pipeline.layout import CHECKPOINTS, DATA, ENERGY, STUDENT, STUDENT_CURVES, SUBSET, TEACHER
-from pipeline.weights import build_student, check_runs, read_network, state_bytes, write_network
+from pipeline.training.card import network_card, training_card
+from pipeline.training.checkpoint import open_checkpoint
+from pipeline.training.weights import build_student, check_runs, read_network, state_bytes, write_network
 from stages.curves import learning_curves, write_lineage
 from stages.launcher import run_together
 

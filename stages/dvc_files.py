@@ -14,7 +14,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML, YAMLError
 from voluptuous import Invalid
 
-from pipeline.layout import TARGETS
+from pipeline.store.paths import TARGETS
 
 _TEMPORARY = Path(".dvc/tmp")
 _USERS = _TEMPORARY / "rwlock"

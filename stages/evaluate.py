@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.artifacts import write_json
-from pipeline.candidates import candidates, check_available
 from pipeline.config import Params
 from pipeline.data.loader import open_images
-from pipeline.disk import require_space
-from pipeline.evaluation import GROUP_NAMES, is_long_tailed, shot_groups, top1_correct
-from pipeline.file_evaluation import EvaluationSplit, evaluate_file
-from pipeline.inference import all_logits
-from pipeline.layout import DATA, EVALUATION, EXPORT_MANIFEST
-from pipeline.reference import read_reference
+from pipeline.energy.groups import GROUP_NAMES
+from pipeline.evaluation.accuracy import is_long_tailed, shot_groups, top1_correct
+from pipeline.evaluation.candidates import candidates, check_available
+from pipeline.evaluation.files import EvaluationSplit, evaluate_file
+from pipeline.evaluation.reference import read_reference
 from pipeline.runtimes import RuntimesError
+from pipeline.store.paths import DATA, EVALUATION, EXPORT_MANIFEST
+from pipeline.store.space import require_space
+from pipeline.store.tables import write_json
+from pipeline.training.inference import all_logits
 from stages.common import progress, run
 
 RUNTIMES_KEY = "params.yaml: evaluate.runtimes"

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.artifacts import check_lineage, check_scored, read_energy, sha256_file, write_json
-from pipeline.atomic import atomic_folder
 from pipeline.config import Params
 from pipeline.data.loader import Images, open_images
 from pipeline.data.store import preprocessing, read_card
-from pipeline.disk import require_space
 from pipeline.export import GRAPH_BYTES, export_all, plan, select, write_record
-from pipeline.layout import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
-from pipeline.weights import read_network, state_bytes
+from pipeline.store.atomic import atomic_folder
+from pipeline.store.paths import DATA, ENERGY, EXPORT, EXPORT_MANIFEST, STUDENT, TEACHER
+from pipeline.store.space import require_space
+from pipeline.store.tables import check_lineage, check_scored, read_energy, sha256_file, write_json
+from pipeline.training.weights import read_network, state_bytes
 from stages.common import run
 
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
+from pipeline.compute.distributed import started_by_torchrun
 from pipeline.config import LauncherParams, Params, load_params
-from pipeline.distributed import started_by_torchrun
 from pipeline.errors import TrainingError
 from stages.common import SENTENCES, only_one, run_program, stopped_by
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.candidates import candidates
-from pipeline.layout import DEVICE_RUNS, EXPORT_MANIFEST
-from pipeline.measurement import lines, measure, write_measurement
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.measure import lines, measure, write_measurement
+from pipeline.store.paths import DEVICE_RUNS, EXPORT_MANIFEST
 from pipeline.target_config import find_target
 from pipeline.targets import device_file, result_file, samples_file
 from stages.common import counted, run_program

@@ -6,7 +6,7 @@ from pipeline.config import Params
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import write_store
-from pipeline.layout import BAD_IMAGES, DATA
+from pipeline.store.paths import BAD_IMAGES, DATA
 from stages.common import progress, run
 
 

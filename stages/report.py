@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
 from pipeline.config import Params
-from pipeline.disk import require_space
 from pipeline.errors import BudgetError
-from pipeline.layout import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
 from pipeline.report import OnDevice, budget_sentence, build_report, read_inputs, write_deploy
 from pipeline.runtimes import runtime_class
+from pipeline.store.atomic import atomic_file
+from pipeline.store.paths import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
+from pipeline.store.space import require_space
+from pipeline.store.tables import write_json
 from stages.common import run
 
 

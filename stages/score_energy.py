@@ -9,19 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import ROW_BYTES, check_lineage, sha256_file, write_json
-from pipeline.checkpoint import crash_folder
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
+from pipeline.compute.distributed import World, join
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
-from pipeline.disk import require_space
-from pipeline.distributed import World, join
-from pipeline.energy import telling_groups
-from pipeline.evaluation import GROUP_NAMES
-from pipeline.layout import CHECKPOINTS, DATA, ENERGY, ENERGY_HISTOGRAM, ENERGY_METRICS, ENERGY_TEST, TEACHER
-from pipeline.scoring import ScoreParts, score_images, scored_top1, write_scores
-from pipeline.weights import read_network
+from pipeline.energy.groups import GROUP_NAMES, telling_groups
+from pipeline.energy.scoring import ScoreParts, score_images, scored_top1, write_scores
+from pipeline.store.paths import CHECKPOINTS, DATA, ENERGY, ENERGY_HISTOGRAM, ENERGY_METRICS, ENERGY_TEST, TEACHER
+from pipeline.store.space import require_space
+from pipeline.store.tables import ROW_BYTES, check_lineage, sha256_file, write_json
+from pipeline.training.checkpoint import crash_folder
+from pipeline.training.weights import read_network
 from stages.common import progress, write_csv
 from stages.launcher import run_together
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.layout import TARGET_INDEX
+from pipeline.store.paths import TARGET_INDEX
 from pipeline.target_config import find_target
 from pipeline.targets import enter_result
 from stages.common import run_program

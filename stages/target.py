@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import re
 
-from pipeline.atomic import atomic_folder
 from pipeline.errors import ParamsError
-from pipeline.layout import TARGET_EXAMPLES, TARGET_STAGES, TARGETS
 from pipeline.remote import Address
+from pipeline.store.atomic import atomic_folder
+from pipeline.store.paths import TARGET_EXAMPLES, TARGET_STAGES, TARGETS
 from pipeline.targets import check_name, remeasure
 from stages.common import run_program
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
+from pipeline.compute.distributed import join
 from pipeline.config import Params
 from pipeline.data.loader import steps_per_epoch
 from pipeline.data.store import read_card
-from pipeline.disk import require_space
-from pipeline.distributed import join
-from pipeline.layout import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
-from pipeline.teacher import make_teacher
+from pipeline.store.paths import CHECKPOINTS, DATA, TEACHER, TEACHER_CURVES
+from pipeline.store.space import require_space
+from pipeline.training.teacher import make_teacher
 from stages.curves import learning_curves, write_lineage
 from stages.launcher import run_together
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from pipeline.artifacts import sha256_model, write_json
 from pipeline.config import Loss, Params, load_params
+from pipeline.store.tables import sha256_model, write_json
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

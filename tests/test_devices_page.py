@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs/devices.md").read_text()
 CODE = "\n".join(
     re.sub(r'"\s*\n\s*f?"', "", path.read_text())
     for folder in ("remote", "device", "report")
-    for path in sorted((ROOT / "pipeline" / folder).glob("*.py"))
+    for path in sorted((ROOT / "pipeline" / folder).rglob("*.py"))
 )
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import models
-from pipeline import losses
 from pipeline.ablation.schedule import run_study
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.distillation import ScoredImages, distill
-from pipeline.energy import EnergyGroups
-from pipeline.scoring import score_images
+from pipeline.distillation import losses
+from pipeline.distillation.student import ScoredImages, distill
+from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.scoring import score_images
 from tests.ablation.conftest import QUICK, make_study  # noqa: F401  a fixture
 
 GPU = "cuda"

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from pipeline.data.loader import Batch, Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.energy import EnergyGroups
-from pipeline.feature_loss import feature_loss
-from pipeline.heda import MIXES, Mixed
-from pipeline.objective import Companion, Distillation, DistillationStep
+from pipeline.distillation.feature_loss import feature_loss
+from pipeline.distillation.mixing import MIXES, Mixed
+from pipeline.distillation.objective import Companion, Distillation, DistillationStep
+from pipeline.energy.groups import EnergyGroups
 from tests.conftest import loss_params
 
 GPU = torch.device("cuda", 0)

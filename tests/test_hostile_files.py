@@ -20,22 +20,23 @@ from torch import nn
 
 import pipeline
 from bench.fuzz.readers.graph import classifier
-from pipeline.artifacts import LINEAGE_KEY, check_members, check_scored, read_energy, read_json
-from pipeline.candidates import candidates
 from pipeline.config import BudgetParams, read_yaml
 from pipeline.data.store import read_card, read_split
-from pipeline.device import Plan, Variant, errors
-from pipeline.device.bundle import BundleError, open_bundle
+from pipeline.device import errors
+from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.errors import PlanError
-from pipeline.device.files import MARK, told
+from pipeline.device.service.bundle import BundleError, open_bundle
+from pipeline.device.service.files import MARK, told
 from pipeline.errors import CheckpointError, DataError, ParamsError, brief
-from pipeline.layout import STUDENT_CURVES
+from pipeline.evaluation.candidates import candidates
 from pipeline.report.device_result import Benchmark
 from pipeline.report.evaluation_file import Evaluation
 from pipeline.report.inputs import read_curves, read_measured
 from pipeline.runtimes import ModelFileError, load
+from pipeline.store.paths import STUDENT_CURVES
+from pipeline.store.tables import LINEAGE_KEY, check_members, check_scored, read_energy, read_json
 from pipeline.targets import read_index
-from pipeline.weights import build_network, load_foreign, read_network, state_hash, write_network
+from pipeline.training.weights import build_network, load_foreign, read_network, state_hash, write_network
 from tests.conftest import CARD as CARD_OF_STUDENT
 from tests.conftest import write_manifest
 from tests.report.conftest import benchmark, evaluation

@@ -26,9 +26,9 @@ from typing import Any
 
 from bench.fuzz.judge import ACCEPTED, FAILED, HANG_SECONDS, REFUSED
 from bench.fuzz.readers import TARGETS
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
 from pipeline.errors import ParamsError
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
 from stages.common import run_program
 
 CASES = 10_000

@@ -30,9 +30,9 @@ from bench.torture import checkpoint_cost
 from bench.torture.clone import MEASURED, ROOT
 from bench.torture.kill import STAGES, Kill, Moment, Pass, Undisturbed, moments, undisturbed
 from bench.torture.others import CHECKS, Outcome
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
 from pipeline.config import load_params
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
 from stages.common import progress, run_program
 
 _NETWORKS = ("resnet8", "resnet20")

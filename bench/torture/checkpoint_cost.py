@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import TrainingParams
 from pipeline.data.loader import open_images
 from pipeline.data.store import read_card
-from pipeline.training import train_classifier
-from pipeline.weights import build_network
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import train_classifier
+from pipeline.training.weights import build_network
 
 TARGET = 0.02  # of the training time, at most
 

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 from ruamel.yaml import YAML
 
-from pipeline.layout import DEPLOY, PARAMS
+from pipeline.store.paths import DEPLOY, PARAMS
 
 ROOT = Path(__file__).parent.parent.parent
 GRAPH: Mapping[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

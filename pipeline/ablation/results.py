@@ -12,13 +12,13 @@ import numpy as np
 from pipeline.ablation.statistics import Difference, differences, mean_and_deviation
 from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import fit_groups, read_scores
-from pipeline.artifacts import write_json
-from pipeline.atomic import atomic_file
 from pipeline.config import Params
 from pipeline.report.figure import FAINT, INK, LINE, STUDENT, STYLE, new_figure, to_svg
 from pipeline.report.formatting import MINUS, NOT_MEASURED, percent, points
 from pipeline.report.inputs import Table
 from pipeline.report.plots import confidence_plot
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import write_json
 
 Document = Mapping[str, Any]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"

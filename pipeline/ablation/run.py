@@ -15,17 +15,16 @@ from torch import nn
 
 from pipeline.ablation.study import Run
 from pipeline.ablation.upstream import CHECKPOINTS, content_hash, fit_groups, key_of, locate, made_from, read_scores
-from pipeline.artifacts import check_lineage, read_json, write_json
-from pipeline.atomic import atomic_file
-from pipeline.checkpoint import code_hash, open_checkpoint
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
 from pipeline.config import Params, checked
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.store import read_card
-from pipeline.distillation import ScoredImages, distill
-from pipeline.energy import EnergyGroups
+from pipeline.distillation.feature_loss import feature_loss
+from pipeline.distillation.student import ScoredImages, distill
+from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.subset import select_subset
 from pipeline.errors import CheckpointError, DataError, ParamsError
-from pipeline.evaluation import (
+from pipeline.evaluation.accuracy import (
     balanced_accuracy,
     group_accuracy,
     is_long_tailed,
@@ -33,12 +32,13 @@ from pipeline.evaluation import (
     shot_groups,
     top1_correct,
 )
-from pipeline.feature_loss import feature_loss
-from pipeline.heda import select_subset
-from pipeline.inference import all_logits
-from pipeline.manifests import Share
-from pipeline.training import EpochRecord
-from pipeline.weights import build_network, build_student, check_runs, read_network
+from pipeline.store.atomic import atomic_file
+from pipeline.store.documents import Share
+from pipeline.store.tables import check_lineage, read_json, write_json
+from pipeline.training.checkpoint import code_hash, open_checkpoint
+from pipeline.training.inference import all_logits
+from pipeline.training.loop import EpochRecord
+from pipeline.training.weights import build_network, build_student, check_runs, read_network
 
 BEST = "best.safetensors"
 

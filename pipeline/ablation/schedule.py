@@ -20,7 +20,7 @@ from pipeline.ablation.study import Run, Study
 from pipeline.ablation.upstream import locate, pack, teach
 from pipeline.config import Params
 from pipeline.errors import EnergyKDError, TrainingError
-from pipeline.training import EpochRecord
+from pipeline.training.loop import EpochRecord
 
 _POLL_SECONDS = 0.5
 

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import artifacts
-from pipeline.artifacts import check_lineage, sha256_file, write_table_parts
-from pipeline.checkpoint import crash_folder
-from pipeline.compute import choose_device
+from pipeline.compute.device import choose_device
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.sources import open_source
 from pipeline.data.splits import split
 from pipeline.data.store import read_card, write_store
-from pipeline.energy import EnergyGroups, telling_groups
+from pipeline.energy.groups import EnergyGroups, telling_groups
+from pipeline.energy.scoring import score_images
 from pipeline.errors import DataError
-from pipeline.manifests import read_network_card
-from pipeline.scoring import score_images
-from pipeline.teacher import make_teacher
-from pipeline.training import EpochRecord
-from pipeline.weights import read_network
+from pipeline.store import tables as artifacts
+from pipeline.store.documents import read_network_card
+from pipeline.store.tables import check_lineage, sha256_file, write_table_parts
+from pipeline.training.checkpoint import crash_folder
+from pipeline.training.loop import EpochRecord
+from pipeline.training.teacher import make_teacher
+from pipeline.training.weights import read_network
 
 SCORED_SPLITS = ("train", "test")
 CHECKPOINTS = "checkpoints"

@@ -14,10 +14,10 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from pipeline.compute.distributed import ALONE, World
 from pipeline.config import DataParams
 from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
-from pipeline.distributed import ALONE, World
 from pipeline.errors import TrainingError
 
 _STRONG_GROUP = 8  # images that share the operations of a strong view

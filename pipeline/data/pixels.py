@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.image_files import decode_at
-from pipeline.disk import SMALL
 from pipeline.errors import DataError, SpaceError
+from pipeline.store.space import SMALL
 
 MOST_WORKERS = 16
 _AHEAD = 4  # batches that each worker has ready

@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from pipeline.artifacts import read_json, sha256_file, write_json
-from pipeline.atomic import atomic_file, atomic_folder
 from pipeline.config import DataParams, checked
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit
-from pipeline.disk import require_space
 from pipeline.errors import DataError, brief
-from pipeline.memory import host_memory
+from pipeline.store.atomic import atomic_file, atomic_folder
+from pipeline.store.memory import host_memory
+from pipeline.store.space import require_space
+from pipeline.store.tables import read_json, sha256_file, write_json
 
 CARD = "data.json"
 _MANIFEST_BYTES = 512  # of an image's path and hash, which are compressed

@@ -9,6 +9,6 @@ if sys.version_info < (3, 10):  # noqa: UP036
     )
     sys.exit(2)
 
-from pipeline.device.main import main
+from pipeline.device.service.main import main
 
 sys.exit(main())

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.config import Int8Params
 from pipeline.export.capture import capture
 from pipeline.export.graph import from_program
-from pipeline.export.quantize import Int8Graph, to_int8
+from pipeline.export.int8.quantize import Int8Graph, to_int8
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import write_json
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
+from pipeline.store.tables import write_json
 
 
 def select(

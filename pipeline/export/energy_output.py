@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pipeline.energy import energy_score
+from pipeline.energy.groups import energy_score
 from pipeline.runtimes import ENERGY, LOGITS
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.artifacts import sha256_model
 from pipeline.config import ExportParams
 from pipeline.errors import ExportError
 from pipeline.export.base import Format, Source
@@ -23,6 +22,7 @@ from pipeline.export.parity import Parity, check_energy, check_parity
 from pipeline.export.torch_program import TorchProgram
 from pipeline.runtimes import Answers, joined, load, run_padded
 from pipeline.runtimes.errors import RuntimesError
+from pipeline.store.tables import sha256_model
 
 # What a file takes beside the fp32 weights, at most: the graph, with all that a format notes of each operation. No
 # precision takes more for the weights.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import ParityParams
-from pipeline.energy import energy_score
+from pipeline.energy.groups import energy_score
 from pipeline.errors import ExportError
 from pipeline.runtimes import Answers
 

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipeline
-from pipeline.artifacts import model_files, sha256_file
-from pipeline.atomic import atomic_file
-from pipeline.device.bundle import EXPECTED, INPUTS, MANIFEST, MODELS, SCHEMA, is_safe_name, moved
-from pipeline.device.plan import Plan
+from pipeline.device.benchmark.plan import Plan
+from pipeline.device.service.bundle import EXPECTED, INPUTS, MANIFEST, MODELS, SCHEMA, is_safe_name, moved
 from pipeline.remote.errors import RemoteError
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import model_files, sha256_file
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
-_CODE = ("__init__.py", "device/*.py", "runtimes/*.py")
+_CODE = ("__init__.py", "device/**/*.py", "runtimes/*.py")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that an archive can hold
 _UNIX = 3
 _CHUNK = 1 << 20

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.device.attend import BEAT_SECONDS
-from pipeline.device.session import BUNDLE
+from pipeline.device.service.attend import BEAT_SECONDS
+from pipeline.device.service.session import BUNDLE
 from pipeline.remote import scripts
 from pipeline.remote.address import Address
 from pipeline.remote.errors import RemoteError

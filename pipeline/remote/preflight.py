@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.device.bundle import Bundle
-from pipeline.device.lock import Holder
-from pipeline.device.selftest import MODULES
+from pipeline.device.service.bundle import Bundle
+from pipeline.device.service.lock import Holder
+from pipeline.device.service.selftest import MODULES
 from pipeline.remote.errors import RemoteError
 
 _OLDEST = (3, 10)

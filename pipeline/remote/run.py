@@ -9,18 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifacts import sha256_file
-from pipeline.atomic import atomic_file
-from pipeline.device.bundle import Bundle, open_bundle
-from pipeline.device.detached import LATE
 from pipeline.device.errors import DeviceError, brief
-from pipeline.device.files import printable
-from pipeline.device.session import FINISHED, RESULT, SAMPLES
+from pipeline.device.service.bundle import Bundle, open_bundle
+from pipeline.device.service.detached import LATE
+from pipeline.device.service.files import printable
+from pipeline.device.service.session import FINISHED, RESULT, SAMPLES
 from pipeline.remote import preflight
 from pipeline.remote.address import Address
 from pipeline.remote.device import Device, remaining
 from pipeline.remote.errors import LinkError, RemoteError
 from pipeline.remote.ticket import Ticket
+from pipeline.store.atomic import atomic_file
+from pipeline.store.tables import sha256_file
 
 Json = dict[str, Any]
 Progress = Callable[[int, int, str], None]

@@ -6,9 +6,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import write_json
-from pipeline.device.files import read_json
+from pipeline.device.service.files import read_json
 from pipeline.remote.address import Address
+from pipeline.store.tables import write_json
 
 NAME = ".run.json"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from pipeline.device.errors import brief
-from pipeline.device.files import told
+from pipeline.device.service.files import told
 from pipeline.remote.errors import LinkError, RemoteError
 
 NOT_FOUND = (126, 127)  # how shells end where there is no such program, or none that can be run

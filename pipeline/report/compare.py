@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.device import statistics
+from pipeline.device.benchmark import statistics
 from pipeline.report.formatting import interval, points, ratio, runtime
 
 Row = Mapping[str, Any]

@@ -10,8 +10,6 @@ from typing import Any
 
 import jinja2
 
-from pipeline.artifacts import model_files, sha256_file, sha256_model, write_json
-from pipeline.atomic import atomic_folder
 from pipeline.data.image_files import FORMATS, MAX_PIXELS
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
@@ -20,6 +18,8 @@ from pipeline.report.formatting import runtime
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 from pipeline.runtimes.openvino_runtime import precision_hint
+from pipeline.store.atomic import atomic_folder
+from pipeline.store.tables import model_files, sha256_file, sha256_model, write_json
 
 # a line break would move all later labels, an escape sequence would reach the terminal of whoever runs predict.py
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

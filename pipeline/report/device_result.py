@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from pipeline.manifests import Share, printable
+from pipeline.store.documents import Share, printable
 
 Difference = Annotated[float, Field(ge=-1, le=1)]
 Measured = Annotated[float, Field(ge=0, le=1e12)]  # of any unit; above it there is no device

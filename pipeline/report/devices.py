@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import parse_json
 from pipeline.config import BudgetParams, checked
 from pipeline.errors import DataError, brief
-from pipeline.layout import TARGET_INDEX
 from pipeline.report.device_result import Result
 from pipeline.report.recommend import Recommendation, recommend
 from pipeline.report.rows import GROUPS, blank, note_empty_groups, reference, set_executed, set_latency
+from pipeline.store.paths import TARGET_INDEX
+from pipeline.store.tables import parse_json
 from pipeline.targets import read_index, remeasure, result_file
 
 Json = Mapping[str, Any]

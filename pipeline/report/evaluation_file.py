@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.manifests import Count, Share
 from pipeline.report.device_result import Difference, Text, Word
+from pipeline.store.documents import Count, Share
 
 
 class _Interval(BaseModel):

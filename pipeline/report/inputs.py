@@ -12,20 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from pipeline.artifacts import (
-    THRESHOLDS,
-    check_lineage,
-    check_members,
-    check_scored,
-    read_energy,
-    read_json,
-    read_subset,
-    sha256_file,
-)
 from pipeline.config import BudgetParams, checked
 from pipeline.data.store import read_card
 from pipeline.errors import DataError, brief
-from pipeline.layout import (
+from pipeline.report.device_result import Benchmark
+from pipeline.report.devices import SCHEMA, Device, read_devices
+from pipeline.report.evaluation_file import Evaluation
+from pipeline.store.documents import CARD, read_manifest, read_network_card
+from pipeline.store.paths import (
     BENCHMARK,
     CURVES_LINEAGE,
     DATA,
@@ -39,10 +33,16 @@ from pipeline.layout import (
     TEACHER,
     TEACHER_CURVES,
 )
-from pipeline.manifests import CARD, read_manifest, read_network_card
-from pipeline.report.device_result import Benchmark
-from pipeline.report.devices import SCHEMA, Device, read_devices
-from pipeline.report.evaluation_file import Evaluation
+from pipeline.store.tables import (
+    THRESHOLDS,
+    check_lineage,
+    check_members,
+    check_scored,
+    read_energy,
+    read_json,
+    read_subset,
+    sha256_file,
+)
 
 DATA_CARD, TEACHER_CARD, STUDENT_CARD = DATA / "data.json", TEACHER / CARD, STUDENT / CARD
 _CURVES = {"teacher": TEACHER_CURVES, "student": STUDENT_CURVES}

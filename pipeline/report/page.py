@@ -10,7 +10,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.layout import ENERGY, EXPORT, SUBSET
 from pipeline.report import formatting
 from pipeline.report.compare import Comparison, verdict_sentence, wilson_interval
 from pipeline.report.devices import OnDevice
@@ -22,6 +21,7 @@ from pipeline.report.page_devices import device_sections, has_passes, passes, si
 from pipeline.report.pareto import pareto_plot
 from pipeline.report.plots import confidence_plot, energy_plot, learning_plot, routing_plot
 from pipeline.report.recommend import Recommendation, budget_sentence
+from pipeline.store.paths import ENERGY, EXPORT, SUBSET
 
 Row = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.device.statistics import required_samples
+from pipeline.device.benchmark.statistics import required_samples
 from pipeline.report.formatting import runtime
 
 Json = Mapping[str, Any]

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.config import BudgetParams
 from pipeline.errors import LineageError
-from pipeline.layout import BENCHMARK, EVALUATION
 from pipeline.report.devices import OnDevice
 from pipeline.report.formatting import runtime
 from pipeline.report.inputs import Json
@@ -22,6 +21,7 @@ from pipeline.report.rows import (
     set_latency,
 )
 from pipeline.runtimes import FORMAT_READ_BY, NAMES
+from pipeline.store.paths import BENCHMARK, EVALUATION
 
 _ACCURACY = ("top1", *GROUPS, "delta_top1", "delta_ci_low", "delta_ci_high", "delta_top1_high_energy")
 _HIGH_INTERVAL = ("delta_high_energy_ci_low", "delta_high_energy_ci_high")

@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from pipeline.ablation.results import document, markdown, plot, write_results
-from pipeline.artifacts import read_json
 from pipeline.report.formatting import NOT_MEASURED
+from pipeline.store.tables import read_json
 
 MEASURED = {
     "epoch": 1,

@@ -24,11 +24,11 @@ from pipeline.ablation.run import BestWeights, execute, finished, read_result, r
 from pipeline.ablation.schedule import run_study
 from pipeline.ablation.study import Run, load_study
 from pipeline.ablation.upstream import locate, pack, read_scores, teach, teacher_report
-from pipeline.artifacts import read_json, read_table, write_json, write_table
 from pipeline.data.store import read_split
-from pipeline.distillation import ScoredImages
+from pipeline.distillation.student import ScoredImages
 from pipeline.errors import DataError, LineageError, ParamsError, TrainingError
-from pipeline.training import EpochRecord
+from pipeline.store.tables import read_json, read_table, write_json, write_table
+from pipeline.training.loop import EpochRecord
 from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT
 

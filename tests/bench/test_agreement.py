@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.agreement import APP, BARE, OURS_ONNXRUNTIME, OURS_OPENVINO, main
-from pipeline.artifacts import read_json
+from pipeline.store.tables import read_json
 
 
 @pytest.fixture

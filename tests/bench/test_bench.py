@@ -9,7 +9,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS
-from pipeline.artifacts import read_json
+from pipeline.store.tables import read_json
 
 
 @pytest.mark.e2e

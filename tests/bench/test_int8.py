@@ -11,7 +11,7 @@ from PIL import Image
 
 import models
 from bench.int8 import PLAIN, SELECTIONS, STEPS, main
-from pipeline.artifacts import read_json
+from pipeline.store.tables import read_json
 
 
 @pytest.mark.e2e

@@ -171,7 +171,7 @@ def test_images_of_one_colour_are_refused(params, tmp_path):
 
 
 def test_a_store_that_no_disk_can_hold_is_refused_before_it_is_written(params, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.disk.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("pipeline.store.space.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(SpaceError, match=r"the packed images need .* free; free space, lower data\.image_size"):
         pack(tmp_path / "store", params.data)
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.device.accuracy import Expected, answers_of, score
-from pipeline.evaluation import paired_difference
+from pipeline.device.benchmark.accuracy import Expected, answers_of, score
+from pipeline.evaluation.accuracy import paired_difference
 from pipeline.runtimes import Answers
 
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [0, 1, 5], [4, 0, 1]], dtype=np.float32)

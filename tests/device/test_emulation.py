@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.emulation import emulated
+from pipeline.device.machine.emulation import emulated
 from tests.device.fake_system import write
 
 X86 = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel Xeon\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device import lock as lock_module
 from pipeline.device.errors import DeviceError
-from pipeline.device.lock import DeviceLock, Holder, LockedError
+from pipeline.device.service import lock as lock_module
+from pipeline.device.service.lock import DeviceLock, Holder, LockedError
 
 BUNDLE = "3fa9c02b" * 8
 
@@ -49,7 +49,7 @@ def test_those_who_look_do_not_take_each_other_for_a_holder(tmp_path: Path, hold
 
 def test_the_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.device.lock import DeviceLock, Holder\n"
+        "import sys, time; from pathlib import Path; from pipeline.device.service.lock import DeviceLock, Holder\n"
         f"DeviceLock(Path(sys.argv[1])).take(Holder.now('a@b', {BUNDLE!r}, '01234567'))\n"
         "print('taken', flush=True); time.sleep(60)"
     )

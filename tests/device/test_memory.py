@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device import memory
+from pipeline.device.machine import memory
 
 
 def test_the_peak_stays_and_begins_anew_on_request() -> None:

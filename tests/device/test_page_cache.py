@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.page_cache import drop_from_cache, files_of_cold_start, is_cached
+from pipeline.device.machine.page_cache import drop_from_cache, files_of_cold_start, is_cached
 
 
 def test_a_dropped_file_is_read_from_the_disk_again(tmp_path: Path) -> None:

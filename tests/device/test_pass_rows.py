@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.device import Plan, Variant
-from pipeline.device.collected import Collected
-from pipeline.device.pass_rows import pass_rows
+from pipeline.device.benchmark.collected import Collected
+from pipeline.device.benchmark.pass_rows import pass_rows
+from pipeline.device.benchmark.plan import Plan, Variant
 
 VARIANT = Variant("ort", "onnxruntime", "ort.onnx", "fp32")
 PLAN = Plan((VARIANT,), "x.npy", expected="x.npz")

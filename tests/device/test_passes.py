@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.device import passes
-from pipeline.device.passes import PASSES
-from pipeline.device.power import Consumption, EnergyCounter, MeterError
-from pipeline.device.timing import measure
+from pipeline.device.benchmark import passes
+from pipeline.device.benchmark.passes import PASSES
+from pipeline.device.benchmark.timing import measure
+from pipeline.device.machine.power import Consumption, EnergyCounter, MeterError
 from tests.device.conftest import TinyModel
 from tests.device.fake_system import write
 

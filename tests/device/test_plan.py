@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.device import Plan, PlanError, Variant
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.errors import PlanError
 
 VARIANT = Variant("fp32-ort", "onnxruntime", "student_fp32.onnx", "fp32")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.power import EnergyCounter, MeterError, PowerGauge, find_meter
+from pipeline.device.machine.power import EnergyCounter, MeterError, PowerGauge, find_meter
 from tests.device.fake_system import install_command, write
 
 POWERCAP = "sys/class/powercap"

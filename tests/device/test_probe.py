@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device import probe, system
+from pipeline.device.machine import probe, system
 from tests.device.fake_system import install_command, write
 
 KEYS = {

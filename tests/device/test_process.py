@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline.device.process import run_worker
+from pipeline.device.benchmark.process import run_worker
 
 SPIN_COUNT = "GOMP_SPINCOUNT"
 

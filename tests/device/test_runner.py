@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.device import BenchmarkError, Plan, PlanError, Variant, process, run_benchmark, runner
-from pipeline.device.process import WorkerError
-from pipeline.device.steps import Step
+from pipeline.device.benchmark import process, runner
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.process import WorkerError
+from pipeline.device.benchmark.runner import run_benchmark
+from pipeline.device.benchmark.steps import Step
+from pipeline.device.errors import BenchmarkError, PlanError
 from tests.device.conftest import TinyModel
 
 NO_METER = "energy per inference not measured: no meter in this test."
@@ -316,11 +319,12 @@ def test_the_two_packages_run_from_an_archive_without_the_rest(plan: Plan, tmp_p
     source = Path(pipeline.__file__).parent
     archive = tmp_path / "bundle.zip"
     with zipfile.ZipFile(archive, "w") as bundle:
-        for path in [source / "__init__.py", *source.glob("runtimes/*.py"), *source.glob("device/*.py")]:
+        for path in [source / "__init__.py", *source.glob("runtimes/*.py"), *source.rglob("device/**/*.py")]:
             bundle.write(path, path.relative_to(source.parent))
     program = (
         "import sys, json\n"
-        "from pipeline.device import Plan, run_benchmark\n"
+        "from pipeline.device.benchmark.plan import Plan\n"
+        "from pipeline.device.benchmark.runner import run_benchmark\n"
         "result = run_benchmark(Plan.from_json(sys.stdin.read()))\n"
         "print(result['variants'][0]['samples'], sorted(m for m in sys.modules if m.startswith('pipeline.')))\n"
         "print([m for m in ('torch', 'onnxruntime', 'openvino', 'pydantic') if m in sys.modules])"

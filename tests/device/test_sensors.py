@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device import sensors
+from pipeline.device.machine import sensors
 from tests.device.fake_system import install_command
 
 

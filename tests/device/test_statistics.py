@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.device.statistics import (
+from pipeline.device.benchmark.statistics import (
     MIN_ROUNDS_TO_COMPARE,
     compare,
     drift,

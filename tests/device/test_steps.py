@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.device import Plan, Variant
-from pipeline.device.passes import PASSES
-from pipeline.device.steps import job_of, limit_seconds, shuffled_rounds, steps
+from pipeline.device.benchmark.passes import PASSES
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.steps import job_of, limit_seconds, shuffled_rounds, steps
 
 ORT = Variant("ort", "onnxruntime", "ort.onnx", "fp32")
 FIXED = Variant("fixed", "openvino", "fixed.xml", "int8", batch=2, fixed_batch=True)

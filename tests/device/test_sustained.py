@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.device.sustained import cool_down, is_plateau, sustain
+from pipeline.device.benchmark.sustained import cool_down, is_plateau, sustain
 
 
 class Device:

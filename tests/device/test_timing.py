@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.device.timing import WallClock, make_batches, measure
+from pipeline.device.benchmark.timing import WallClock, make_batches, measure
 
 BATCH = [np.zeros((1, 3, 8, 8), dtype=np.float32)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device import tuning
-from pipeline.device.tuning import put_back, tuned
+from pipeline.device.machine import tuning
+from pipeline.device.machine.tuning import put_back, tuned
 from tests.device.fake_system import write
 
 FOLDER = "sys/devices/system/cpu/cpufreq"
@@ -20,7 +20,7 @@ RECOVERED = "an earlier measurement was killed with the device tuned; the govern
 PROGRAM = """
 import signal, sys, time
 from pathlib import Path
-from pipeline.device import tuning
+from pipeline.device.machine import tuning
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
 if sys.argv[3] == "unguarded":

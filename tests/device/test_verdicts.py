@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.device import Plan, Variant
-from pipeline.device.aggregate import summarise
-from pipeline.device.collected import Collected
+from pipeline.device.benchmark.aggregate import summarise
+from pipeline.device.benchmark.collected import Collected
+from pipeline.device.benchmark.plan import Plan, Variant
 
 ROUNDS = 5
 SAMPLES = 300

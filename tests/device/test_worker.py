@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.device import worker
-from pipeline.device.worker import EXIT_FAILED, EXIT_MODEL_FILE, EXIT_UNAVAILABLE
+from pipeline.device.benchmark import worker
+from pipeline.device.benchmark.worker import EXIT_FAILED, EXIT_MODEL_FILE, EXIT_UNAVAILABLE
 
 
 def run_main(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.card import checkpoint_card, network_card
 from pipeline.data.store import read_card
-from pipeline.layout import CHECKPOINTS, DATA, ENERGY, TEACHER
-from pipeline.weights import build_network, write_network
+from pipeline.store.paths import CHECKPOINTS, DATA, ENERGY, TEACHER
+from pipeline.training.card import checkpoint_card, network_card
+from pipeline.training.weights import build_network, write_network
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params, snapshot
 
@@ -25,7 +25,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 # the stage with parts of one batch, a record of the batches, and something that happens at one training image
 PROGRAM = """
 import os, signal, sys, torch
-from pipeline import scoring
+from pipeline.energy.groups import scoring
 from stages.launcher import run_together
 from stages.score_energy import score_energy
 

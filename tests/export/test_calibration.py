@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifacts import read_json
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
 from pipeline.export.calibration import select, write_record
+from pipeline.store.tables import read_json
 
 
 @st.composite

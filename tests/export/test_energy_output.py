@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from pipeline.energy import energy_score
+from pipeline.energy.groups import energy_score
 from pipeline.export.energy_output import with_energy
 from pipeline.runtimes.openvino_core import openvino_core
 

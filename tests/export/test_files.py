@@ -18,9 +18,9 @@ from torch import nn
 
 import pipeline
 from pipeline import runtimes
-from pipeline.artifacts import model_files
 from pipeline.errors import ExportError
 from pipeline.export import onnx_file, plan
+from pipeline.store.tables import model_files
 
 from .conftest import CLASSES, SIZE, Exported
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models
-from pipeline.features import FeatureTap
+from pipeline.distillation.features import FeatureTap
 
 NETWORKS = json.loads((Path(__file__).parents[1] / "golden" / "networks.json").read_text())
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.device import Plan, Variant
+from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.remote import BundleContent, run_bundle, write_bundle
 from tests.device.conftest import TinyModel, tiny_model  # noqa: F401  (a fixture)
 from tests.remote.server import SSHD, Running, Server, free_port, serving
@@ -39,7 +39,9 @@ def make_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     if path.exists():
                         (site / path.name).symlink_to(path)
         if launches is not None:
-            counter = "import sys; 'pipeline.device.worker' in sys.orig_argv and open({!r}, 'a').write('worker\\n')"
+            counter = (
+                "import sys; 'pipeline.device.benchmark.worker' in sys.orig_argv and open({!r}, 'a').write('worker\\n')"
+            )
             (site / "launches.pth").write_text(counter.format(str(launches)) + "\n")
         return folder / "venv/bin/python"
 

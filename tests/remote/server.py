@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.device.files import read_json
+from pipeline.device.service.files import read_json
 from pipeline.remote import Address, RemoteError, run_bundle
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")

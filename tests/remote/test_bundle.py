@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.device.bundle import MANIFEST, BundleError, extract, open_bundle, verify
-from pipeline.device.selftest import MODULES
+from pipeline.device.service.bundle import MANIFEST, BundleError, extract, open_bundle, verify
+from pipeline.device.service.selftest import MODULES
 from pipeline.remote import BundleContent, RemoteError, write_bundle
 from pipeline.runtimes import NAMES
 
@@ -108,7 +108,9 @@ def test_an_openvino_file_takes_its_weights_along(content: BundleContent, tmp_pa
     assert not (tmp_path / "c.pyz").exists()
 
 
-@pytest.mark.parametrize("name", ["bundle/inputs.npy", "bundle/expected.npz", "__main__.py", "pipeline/device/plan.py"])
+@pytest.mark.parametrize(
+    "name", ["bundle/inputs.npy", "bundle/expected.npz", "__main__.py", "pipeline/device/benchmark/plan.py"]
+)
 def test_one_changed_byte_is_found_wherever_it_is(bundle: Path, name: str, tmp_path: Path) -> None:
     def flip(found: str, content: bytes) -> bytes:
         return content[:-1] + bytes([content[-1] ^ 1]) if found == name else content

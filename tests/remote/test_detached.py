@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import sha256_file
-from pipeline.device import attend, detached
-from pipeline.device.attend import clean, follow, stop
-from pipeline.device.bundle import sha256_of
-from pipeline.device.detached import start
 from pipeline.device.errors import DeviceError
-from pipeline.device.files import told
-from pipeline.device.lock import DeviceLock, Holder, LockedError
-from pipeline.device.session import Session
+from pipeline.device.service import attend, detached
+from pipeline.device.service.attend import clean, follow, stop
+from pipeline.device.service.bundle import sha256_of
+from pipeline.device.service.detached import start
+from pipeline.device.service.files import told
+from pipeline.device.service.lock import DeviceLock, Holder, LockedError
+from pipeline.device.service.session import Session
 from pipeline.remote import BundleContent
+from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import connections, running, wait_for
 

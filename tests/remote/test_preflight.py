@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.files import told
+from pipeline.device.service.files import told
 from pipeline.remote import Address, LinkError, RemoteError, run_bundle, scripts
 from pipeline.remote.local import LocalTransport
 from pipeline.remote.transport import converse

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import sha256_file
-from pipeline.device.lock import DeviceLock, Holder
-from pipeline.device.processes import marked
+from pipeline.device.service.lock import DeviceLock, Holder
+from pipeline.device.service.processes import marked
 from pipeline.remote import BundleContent
+from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import wait_for
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.artifacts import sha256_file
 from pipeline.remote import BundleContent, LinkError, run_bundle
+from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import (
     NEEDS_SSHD,

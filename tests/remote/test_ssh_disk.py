@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import sha256_file
 from pipeline.remote import Address, RemoteError, device, run, run_bundle, scripts
+from pipeline.store.tables import sha256_file
 from tests.remote.server import NEEDS_SSHD, Client, Running, on_device, refusal
 
 pytestmark = NEEDS_SSHD

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import sha256_file
-from pipeline.device.lock import DeviceLock
+from pipeline.device.service.lock import DeviceLock
 from pipeline.remote import BundleContent, RemoteError, run_bundle
+from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import (
     NEEDS_SSHD,

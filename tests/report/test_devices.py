@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import write_json
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
 from pipeline.report import Device, Inputs, Recommendation, on_device
 from pipeline.report.devices import read_devices
 from pipeline.report.rows import ROW_KEYS
+from pipeline.store.tables import write_json
 
 Summarise = Callable[[Inputs], tuple[dict[str, Any], Recommendation]]
 NO_LIMITS = dict.fromkeys(BudgetParams.model_fields)

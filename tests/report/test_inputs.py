@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import sha256_file, write_json, write_table
 from pipeline.errors import DataError, LineageError
 from pipeline.report import Inputs, Table, check_one_run, read_inputs
+from pipeline.store.tables import sha256_file, write_json, write_table
 
 
 def write_run(root: Path, inputs: Inputs) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts import sha256_file, write_table
-from pipeline.card import checkpoint_card, network_card
 from pipeline.config import Params, load_params
 from pipeline.data.store import read_card, read_split
-from pipeline.layout import DATA, ENERGY, ENERGY_TEST, STUDENT, SUBSET, TEACHER
-from pipeline.weights import build_network, write_network
+from pipeline.store.paths import DATA, ENERGY, ENERGY_TEST, STUDENT, SUBSET, TEACHER
+from pipeline.store.tables import sha256_file, write_table
+from pipeline.training.card import checkpoint_card, network_card
+from pipeline.training.weights import build_network, write_network
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.training import EpochRecord
+from pipeline.training.loop import EpochRecord
 from stages.curves import check_repository, learning_curves
 
 NO_COMMIT = r"need a Git repository with a commit .*`git add --all && git commit`"

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.artifacts import read_json
-from pipeline.weights import CARD
+from pipeline.store.tables import read_json
+from pipeline.training.weights import CARD
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params
 

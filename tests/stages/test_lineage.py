@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import read_json, write_json
 from pipeline.config import load_params
 from pipeline.errors import LineageError
-from pipeline.layout import (
+from pipeline.store.paths import (
     BENCHMARK,
     CURVES_LINEAGE,
     DATA,
@@ -26,6 +25,7 @@ from pipeline.layout import (
     TEACHER,
     TEACHER_CURVES,
 )
+from pipeline.store.tables import read_json, write_json
 from stages import benchmark, build_subset, distill, evaluate, export, report, score_energy
 from stages.prepare import prepare
 from tests.e2e.test_repro import set_params, snapshot

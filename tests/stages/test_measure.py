@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.artifacts import read_json, sha256_file
-from pipeline.candidates import candidates
 from pipeline.config import load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
-from pipeline.layout import DATA, EXPORT_MANIFEST
-from pipeline.measurement import bundle_content, document, make_plan, spread_over
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.measure import bundle_content, document, make_plan, spread_over
 from pipeline.remote import BundleContent
 from pipeline.runtimes import load
+from pipeline.store.paths import DATA, EXPORT_MANIFEST
+from pipeline.store.tables import read_json, sha256_file
 from pipeline.target_config import find_target, load_target
 from stages.measure import measure_device
 from stages.show import show

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.pixels import StreamedPixels
-from pipeline.disk import SMALL, require_space
 from pipeline.errors import SpaceError
+from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params, snapshot
@@ -28,7 +28,7 @@ STOPPED = "stopped by SIGTERM; run the same command again to go on\n"
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from pipeline.atomic import atomic_folder
+from pipeline.store.atomic import atomic_folder
 from stages.common import run_program
 def program():
     with atomic_folder(Path(sys.argv[1])) as temporary:
@@ -56,8 +56,8 @@ sys.exit(code)
 """
 UNCHECKED = """
 import runpy, sys
-import pipeline.disk
-pipeline.disk.require_space = lambda *arguments, **others: None  # the disk fills up later, by another program
+import pipeline.store.space
+pipeline.store.space.require_space = lambda *arguments, **others: None  # the disk fills up later, by another program
 runpy.run_module(f"stages.{sys.argv[1]}", run_name="__main__", alter_sys=True)
 """
 
@@ -305,7 +305,9 @@ def test_a_disk_that_fills_up_or_is_read_only_leaves_the_earlier_export(exported
 def test_outputs_that_the_disk_cannot_hold_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    monkeypatch.setattr("pipeline.disk.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 + SMALL})())
+    monkeypatch.setattr(
+        "pipeline.store.space.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 + SMALL})()
+    )
     path = tmp_path / "not/there"
     require_space(path, 10, "the weights", output=10)
     with pytest.raises(SpaceError, match=rf"^the weights need 1\.0 MB, but {tmp_path} has 1\.0 MB free; free space"):

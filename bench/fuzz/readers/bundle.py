@@ -16,8 +16,8 @@ from bench.fuzz.judge import Target
 from bench.fuzz.mutate import mutate_bytes, mutate_value
 from bench.fuzz.readers.common import Json, as_json
 from bench.fuzz.readers.graph import classifier
-from pipeline.device.bundle import MANIFEST, extract, open_bundle, verify
-from pipeline.device.plan import Plan, Variant
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.service.bundle import MANIFEST, extract, open_bundle, verify
 from pipeline.remote import BundleContent, write_bundle
 
 

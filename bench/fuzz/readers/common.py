@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 import pipeline
 from bench.fuzz.mutate import TEXTS, mutate_bytes, mutate_value
-from pipeline.artifacts import LINEAGE_KEY
+from pipeline.store.tables import LINEAGE_KEY
 
 ROOT = Path(pipeline.__file__).parents[1]
 Json = dict[str, Any]

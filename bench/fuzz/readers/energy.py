@@ -10,7 +10,7 @@ import torch
 
 from bench.fuzz.judge import Target
 from bench.fuzz.readers.common import Json, odd_parquet
-from pipeline.artifacts import THRESHOLDS, check_lineage, read_energy, write_table
+from pipeline.store.tables import THRESHOLDS, check_lineage, read_energy, write_table
 
 
 def energy_columns(count: int) -> Json:

@@ -9,10 +9,10 @@ from typing import Any
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import mutate_bytes, mutate_value
 from bench.fuzz.readers.common import HASH, ROOT, Json, as_json
-from pipeline.artifacts import sha256_model
-from pipeline.candidates import candidates
 from pipeline.config import load_params
-from pipeline.measurement import make_plan
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.measure import make_plan
+from pipeline.store.tables import sha256_model
 
 # one file of each format; an OpenVINO IR is two
 _PARTS = {

@@ -13,9 +13,9 @@ import torch
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import mutate_bytes, mutate_value
 from bench.fuzz.readers.common import HASH, Json, as_json, class_names
-from pipeline.card import checkpoint_card
-from pipeline.manifests import CARD
-from pipeline.weights import WEIGHTS, build_network, read_network, write_network
+from pipeline.store.documents import CARD
+from pipeline.training.card import checkpoint_card
+from pipeline.training.weights import WEIGHTS, build_network, read_network, write_network
 
 
 def card_of(role: str) -> Json:

@@ -17,7 +17,9 @@ from bench.fuzz.readers.network import card_of
 from bench.fuzz.readers.result import DOCUMENT
 from pipeline.config import BudgetParams
 from pipeline.data.store import CARD as DATA_CARD
-from pipeline.layout import (
+from pipeline.report import build_report, build_summary, read_inputs
+from pipeline.store.documents import CARD
+from pipeline.store.paths import (
     BENCHMARK,
     CURVES_LINEAGE,
     DATA,
@@ -31,8 +33,6 @@ from pipeline.layout import (
     TARGET_INDEX,
     TEACHER,
 )
-from pipeline.manifests import CARD
-from pipeline.report import build_report, build_summary, read_inputs
 
 BUDGET = BudgetParams(**dict.fromkeys(BudgetParams.model_fields))
 CURVE = STUDENT_CURVES / "plots/metrics/val_top1.tsv"

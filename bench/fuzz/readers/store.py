@@ -15,9 +15,9 @@ from PIL import Image
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import mutate_bytes, mutate_value
 from bench.fuzz.readers.common import Json, as_json, odd_parquet, plain_parquet
-from pipeline.card import network_card
 from pipeline.data.loader import open_images
 from pipeline.data.store import preprocessing, read_card, read_split
+from pipeline.training.card import network_card
 
 
 def _store_seeds(scratch: Path) -> Json:

@@ -16,7 +16,7 @@ from torch import nn
 from bench.fuzz.judge import Target
 from bench.fuzz.mutate import TEXTS, mutate_bytes, mutate_value, odd_value
 from bench.fuzz.readers.common import Json, as_json
-from pipeline.weights import load_foreign, state_hash
+from pipeline.training.weights import load_foreign, state_hash
 
 
 def _network() -> nn.Module:

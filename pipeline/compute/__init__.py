@@ -1,0 +1,1 @@
+"""Where networks are computed: devices and precision, several processes, seeds."""

@@ -1,0 +1,1 @@
+"""What is timed and counted on a device, and what the numbers carry."""

@@ -1,0 +1,1 @@
+"""A student trained on a scored training split: objective, base losses, mixing."""

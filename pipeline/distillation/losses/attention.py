@@ -1,0 +1,42 @@
+"""Attention transfer (Zagoruyko and Komodakis, arXiv 1612.03928)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.distillation.losses.feature_pairs import match_size, pair
+
+
+class Attention(nn.Module):
+    """Squared difference of unit-length attention maps; it has no parameters and its rows are independent."""
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The mean over positions of the squared difference, summed over the stages.
+
+        A map is the mean over channels of the squared feature, flattened and of Euclidean length 1.
+
+        Args:
+            student, teacher: one feature map [B, C, H, W] each per stage, at the smaller of two different sizes; C may
+                differ. The teacher's get no gradient.
+
+        Returns:
+            [B], >= 0.
+
+        Raises:
+            ValueError: the sequences differ in length or are empty, or a feature is not [B, C, H, W].
+        """
+        stages = [match_size(*features) for features in pair("at", student, teacher)]
+        return torch.stack([_map_distance(ours, theirs) for ours, theirs in stages]).sum(dim=0)
+
+
+def _map_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    return (_attention_map(student) - _attention_map(teacher)).square().mean(dim=1)
+
+
+def _attention_map(feature: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H * W]."""
+    return F.normalize(feature.square().mean(dim=1).flatten(1), dim=1)

@@ -1,0 +1,152 @@
+"""Energy of images under the teacher, groups of energy, and temperatures per sample.
+
+Kim et al., "Maximizing Discrimination Capability of Knowledge Distillation with Energy Function" (arXiv 2311.14334),
+first half of the method. Low energy: the teacher is confident. High energy: it is uncertain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.compute.seeds import GROUPS, stream_seed
+from pipeline.errors import DataError
+
+LOW, MIDDLE, HIGH = 0, 1, 2
+GROUP_NAMES = {LOW: "low", MIDDLE: "mid", HIGH: "high"}
+_SAYS_NOTHING = (
+    "the teacher answers alike whatever it is shown, or its logits are too large for float32; check its accuracy, or "
+    "use another teacher or energy.temperature"
+)
+
+
+def energy_score(logits: Tensor, temperature: float) -> Tensor:
+    """E(x) = -T_E * logsumexp(z(x) / T_E), in float32 or wider.
+
+    Args:
+        logits: [B, K], the teacher's, of any floating type.
+        temperature: T_E > 0; 4 in the authors' code.
+
+    Returns:
+        [B]; the lower, the more confident the teacher.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"the energy temperature must be positive, not {temperature}")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return -temperature * torch.logsumexp(logits / temperature, dim=1)
+
+
+@dataclass(frozen=True)
+class EnergyGroups:
+    """Low, middle and high group of N scored images.
+
+    Attributes:
+        codes: int8 [N]; 0 low, 1 middle, 2 high. Sizes are exact: int(N * low_fraction) and int(N * high_fraction)
+            by rank, ties ranked by index.
+        low_threshold: an energy below it is low; the smallest energy that is not in the low group.
+        high_threshold: an energy above it is high; the largest energy that is not in the high group.
+    """
+
+    codes: Tensor
+    low_threshold: float
+    high_threshold: float
+
+    @classmethod
+    def fit(cls, energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
+        """Split energies [N] by rank.
+
+        Raises:
+            ValueError: a fraction is outside [0, 1], or they add up to more than 1, or an energy is not finite.
+        """
+        if not (0 <= low_fraction <= 1 and 0 <= high_fraction <= 1 and low_fraction + high_fraction <= 1):
+            raise ValueError(
+                f"low_fraction {low_fraction} and high_fraction {high_fraction} must lie in [0, 1] and add up to "
+                "at most 1"
+            )
+        order = energy_order(energy)
+        count = energy.numel()
+        low_count, high_count = int(count * low_fraction), int(count * high_fraction)
+        codes = torch.full((count,), MIDDLE, dtype=torch.int8, device=energy.device)
+        codes[order[:low_count]] = LOW
+        codes[order[count - high_count :]] = HIGH
+        low_threshold = float(energy[order[low_count]]) if low_count < count else float("inf")
+        high_threshold = float(energy[order[count - high_count - 1]]) if high_count < count else float("-inf")
+        return cls(codes, low_threshold, high_threshold)
+
+    def shuffled(self, seed: int) -> EnergyGroups:
+        """The same group sizes, dealt to the images at random: the control of the method."""
+        order = torch.randperm(self.codes.numel(), generator=torch.Generator().manual_seed(stream_seed(seed, GROUPS)))
+        return EnergyGroups(self.codes[order.to(self.codes.device)], self.low_threshold, self.high_threshold)
+
+    def assign(self, energy: Tensor) -> Tensor:
+        """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
+        return assign_groups(energy, self.low_threshold, self.high_threshold)
+
+
+def telling_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
+    """:meth:`EnergyGroups.fit` of the energies [N] of a training split, whose groups say something of its images.
+
+    Raises:
+        DataError: all images are in one group though several are asked for, all have one energy, or the low and the
+            high group meet at one; names images.
+        ValueError: as of the fit.
+    """
+    groups = EnergyGroups.fit(energy, low_fraction, high_fraction)
+    count = energy.numel()
+    if low_fraction + high_fraction > 0 and bool((groups.codes == MIDDLE).all()):
+        raise DataError(
+            f"energy.low_fraction {low_fraction:g} and high_fraction {high_fraction:g} of {count} images are less than "
+            "one image, so that all are in the middle group; raise them or add images"
+        )
+    if low_fraction + high_fraction > 0 and count > 1 and bool((energy == energy[0]).all()):
+        raise DataError(f"all {count:,} images (0, 1, ...) have the energy {float(energy[0]):g}: {_SAYS_NOTHING}")
+    low, high = energy[groups.codes == LOW], energy[groups.codes == HIGH]
+    if len(low) and len(high) and low.max() == high.min():
+        tied = (energy == low.max()).nonzero().flatten()[:8].tolist()
+        raise DataError(
+            f"low and high energy group meet at the energy {float(low.max()):g}, which images "
+            f"{', '.join(map(str, tied))}, ... have: {_SAYS_NOTHING}"
+        )
+    return groups
+
+
+def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
+    """int8 [B]: 0 where the energy is below ``low_threshold``, 2 where it is above ``high_threshold``, else 1."""
+    codes = torch.full_like(energy, MIDDLE, dtype=torch.int8)
+    return codes.masked_fill_(energy < low_threshold, LOW).masked_fill_(energy > high_threshold, HIGH)
+
+
+def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:
+    """Distillation temperature of each sample.
+
+    Args:
+        codes: integer [B]; 0 low, 1 middle, 2 high.
+        low_energy, mid, high_energy: temperature of each group, > 0. The paper: 6, 4, 2. The released code: 2, 4, 6.
+
+    Returns:
+        float32 [B].
+    """
+    # the numbers travel with the kernels; a table made on the host would make it wait for all queued work of a GPU
+    temperatures = torch.full(codes.shape, mid, dtype=torch.float32, device=codes.device)
+    return temperatures.masked_fill_(codes == LOW, low_energy).masked_fill_(codes == HIGH, high_energy)
+
+
+def energy_order(energy: Tensor) -> Tensor:
+    """int64 [N]: indices of N energies from low to high, ties by index: the ranks that groups and subsets share.
+
+    Raises:
+        ValueError: an energy is not finite.
+    """
+    _check_finite(energy)
+    return torch.argsort(energy, stable=True)
+
+
+def _check_finite(energy: Tensor) -> None:
+    bad = (~torch.isfinite(energy)).nonzero().flatten()
+    if bad.numel():
+        raise ValueError(f"{bad.numel()} energies are not finite, the first at index {int(bad[0])}")

@@ -1,0 +1,219 @@
+"""One pass of the frozen teacher over a split: energy, confidence and correctness of every image, at any size.
+
+The split is scored in parts of consecutive images, whole batches each, so no energy depends on how many processes
+score. A part is one small Parquet file, written whole or not at all: what a killed run has finished is not done twice.
+In memory grow with N only a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the
+ranks (8, and about as much again inside the sort); for a manifest, the text of the paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.compute.distributed import ALONE, World
+from pipeline.data.loader import Images
+from pipeline.energy.groups import GROUP_NAMES, energy_score
+from pipeline.errors import DataError
+from pipeline.store.tables import read_table, write_table, write_table_parts
+from pipeline.training.inference import inference_batch, logits_in_batches
+
+BATCHES_PER_PART = 256  # at most: 65,536 small images, seconds on a GPU, about a megabyte
+_PIXELS_PER_PART = 2**28  # large images: what a kill costs, and how long processes wait for one another, stays minutes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of B images in order: label int64, energy float32, confidence float32 (largest probability), correct bool."""
+
+    label: NDArray[np.int64]
+    energy: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    correct: NDArray[np.bool_]
+
+
+class ScoreParts:
+    """The scores of a split, as files of consecutive images in one folder.
+
+    Args:
+        folder: need not exist.
+        images: N.
+        rows_per_part: images in a part; the last one may have fewer.
+
+    Attributes:
+        rows: the images of each part.
+    """
+
+    def __init__(self, folder: Path, images: int, rows_per_part: int) -> None:
+        self.folder = folder
+        self.images = images
+        self.rows = [range(start, min(start + rows_per_part, images)) for start in range(0, images, rows_per_part)]
+
+    def __iter__(self) -> Iterator[tuple[range, Scores]]:
+        return ((rows, self.read(rows)) for rows in self.rows)
+
+    def path(self, rows: range) -> Path:
+        """The file of a part."""
+        return self.folder / f"{rows.start:012d}-{rows.stop:012d}.parquet"
+
+    def write(self, rows: range, scores: Scores) -> None:
+        """Keep the scores of a part. Atomic: after a kill the part is there or not."""
+        write_table(self.path(rows), vars(scores), {})
+
+    def read(self, rows: range) -> Scores:
+        """The scores of a part.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        path = self.path(rows)
+        columns, _ = read_table(path)
+        try:
+            scores = Scores(**columns)
+        except TypeError:
+            raise DataError(f"{path} has not the columns of scores; run `dvc repro` to make it anew") from None
+        if len(scores.energy) != len(rows):
+            raise DataError(f"{path} has {len(scores.energy)} images, not {len(rows)}; run `dvc repro` to make it anew")
+        return scores
+
+    def missing(self) -> list[range]:
+        """The parts that are still to be scored, damaged ones among them."""
+        return [rows for rows in self.rows if not self._is_whole(rows)]
+
+    def energy(self) -> Tensor:
+        """Energies of all images: float32 [N]."""
+        energy = torch.empty(self.images)
+        for rows, scores in self:
+            energy[rows.start : rows.stop] = torch.from_numpy(scores.energy.copy())
+        return energy
+
+    def _is_whole(self, rows: range) -> bool:
+        if not self.path(rows).exists():
+            return False
+        try:
+            self.read(rows)
+        except DataError:  # scoring it again is what its message would ask for
+            return False
+        return True
+
+
+def score_images(
+    teacher: nn.Module,
+    images: Images,
+    temperature: float,
+    folder: Path,
+    *,
+    world: World = ALONE,
+    batches_per_part: int | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> ScoreParts:
+    """Score the un-augmented images with the teacher in float32 (METHOD: energy score).
+
+    All processes of ``world`` call it with the same arguments and share the missing parts; when it returns, every part
+    is there. They meet after each part: an error in one is found at once, and none waits long for another.
+
+    Args:
+        temperature: T_E.
+        folder: where the parts are kept; those of this split under this teacher that are there already are not done
+            again.
+        batches_per_part: at most; :data:`BATCHES_PER_PART` unless given.
+        on_images: told how many more images are done, in all processes together.
+
+    Raises:
+        DataError: an energy is not finite; names the first such image.
+    """
+    batch = inference_batch(images)
+    most = max(1, _PIXELS_PER_PART // (batch * images.size**2))
+    parts = ScoreParts(folder, len(images), batch * min(batches_per_part or BATCHES_PER_PART, most))
+    todo = _agreed(parts, world, images.device)
+    on_images(len(images) - sum(map(len, todo)))
+    mine = todo[world.rank :: world.size]
+    with closing(_scored(teacher, images, temperature, mine)) as batches:
+        for turn in range(0, len(todo), world.size):
+            at_once = todo[turn : turn + world.size]
+            done = 0
+            with world.together():
+                if world.rank < len(at_once):
+                    rows = at_once[world.rank]
+                    columns: list[tuple[Tensor, ...]] = []
+                    for scored in islice(batches, -(-len(rows) // batch)):
+                        columns.append(scored)
+                        done += len(scored[0])
+                        on_images(len(scored[0]))
+                    scores = Scores(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
+                    _check_finite(scores.energy, rows)
+                    parts.write(rows, scores)
+            on_images(sum(map(len, at_once)) - done)
+    return parts
+
+
+def write_scores(path: Path, parts: ScoreParts, groups: Tensor, lineage: dict[str, Any]) -> None:
+    """Merge the parts into one table, a part at a time: index, label, energy, confidence, correct, group.
+
+    Args:
+        groups: int8 [N].
+    """
+    tables = (
+        {
+            "index": np.arange(rows.start, rows.stop, dtype=np.int64),
+            **vars(scores),
+            "group": groups[rows.start : rows.stop].numpy(),
+        }
+        for rows, scores in parts
+    )
+    write_table_parts(path, tables, lineage)
+
+
+def scored_top1(parts: ScoreParts, groups: Tensor) -> tuple[float, dict[str, float | None]]:
+    """The teacher's top-1, and that of the low, mid and high group; None for a group without images.
+
+    Args:
+        groups: int8 [N].
+    """
+    sizes, hits = (np.zeros(len(GROUP_NAMES), dtype=np.int64) for _ in range(2))
+    for rows, scores in parts:
+        codes = groups[rows.start : rows.stop].numpy()
+        sizes += np.bincount(codes, minlength=len(sizes))
+        hits += np.bincount(codes[scores.correct], minlength=len(sizes))
+    by_group = {name: int(hits[code]) / int(sizes[code]) if sizes[code] else None for code, name in GROUP_NAMES.items()}
+    return int(hits.sum()) / parts.images, by_group
+
+
+def _agreed(parts: ScoreParts, world: World, device: torch.device) -> list[range]:
+    """The parts to score, as the first process sees them: what they share out must be the same in all."""
+    flags = torch.zeros(len(parts.rows), dtype=torch.int64, device=device)
+    if world.first:
+        missing = set(parts.missing())
+        flags = torch.tensor([rows in missing for rows in parts.rows], dtype=torch.int64, device=device)
+    return [rows for rows, flag in zip(parts.rows, world.total(flags).tolist(), strict=True) if flag]
+
+
+def _scored(
+    teacher: nn.Module, images: Images, temperature: float, parts: list[range]
+) -> Generator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Label, energy, confidence and correctness of each batch, on the device.
+
+    One stream over all parts, so that files are decoded ahead across their borders.
+    """
+    for batch, logits in logits_in_batches(teacher, images, parts):
+        confidence, answer = torch.softmax(logits, dim=1).max(dim=1)
+        yield batch.labels, energy_score(logits, temperature), confidence, answer == batch.labels
+
+
+def _check_finite(energy: NDArray[np.float32], rows: range) -> None:
+    bad = np.flatnonzero(~np.isfinite(energy))
+    if bad.size:
+        raise DataError(
+            f"of images {rows.start} to {rows.stop - 1} the teacher gives {bad.size} an energy that is not finite, the "
+            f"first at index {rows[int(bad[0])]}; its weights are damaged or its logits overflow, so use another "
+            "checkpoint"
+        )

@@ -1,0 +1,50 @@
+"""A frozen network over a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.compute.device import full_fp32
+from pipeline.compute.distributed import ALONE, World
+from pipeline.data.loader import Batch, Images
+from pipeline.training.answers import Answers
+
+_PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
+
+
+def inference_batch(images: Images) -> int:
+    """How many images go through a network at once when nothing is trained."""
+    return max(1, min(256, _PIXELS_AT_ONCE // images.size**2))
+
+
+def logits_in_batches(
+    network: nn.Module, images: Images, rows: Sequence[range] | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
+
+    Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
+
+    Args:
+        rows: as for :meth:`pipeline.data.loader.Images.batches`.
+    """
+    network.eval()
+    for batch in images.batches(inference_batch(images), rows):
+        with torch.inference_mode(), full_fp32():  # not around the yield: they would hold in the caller's code as well
+            logits = network(batch.images).float()
+        yield batch, logits
+
+
+def all_logits(network: nn.Module, images: Images) -> Tensor:
+    """Logits of a whole split, in order: float32 [N, K] on the CPU."""
+    return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
+
+
+def answers(network: nn.Module, images: Images, world: World = ALONE) -> Answers:
+    """The class of the largest logit for each image; each process looks at its part of them, and all get all."""
+    part = range(len(images))[world.share(len(images))]
+    given = [images.labels[:0]]  # of a process that has no image
+    given += [logits.argmax(dim=1) for _, logits in logits_in_batches(network, images, [part])]
+    return Answers(world.gather(torch.cat(given)), images.labels)

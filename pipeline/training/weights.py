@@ -1,0 +1,237 @@
+"""Weights on disk: our own as safetensors with a card beside them, other people's read without running their code."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import models
+from models.describe import count_macs, count_parameters
+from pipeline.config import DistillParams
+from pipeline.errors import CheckpointError, LineageError, ParamsError, brief
+from pipeline.store.atomic import atomic_folder
+from pipeline.store.documents import CARD, read_network_card
+from pipeline.store.tables import sha256_file, write_json
+
+WEIGHTS = "weights.safetensors"
+_WRAPPERS = ("model", "state_dict")
+_STAGES = {"teacher": "train_teacher", "student": "distill"}
+
+
+def build_network(name: str, num_classes: int, key: str) -> nn.Module:
+    """A network of the registry, in channels_last.
+
+    Args:
+        key: the entry of params.yaml that holds ``name``, for the message.
+
+    Raises:
+        ParamsError: there is no such network.
+    """
+    try:
+        network = models.build(name, num_classes)
+    except models.UnknownNetworkError as error:
+        raise ParamsError(f"params.yaml: {key}: {error}") from None
+    return network.to(memory_format=torch.channels_last)
+
+
+def build_student(params: DistillParams, num_classes: int) -> nn.Module:
+    """The student before its training: with ``initial_weights`` where they are given, else as drawn at random.
+
+    Raises:
+        ParamsError: there is no such network.
+        CheckpointError: the weights are missing, unreadable or of another network.
+    """
+    student = build_network(params.network, num_classes, "distill.network")
+    if params.initial_weights is not None:
+        load_foreign(student, Path(params.initial_weights), new_classes=num_classes)
+    return student
+
+
+def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
+    """Run the network once, so that one that cannot take the images is refused before anything is trained.
+
+    Args:
+        key: the entry of params.yaml that named the network, for the message.
+
+    Raises:
+        ParamsError: it fails on images of this size, or does not return logits [B, num_classes].
+    """
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            shape = list(network.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
+    except Exception as error:  # networks raise whatever their layers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ParamsError(
+            f"params.yaml: {key} cannot take images of {image_size} pixels ({reason}); change it or data.image_size"
+        ) from None
+    network.train(was_training)
+    if shape != [2, num_classes]:
+        raise ParamsError(
+            f"params.yaml: {key} returns {shape} for 2 images in place of logits [2, {num_classes}]; change it"
+        )
+
+
+def write_network(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write weights and card into ``folder`` (replaced as a whole) and return the card.
+
+    Parameter count, multiply-accumulates of one image and the weights' hash are added to the card.
+    """
+    size = int(card["image_size"])
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        # not save_file: on a full disk its error is not the system's
+        (temporary / WEIGHTS).write_bytes(save(state))
+        full = {
+            "schema": 1,
+            **card,
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, size),
+            "weights_sha256": sha256_file(temporary / WEIGHTS),
+        }
+        write_json(temporary / CARD, full)
+    return full
+
+
+def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of ``folder`` in eval mode on the CPU, and its card.
+
+    Raises:
+        DataError: there is no card, or it is damaged.
+        LineageError: the weights are not the ones that the card describes.
+        CheckpointError: the weights do not fit the card's network, or hold values that are not finite.
+    """
+    card = read_network_card(folder)
+    path = folder / WEIGHTS
+    found = sha256_file(path) if path.exists() else "no file"
+    if found != card["weights_sha256"]:
+        raise LineageError(
+            f"{path} has hash {found[:12]}, but its card was written for {card['weights_sha256'][:12]}; run `dvc repro`"
+        )
+    network = build_network(card["network"], card["num_classes"], f"{card['role']}.network")
+    try:
+        load_state(network, _read_state(path), path)
+    except CheckpointError as error:
+        # its remedies are for other people's files; what is damaged here would be found again in the crash checkpoint
+        raise CheckpointError(
+            f"{str(error).partition('; ')[0]}; remove .checkpoints and run `dvc repro -f {_STAGES[card['role']]}`"
+        ) from None
+    return network.eval(), card
+
+
+def load_foreign(network: nn.Module, path: Path, *, new_classes: int | None = None) -> None:
+    """Load a checkpoint that someone else trained into ``network``.
+
+    Args:
+        new_classes: number of classes of a network that is to be trained further: tensors of the checkpoint that differ
+            from the network's in the number of classes alone are left out, and the network's own stay.
+        path: a .safetensors file, or a torch file with a state dict, bare or under ``model`` or ``state_dict``, read
+            with ``weights_only=True``. A ``module.`` prefix, left by DataParallel, is taken off.
+
+    Raises:
+        CheckpointError: the file is missing, is unreadable, would run code, or belongs to another network.
+    """
+    state = _read_state(path)
+    for wrapper in _WRAPPERS:
+        inner = state.get(wrapper)
+        if isinstance(inner, Mapping):
+            state = dict(inner)
+            break
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
+    if new_classes is not None:
+        tensors |= _of_classes(network, tensors, new_classes)
+    load_state(network, tensors, path)
+
+
+def _of_classes(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """The network's own tensors [num_classes, ...] where the others have another first size and the same rest."""
+    return {
+        name: own
+        for name, own in network.state_dict().items()
+        if own.ndim > 0
+        and own.shape[0] == num_classes
+        and name in tensors
+        and tensors[name].shape[:1] != own.shape[:1]
+        and tensors[name].shape[1:] == own.shape[1:]
+    }
+
+
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Load a state dict whose names and shapes must all fit.
+
+    Raises:
+        CheckpointError: they do not; names the first difference of each kind. The network is left as it was.
+    """
+    own = network.state_dict()
+    _check_plain(state, path)
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = []
+    if missing:
+        problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")
+    if unexpected:
+        problems.append(f"has {len(unexpected)} others such as {brief(unexpected[0])}")
+    if shapes:
+        name = shapes[0]
+        problems.append(f"has {name} as {list(state[name].shape)} in place of {list(own[name].shape)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this network with this number of classes: it {', '.join(problems)}; "
+            "correct the network or the checkpoint in params.yaml"
+        )
+    network.load_state_dict(state)
+
+
+def _check_plain(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse what torch would fail at after it has loaded other tensors, or would load as nonsense."""
+    for name, value in state.items():
+        # first what tensors of these kinds fail to tell
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_nested or value.is_quantized or value.is_complex():
+            raise CheckpointError(f"{path} has {brief(name)} in a form that is not plain numbers; save them as floats")
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise CheckpointError(f"{path} has values of {brief(name)} that are not finite; use another checkpoint")
+
+
+def state_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(value.nbytes for value in network.state_dict().values())
+
+
+def state_hash(network: nn.Module) -> str:
+    """Hash of all parameters and buffers: equal before and after if nothing moved."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on files that are not torch's own; the error below says it
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
+    except Exception as error:  # a reader of foreign bytes fails in many ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} is not a safetensors file or a plain state dict ({brief(reason)}); save it as one of "
+            "those"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, not a state dict; save the state dict")
+    return dict(state)

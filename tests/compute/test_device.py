@@ -1,0 +1,80 @@
+"""Precision of the passes of a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import models
+from pipeline.compute.device import autocast, compiled, full_fp32, whole_gradients
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+# a convolution over maps of one pixel, of whose kernel all but the middle meets the padding alone
+GRADIENT = """
+import torch
+from torch import nn
+from pipeline.compute.device import autocast, whole_gradients
+network = nn.Conv2d(144, 144, 5, stride=2, padding=2, groups=144).to(memory_format=torch.channels_last)
+with whole_gradients(network, torch.device("cpu")), autocast("bf16", torch.device("cpu")):
+    network(torch.randn(16, 144, 1, 1)).float().square().mean().backward()
+gradient = network.weight.grad.clone()
+gradient[:, :, 2, 2] = 0
+print(float(gradient.abs().max()))
+"""
+
+
+def test_weights_that_meet_the_padding_alone_have_no_gradient_in_bf16():
+    # so that memory which nobody wrote to is not zero by luck
+    environment = os.environ | {"MALLOC_PERTURB_": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", GRADIENT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 0.0
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, torch.float32), (4, torch.bfloat16)])
+def test_only_maps_of_one_pixel_are_left_out_of_bf16_and_only_while_it_lasts(size, expected):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    with whole_gradients(network, CPU), autocast("bf16", CPU):
+        assert network(torch.randn(2, 3, size, size)).dtype == expected
+    with autocast("bf16", CPU):
+        assert network(torch.randn(2, 3, size, size)).dtype == torch.bfloat16
+    assert "forward" not in vars(network[0])
+
+
+def test_tf32_is_off_while_it_lasts():
+    with pytest.raises(ZeroDivisionError), full_fp32():
+        assert not torch.backends.cudnn.allow_tf32
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_many_depths_and_batch_sizes_of_one_network_are_all_compiled(monkeypatch):
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    sizes = (2, 3, 4, 5)
+    for name in ("resnet8", "resnet14", "resnet20"):
+        network = compiled(models.build(name, 10), "on", CPU)
+        for size in sizes:
+            network(torch.randn(size, 3, 8, 8))
+    assert graphs.frame_count == 3 * len(sizes)
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_gpu_without_what_triton_compiles_with_gets_the_network_as_it_is(tmp_path, monkeypatch, headers):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch, "compile", lambda network, **options: "compiled")
+    if headers:
+        (tmp_path / "Python.h").touch()
+    network = nn.Identity()
+    assert compiled(network, "auto", torch.device("cuda")) == ("compiled" if headers else network)
+    assert compiled(network, "auto", CPU) is network

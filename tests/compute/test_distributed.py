@@ -1,0 +1,175 @@
+"""Several processes against one: the same numbers, and every image counted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.compute.distributed import ALONE, World, join
+from pipeline.compute.sync_batch_norm import synchronised_batch_norm
+from pipeline.config import Params
+from pipeline.data.loader import shares
+from pipeline.errors import TrainingError
+from pipeline.training.inference import answers
+from pipeline.training.loop import train_classifier
+from pipeline.training.weights import state_hash
+from tests.distillation.test_student import build, images, settings, train
+
+CPU = torch.device("cpu")
+Work = Callable[..., Any]
+
+
+def in_processes(size: int, folder: Path, work: Work, *arguments: Any) -> list[Any]:
+    """What ``work(world, *arguments)`` returns in each of ``size`` processes, JSON-like."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (size, port, folder, work, arguments), nprocs=size)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def _process(rank: int, size: int, port: int, folder: Path, work: Work, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    with join(CPU) as world:
+        (folder / f"{rank}.json").write_text(json.dumps(work(world, *arguments)))
+
+
+@given(st.integers(0, 500), st.integers(1, 9))
+def test_shares_are_whole_even_and_weighted_to_the_mean_of_all(count: int, size: int) -> None:
+    worlds = [World(rank, size) for rank in range(size)]
+    parts = [list(range(count))[world.share(count)] for world in worlds]
+    assert [number for part in parts for number in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    if count >= size:
+        means = [
+            world.weight(len(part), count) * sum(part) / len(part) for world, part in zip(worlds, parts, strict=True)
+        ]
+        assert sum(means) / size == pytest.approx(sum(range(count)) / count)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused() -> None:
+    with pytest.raises(TrainingError, match="a batch of 2 images cannot be divided among 3 processes"):
+        shares([torch.arange(5), torch.arange(2)], World(0, 3))
+
+
+def _distilled(world: World, params: Params) -> dict[str, Any]:
+    student = build("resnet8", 1)
+    records = train(params, student, build("resnet14", 2), world=world)
+    return {
+        "losses": [record.train_loss for record in records],
+        "val_top1": [record.val_top1 for record in records],
+        "state": state_hash(student),
+        "weight": sum(float(parameter.detach().double().abs().sum()) for parameter in student.parameters()),
+        "running_mean": float(student.bn1.running_mean.double().sum()),
+        "batch_norm": type(student.bn1).__name__,
+    }
+
+
+def _settings(params: Params, mix: str, label_weight: float, batch_size: int, **changes: Any) -> Params:
+    chosen = settings(params, **changes)
+    training = chosen.distill.training.model_copy(update={"precision": "fp32", "batch_size": batch_size})
+    return chosen.model_copy(
+        update={
+            "distill": chosen.distill.model_copy(update={"training": training}),
+            "heda": chosen.heda.model_copy(update={"mix": mix, "mixed_label_weight": label_weight}),
+        }
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("size", "batch_size", "mix", "label_weight", "loss"),
+    [
+        (2, 16, "cutmix", 0.0, "kd"),
+        (2, 15, "mixup", 0.3, "dkd"),  # 8 and 7 images, 3 and 3 mixed ones
+        (3, 16, "cutmix", 0.3, "reviewkd"),  # 5, 5 and 6 images, 2 mixed ones each
+    ],
+)
+def test_processes_that_share_the_batch_train_as_one_does(
+    params: Params, tmp_path: Path, size: int, batch_size: int, mix: str, label_weight: float, loss: str
+) -> None:
+    chosen = _settings(params, mix, label_weight, batch_size, loss=loss)
+    alone = _distilled(ALONE, chosen)
+    found = in_processes(size, tmp_path, _distilled, chosen)
+    assert all(one == found[0] for one in found), "all processes end in the same weights and records"
+    assert found[0]["losses"] == pytest.approx(alone["losses"], abs=1e-3)
+    assert found[0]["val_top1"] == pytest.approx(alone["val_top1"], abs=0.07)
+    assert found[0]["weight"] == pytest.approx(alone["weight"], rel=1e-4)
+    assert found[0]["running_mean"] == pytest.approx(alone["running_mean"], rel=1e-3, abs=1e-3)
+    assert found[0]["batch_norm"] == "BatchNorm2d"
+
+
+def _counted(world: World) -> list[list[int]]:
+    network = build("resnet8", 3)
+    # each count of images leaves another remainder
+    return [answers(network, images(count), world).given.tolist() for count in (1, 2, 16, 33)]
+
+
+@pytest.mark.e2e
+def test_each_image_is_answered_once_and_in_order(tmp_path: Path) -> None:
+    assert in_processes(2, tmp_path, _counted) == [_counted(ALONE)] * 2
+
+
+def _batch_norm(world: World) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    whole = torch.randn(7, 3, 5, 5) * 3 + 20
+    part = whole[world.share(7)].requires_grad_()
+    with synchronised_batch_norm(network, world):
+        out = network(part)
+        out.square().sum().backward()
+    gradient = world.total(network[0].weight.grad)
+    network.eval()
+    return {
+        "out": world.gather(out.detach()).flatten().tolist(),
+        "input": world.gather(part.grad).flatten().tolist(),
+        "weight": gradient.flatten().tolist(),
+        "mean": network[1].running_mean.tolist(),
+        "var": network[1].running_var.tolist(),
+        "eval": network(whole[:1]).flatten().tolist(),
+    }
+
+
+@pytest.mark.e2e
+def test_batch_statistics_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    alone = _batch_norm(ALONE)
+    for one in in_processes(2, tmp_path, _batch_norm):
+        for name, values in alone.items():
+            assert one[name] == pytest.approx(values, rel=1e-4, abs=1e-4), name
+
+
+def test_batch_norms_that_cannot_be_synchronised_are_named() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"Sequential has BatchNorm1d, whose statistics .* set launcher\.processes"),
+        synchronised_batch_norm(nn.Sequential(nn.BatchNorm1d(3)), World(0, 2)),
+    ):
+        pass
+
+
+def _diverges(world: World, params: Params) -> str:
+    training = params.teacher.training.model_copy(update={"learning_rate": 1e30, "warmup_epochs": 0.0, "batch_size": 8})
+    try:
+        train_classifier(build("resnet8", 1), images(32), images(4), training, 0, world=world)
+    except TrainingError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.e2e
+def test_a_loss_that_is_not_finite_names_the_samples_of_the_whole_batch(params: Params, tmp_path: Path) -> None:
+    expected = _diverges(ALONE, params)
+    assert "the loss was not finite at epoch 0 step" in expected
+    assert in_processes(2, tmp_path, _diverges, params) == [expected] * 2

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.data.loader import Batch
+from pipeline.distillation.feature_loss import FeatureLoss
+from pipeline.distillation.losses import dist, dkd, kd, low_confidence, mlkd, standardize
+from pipeline.distillation.mixing import Mixed
+from pipeline.distillation.objective import Companion, Distillation, DistillationStep
+from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
+from tests.conftest import loss_params
+
+
+class Linear(nn.Module):
+    """A classifier without batch statistics, so that every term can be computed by hand."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+@pytest.fixture
+def setting(params):
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(6, 3, 2, 2), torch.randint(4, (6,)), torch.tensor([5, 0, 3, 1, 9, 7]))
+    mixed = Mixed(torch.randn(3, 3, 2, 2), torch.tensor([1, 2, 0]), 0.7)
+    companion = Companion(mixed, torch.tensor([0, 1, 2]))
+    groups = EnergyGroups.fit(torch.randn(10), 0.3, 0.3)
+    return Linear(1), Linear(2), batch, companion, groups, params
+
+
+def objective(setting, distill=None, heda=None, features=None):
+    teacher, _, _, _, groups, params = setting
+    return Distillation(
+        teacher,
+        groups,
+        4.0,
+        params.distill.model_copy(update=distill or {}),
+        params.heda.model_copy(update=heda or {}),
+        features,
+    )
+
+
+def changed(block, **values):
+    return block.model_copy(update=values)
+
+
+def stored_temperatures(setting):
+    groups, batch = setting[4], setting[2]
+    return sample_temperatures(groups.codes[batch.index], 6, 4, 2)
+
+
+def test_kd_uses_the_stored_group_of_each_sample(setting):
+    teacher, student, batch, *_ = setting
+    loss = objective(setting)(student, DistillationStep(batch, None), epoch=0)
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = kd(student(batch.images), teacher(batch.images), stored_temperatures(setting)).mean()
+    torch.testing.assert_close(loss, 0.1 * hard + 0.9 * soft)
+
+
+def test_dkd_warms_up_counting_epochs_from_one(setting):
+    teacher, student, batch, *_ = setting
+    minimise = objective(setting, {"loss": loss_params("dkd")})
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = dkd(student(batch.images), teacher(batch.images), batch.labels, stored_temperatures(setting), 1, 8).mean()
+    for epoch, factor in [(0, 1 / 20), (9, 0.5), (19, 1.0), (100, 1.0)]:
+        torch.testing.assert_close(minimise(student, DistillationStep(batch, None), epoch), hard + factor * soft)
+
+
+def test_by_view_the_group_is_that_of_the_current_view(setting):
+    teacher, student, batch, _, groups, _ = setting
+    energy = energy_score(teacher(batch.images), 4.0)
+    tau = sample_temperatures(groups.assign(energy), 6, 4, 2)
+    loss = objective(setting, {"assignment": "view"})(student, DistillationStep(batch, None), epoch=0)
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = kd(student(batch.images), teacher(batch.images), tau).mean()
+    torch.testing.assert_close(loss, 0.1 * hard + 0.9 * soft)
+
+
+def test_the_companion_batch_adds_distillation_on_mixed_images_and_no_hard_label(setting):
+    teacher, student, batch, companion, *_ = setting
+    minimise = objective(setting)
+    clean = minimise(student, DistillationStep(batch, None), epoch=0)
+    both = minimise(student, DistillationStep(batch, companion), epoch=0)
+    images = companion.mixed.images
+    torch.testing.assert_close(both - clean, 0.9 * kd(student(images), teacher(images), 4.0).mean())
+
+
+def test_by_view_a_mixed_image_has_the_temperature_of_its_own_energy(setting):
+    teacher, student, batch, companion, groups, _ = setting
+    minimise, images = objective(setting, {"assignment": "view"}), companion.mixed.images
+    with torch.no_grad():
+        # far apart, so that all three groups occur
+        teacher.layer.weight.mul_(20)
+    tau = sample_temperatures(groups.assign(energy_score(teacher(images), 4.0)), 6, 4, 2)
+    assert (tau != 4).any(), "a mixed image outside the middle group"
+    clean = minimise(student, DistillationStep(batch), epoch=0)
+    both = minimise(student, DistillationStep(batch, companion), epoch=0)
+    torch.testing.assert_close(both - clean, 0.9 * kd(student(images), teacher(images), tau).mean())
+
+
+def test_mixed_labels_are_weighted_by_their_share(setting):
+    _, student, batch, companion, *_ = setting
+    step = DistillationStep(batch, companion)
+    without = objective(setting)(student, step, epoch=0)
+    weighted = objective(setting, heda={"mixed_label_weight": 0.5})(student, step, epoch=0)
+    logits = student(companion.mixed.images)
+    own, partner = F.cross_entropy(logits, torch.tensor([0, 1, 2])), F.cross_entropy(logits, torch.tensor([1, 2, 0]))
+    torch.testing.assert_close(weighted - without, 0.5 * (0.7 * own + 0.3 * partner))
+
+
+def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(setting):
+    teacher, student, batch, companion, *_ = setting
+    minimise = objective(setting)
+    minimise(student, DistillationStep(batch, companion), epoch=0).backward()
+    assert not teacher.training
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_without_a_loss_that_needs_it_the_teacher_does_not_run(setting):
+    teacher, student, batch, *_ = setting
+    teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    minimise = objective(setting, {"loss": loss_params("kd", ce_weight=1.0, kd_weight=0.0)})
+    loss = minimise(student, DistillationStep(batch, None), epoch=0)
+    torch.testing.assert_close(loss, F.cross_entropy(student(batch.images), batch.labels))
+
+
+def test_dist_takes_energy_temperatures(setting):
+    teacher, student, batch, *_ = setting
+    loss = objective(setting, {"loss": loss_params("dist")})(student, DistillationStep(batch), epoch=0)
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = dist(student(batch.images), teacher(batch.images), stored_temperatures(setting), 2.0, 2.0).mean()
+    torch.testing.assert_close(loss, hard + soft)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])
+def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting, loss):
+    teacher, student, batch, companion, *_ = setting
+    warmup = {"warmup_epochs": 0.0} if loss == "dkd" else {}
+    changes = {"loss": loss_params(loss, **warmup), "logit_standardization": True}
+    total = objective(setting, changes)(student, DistillationStep(batch, companion), epoch=0)
+
+    raw, images, tau = teacher(batch.images), companion.mixed.images, stored_temperatures(setting)
+    ours, theirs = standardize(student(batch.images)), standardize(raw)
+    soft = {
+        "kd": lambda: kd(ours, theirs, tau),
+        "dkd": lambda: dkd(ours, theirs, batch.labels, tau, 1.0, 8.0),
+        "mlkd": lambda: mlkd(ours, theirs, tau, instance_weight=low_confidence(raw)),
+        "dist": lambda: dist(ours, theirs, tau, 2.0, 2.0),
+    }[loss]()
+    weights = changes["loss"]
+    mixed = kd(standardize(student(images)), standardize(teacher(images)), 4.0).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    torch.testing.assert_close(total, weights.ce_weight * hard + weights.kd_weight * soft.mean() + 0.9 * mixed)
+
+
+def test_mlkd_sees_both_views_and_selects_in_the_plain_one_only(setting):
+    teacher, student, batch, *_ = setting
+    strong = batch.images.flip(3) + 0.1
+    total = objective(setting, {"loss": loss_params("mlkd")})(student, DistillationStep(batch, strong=strong), epoch=0)
+    tau, unsure = stored_temperatures(setting), low_confidence(teacher(batch.images))
+    plain = mlkd(student(batch.images), teacher(batch.images), tau, instance_weight=unsure).mean()
+    second = mlkd(student(strong), teacher(strong), tau).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels) + F.cross_entropy(student(strong), batch.labels)
+    torch.testing.assert_close(total, 0.1 * hard + 0.9 * (plain + second))
+
+
+class TwoStages(nn.Module):
+    """Two stages of feature maps and a linear classifier, without batch statistics."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Conv2d(3, width, 1), nn.Conv2d(width, width + 1, 1)
+        self.head = nn.Linear(width + 1, 4)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images).tanh()).mean(dim=(2, 3)))
+
+
+def test_a_feature_loss_adds_to_kd_with_energy_temperatures_and_sees_the_clean_batch_only(setting):
+    _, _, batch, companion, groups, params = setting
+    teacher, student = TwoStages(1, 5), TwoStages(2, 3)
+    features = FeatureLoss("at", student, teacher, ["first", "second"], ["first", "second"], image_size=2)
+    changes = {"loss": loss_params("at", ce_weight=0.5, kd_weight=0.25, feature_weight=8.0, warmup_epochs=4.0)}
+    minimise = objective((teacher, student, batch, companion, groups, params), changes, features=features)
+    with features.tapped():
+        total = minimise(student, DistillationStep(batch, companion), epoch=1)
+
+    def maps(network):
+        first = network.first(batch.images)
+        return [first, network.second(first.tanh())]
+
+    soft = kd(student(batch.images), teacher(batch.images), stored_temperatures(setting)).mean()
+    mixed = kd(student(companion.mixed.images), teacher(companion.mixed.images), 4.0).mean()
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    feature = features(maps(student), maps(teacher)).mean()
+    torch.testing.assert_close(total, 0.5 * hard + 0.25 * soft + 8.0 * 0.5 * feature + 0.9 * mixed)

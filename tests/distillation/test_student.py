@@ -1,0 +1,313 @@
+"""Students trained with every base loss, on a few random images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import models
+import models.resnet
+from pipeline.compute.distributed import ALONE
+from pipeline.config import Params
+from pipeline.data.loader import Images
+from pipeline.data.pixels import ResidentPixels
+from pipeline.distillation.feature_loss import feature_loss
+from pipeline.distillation.student import ScoredImages, distill
+from pipeline.energy.groups import EnergyGroups
+from pipeline.errors import ParamsError
+from pipeline.export.capture import capture, deployable
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.weights import state_hash
+from tests.conftest import loss_params
+
+CPU = torch.device("cpu")
+LOSSES = ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
+
+
+def images(count: int) -> Images:
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 4
+    pixels = generator.integers(0, 100, (count, 16, 16, 3)) + 40 * labels[:, None, None, None]
+    resident = ResidentPixels(pixels.astype(np.uint8), CPU, padding=1)
+    return Images(resident, torch.from_numpy(labels), [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+
+
+def settings(params: Params, **changes) -> Params:
+    training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 16, "learning_rate": 0.02})
+    if isinstance(name := changes.get("loss"), str):
+        changes["loss"] = loss_params(name)
+    distillation = params.distill.model_copy(update={"training": training} | changes)
+    return params.model_copy(update={"distill": distillation})
+
+
+def build(name: str, seed: int):
+    torch.manual_seed(seed)
+    return models.build(name, 4).to(memory_format=torch.channels_last)
+
+
+def train(params: Params, student, teacher, **options):
+    return distill(student, teacher, scored_images(), images(16), params, **options)
+
+
+def scored_images() -> ScoredImages:
+    groups = EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25)
+    return ScoredImages(images(48), groups, 4.0, torch.arange(20))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_the_student_and_nothing_else(params, loss):
+    student, teacher = build("resnet8", 1), build("resnet14", 2)
+    before, names = state_hash(teacher), list(student.state_dict())
+    records = train(settings(params, loss=loss), student, teacher)
+    assert all(np.isfinite(record.train_loss) for record in records)
+    assert state_hash(teacher) == before
+    assert state_hash(student) != state_hash(build("resnet8", 1))
+    assert list(student.state_dict()) == names
+    for network in (student, teacher):
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("loss", "assignment"), [("kd", "sample"), ("mlkd", "view")])
+def test_a_memo_of_the_teacher_changes_no_bit_of_the_student(params, loss, assignment, precision, monkeypatch):
+    looked_at = []
+    forward = models.resnet.ResNet.forward
+
+    def counted(network, batch):
+        looked_at.append(0 if network.training else len(batch))
+        return forward(network, batch)
+
+    monkeypatch.setattr("models.resnet.ResNet.forward", counted)
+    training = params.distill.training.model_copy(
+        update={"epochs": 20, "batch_size": 16, "learning_rate": 0.02, "precision": precision}
+    )
+    students, images_seen = [], []
+    for memo in (False, True):
+        looked_at.clear()
+        students.append(build("resnet8", 1))
+        chosen = settings(params, loss=loss, assignment=assignment, teacher_memo=memo, training=training)
+        train(chosen, students[-1], build("resnet14", 2))
+        images_seen.append(sum(looked_at))
+    assert state_hash(students[0]) == state_hash(students[1])
+    assert images_seen[1] < images_seen[0]
+
+
+def test_feature_losses_refuse_a_memo_of_logits(params):
+    with pytest.raises(ParamsError, match="teacher_memo keeps the teacher's logits, but at reads its feature maps"):
+        train(settings(params, loss="at", teacher_memo=True), build("resnet8", 1), build("resnet14", 2))
+
+
+@pytest.mark.parametrize("loss", ["mlkd", "reviewkd"])
+def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, loss, tmp_path):
+    chosen = settings(params, loss=loss)
+    undisturbed = build("resnet8", 1)
+    expected = train(chosen, undisturbed, build("resnet14", 2))
+
+    class Killed(Exception):  # noqa: N818  not an error of ours
+        pass
+
+    steps = iter(range(4))
+
+    def kill_later():
+        if next(steps, None) is None:
+            raise Killed
+
+    checkpoint = Checkpoint(tmp_path)
+    with pytest.raises(Killed):
+        train(chosen, build("resnet8", 1), build("resnet14", 2), checkpoint=checkpoint, on_step=kill_later)
+    resumed = build("resnet8", 1)
+    assert train(chosen, resumed, build("resnet14", 2), checkpoint=checkpoint) == expected
+    assert state_hash(resumed) == state_hash(undisturbed)
+
+
+def test_a_feature_loss_leaves_no_trace_in_the_exported_graph(params):
+    def program(loss: str) -> str:
+        student = build("resnet8", 1)
+        train(settings(params, loss=loss), student, build("resnet14", 2))
+        return str(capture(deployable(student), 16, "student").graph)
+
+    assert program("reviewkd") == program("kd")
+
+
+def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(params):
+    stages = {"student_stages": ["blocks.1", "blocks.3"], "teacher_stages": ["layer1", "layer3"]}
+    student, teacher = build("timm:mobilenetv3_small_050", 1), build("torchvision:resnet18", 2)
+    records = train(settings(params, loss=loss_params("reviewkd", **stages)), student, teacher)
+    assert np.isfinite(records[-1].train_loss)
+
+
+@pytest.mark.parametrize(
+    ("student", "stages", "message"),
+    [
+        ("torchvision:mobilenet_v2", None, "student_stages is needed, because MobileNetV2 declares no stages"),
+        ("resnet8", ["layer1"], r"student has 1 stages \(layer1\) and the teacher 3"),
+        ("resnet8", ["layer1", "layer2", "lyer3"], 'no submodule "lyer3": the closest names are layer3'),
+        ("resnet8", ["layer1", "layer2", "fc"], r'submodule "fc" of ResNet returns \[.B., 4\], not feature maps'),
+    ],
+)
+def test_stages_that_cannot_be_compared_are_named(params, student, stages, message):
+    chosen = params.distill.model_copy(update={"loss": loss_params("reviewkd", student_stages=stages)})
+    with pytest.raises(ParamsError, match=message):
+        feature_loss(chosen, build(student, 0), build("resnet14", 0), 32)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("vgg13", "MobileNetV2"), ("ResNet50", "vgg8")])
+@pytest.mark.parametrize(("loss", "compared"), [("fitnet", 1), ("at", 4), ("reviewkd", 4)])
+def test_networks_of_different_families_have_stages_to_compare(params, teacher, student, loss, compared):
+    chosen, size = params.distill.model_copy(update={"loss": loss_params(loss)}), 32
+    with torch.device("meta"):
+        ours, theirs = models.build(student, 4), models.build(teacher, 4)
+        found = feature_loss(chosen, ours, theirs, size)
+        with found.tapped():
+            ours(torch.zeros(2, 3, size, size))
+            theirs(torch.zeros(2, 3, size, size))
+            features = found.student_features(), found.teacher_features()
+        assert [len(maps) for maps in features] == [compared, compared]
+        assert found(*features).shape == (2,)
+
+
+def test_fitnet_compares_the_middle_stage(params):
+    chosen = params.distill.model_copy(update={"loss": loss_params("fitnet")})
+    found = feature_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
+    assert found is not None
+    assert found.loss.regressor[0].in_channels == 32
+
+
+def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irrelevant(params):
+    def trained(assignment: str, *temperatures: float) -> str:
+        low, mid, high = temperatures
+        chosen = params.distill.temperatures.model_copy(update={"low_energy": low, "mid": mid, "high_energy": high})
+        student = build("resnet8", 1)
+        train(settings(params, assignment=assignment, temperatures=chosen), student, build("resnet14", 2))
+        return state_hash(student)
+
+    assert trained("sample", 6, 4, 2) != trained("random", 6, 4, 2)
+    assert trained("sample", 4, 4, 4) == trained("random", 4, 4, 4)
+
+
+@pytest.mark.e2e
+def test_a_compiled_step_trains_as_a_plain_one(params):
+    weights = []
+    for choice in ("off", "on"):
+        training = params.distill.training.model_copy(
+            update={"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32", "compile": choice}
+        )
+        student = build("resnet8", 1)
+        train(settings(params, training=training), student, build("resnet14", 2))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+def test_feature_losses_refuse_to_be_compiled(params):
+    training = params.distill.training.model_copy(update={"compile": "on"})
+    with pytest.raises(ParamsError, match="compile is on, but at reads feature maps by hooks"):
+        train(settings(params, loss="at", training=training), build("resnet8", 1), build("resnet14", 2))
+
+
+SUBSET = [1, 4, 6, 7, 15, 22, 23, 30, 38, 41, 44]
+
+
+@pytest.fixture
+def steps_of(params, monkeypatch):
+    """The steps of an epoch, on 48 images of one colour each whose label is their index: (params, epoch) -> list."""
+    pixels = np.broadcast_to(5 * np.arange(48)[:, None, None, None], (48, 16, 16, 3)).astype(np.uint8)
+    plain = Images(ResidentPixels(pixels, CPU, padding=0), torch.arange(48), [0.0] * 3, [1.0] * 3)
+    scored = ScoredImages(plain, EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25), 4.0, torch.tensor(SUBSET))
+
+    def steps(chosen: Params, epoch: int = 0) -> list:
+        made = []
+        monkeypatch.setattr(
+            "pipeline.distillation.student.train",
+            lambda student, epoch_steps, *_, **__: made.extend(epoch_steps(epoch)) or [],
+        )
+        distill(build("resnet8", 1), build("resnet8", 2), scored, plain, chosen, world=ALONE)
+        return made
+
+    return steps
+
+
+def with_heda(params: Params, **changes) -> Params:
+    return params.model_copy(update={"heda": params.heda.model_copy(update=changes)})
+
+
+def colours(index: torch.Tensor) -> torch.Tensor:
+    return (5 * index / 255).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_companions_are_drawn_from_the_subset_each_member_before_any_twice(params, steps_of, mix):
+    companions = [step.companion for step in steps_of(with_heda(settings(params), mix=mix, fraction=0.4))]
+    drawn = torch.cat([companion.labels for companion in companions]).tolist()
+    assert len(companions) == 3
+    assert sorted(drawn[: len(SUBSET)]) == SUBSET
+    assert set(drawn) == set(SUBSET)
+
+
+def test_companions_are_mixed_as_asked(params, steps_of):
+    for mix in ("cutmix", "mixup"):
+        for step in steps_of(with_heda(settings(params), mix=mix)):
+            mixed, labels = step.companion.mixed, step.companion.labels
+            own, theirs = colours(labels).expand_as(mixed.images), colours(labels[mixed.partner])
+            if mix == "mixup":
+                expected = mixed.share * own + (1 - mixed.share) * theirs
+                torch.testing.assert_close(mixed.images, expected)
+            else:
+                kept = torch.isclose(mixed.images, own)
+                assert (kept | torch.isclose(mixed.images, theirs)).all()
+                # an image may be there twice, as the last of a round and in the next
+                moved = labels[mixed.partner] != labels
+                assert kept[moved].double().mean() == pytest.approx(mixed.share)
+
+
+@pytest.mark.parametrize(("batch_size", "fraction", "size"), [(16, 0.4, 6), (16, 0.22, 4), (64, 0.4, 19)])
+def test_a_companion_batch_is_the_rounded_share_of_the_clean_batch(params, steps_of, batch_size, fraction, size):
+    training = params.distill.training.model_copy(update={"batch_size": batch_size})
+    steps = steps_of(with_heda(settings(params, training=training), fraction=fraction))
+    assert {len(step.companion.labels) for step in steps} == {size}
+    assert {len(step.companion.mixed.images) for step in steps} == {size}
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_every_epoch_draws_and_mixes_other_companions_and_a_repeated_one_the_same(params, steps_of, mix):
+    def draws(epoch: int) -> dict[str, list]:
+        companions = [step.companion for step in steps_of(with_heda(settings(params), mix=mix), epoch)]
+        return {
+            "images": [companion.labels.tolist() for companion in companions],
+            "partners": [companion.mixed.partner.tolist() for companion in companions],
+            "shares": [companion.mixed.share for companion in companions],
+        }
+
+    first, again, second = draws(0), draws(0), draws(1)
+    assert first == again
+    for what in first:
+        assert first[what] != second[what], what
+
+
+def test_mlkd_gets_strong_views_of_the_images_of_the_batch_where_they_are_asked_for(params, steps_of, monkeypatch):
+    strong = steps_of(settings(params, loss="mlkd"))
+    assert all(step.strong.shape == step.batch.images.shape for step in strong)
+    weak = loss_params("mlkd", strong_view=False)
+    assert all(step.strong is None for step in steps_of(settings(params, loss=weak)))
+    assert all(step.strong is None for step in steps_of(settings(params, loss="dkd")))
+    monkeypatch.setattr(Images, "strong_views", lambda self, indices, *_: (self.labels[index] for index in indices))
+    for step in steps_of(settings(params, loss="mlkd")):
+        assert torch.equal(step.strong, step.batch.index)
+
+
+@pytest.mark.parametrize("loss", ["fitnet", "reviewkd"])
+def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
+    made = []
+
+    def remembered(*arguments):
+        found = feature_loss(*arguments)
+        made.append((found, {name: value.detach().clone() for name, value in found.named_parameters()}))
+        return found
+
+    monkeypatch.setattr("pipeline.distillation.student.feature_loss", remembered)
+    training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 16})
+    train(settings(params, loss=loss, training=training), build("resnet8", 1), build("resnet8", 2))
+    [(found, before)] = made
+    assert before
+    for name, value in found.named_parameters():
+        assert not torch.equal(value, before[name]), name

@@ -1,0 +1,45 @@
+"""Rounding of weights for the inputs that they meet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnx import helper
+
+from pipeline.export.int8.ranges import nearest, weight_scales
+from pipeline.export.int8.rounding import Moments, round_weights
+
+GENERATOR = np.random.default_rng(0)
+
+
+def test_the_output_changes_less_than_by_rounding_each_weight_to_the_nearest() -> None:
+    inputs = GENERATOR.normal(size=(2000, 30)) @ GENERATOR.normal(size=(30, 30))
+    weights = GENERATOR.normal(size=(5, 30)).astype(np.float32)
+    scales = weight_scales(weights, "minmax") * 8
+    covariance = np.cov(inputs.T, bias=True)
+
+    def error(steps: np.ndarray) -> float:
+        return float((((steps * scales[:, None] - weights) @ inputs.T) ** 2).mean())
+
+    assert error(round_weights(weights, scales, covariance)) < 0.5 * error(nearest(weights, scales))
+
+
+def test_for_uncorrelated_inputs_it_is_the_nearest() -> None:
+    weights = GENERATOR.normal(size=(5, 30)).astype(np.float32)
+    scales = weight_scales(weights, "minmax")
+    assert np.array_equal(round_weights(weights, scales, np.eye(30)), nearest(weights, scales))
+
+
+def test_moments_of_a_convolution_are_those_of_its_patches() -> None:
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], group=2, pads=[1, 2, 1, 2], strides=[2, 1], dilations=[1, 2], kernel_shape=[3, 2]
+    )
+    values = GENERATOR.normal(size=(6, 4, 7, 8)).astype(np.float32)
+    moments = Moments(node, (3, 2), len(values))
+    for part in np.split(values, 3):
+        moments.add(part)
+    padded = torch.nn.functional.pad(torch.from_numpy(values), (2, 2, 1, 1))
+    patches = torch.nn.functional.unfold(padded, (3, 2), dilation=(1, 2), stride=(2, 1)).numpy()
+    for group, rows in enumerate(np.split(patches, 2, axis=1)):
+        expected = np.cov(rows.transpose(0, 2, 1).reshape(-1, rows.shape[1]).T, bias=True)
+        np.testing.assert_allclose(moments.covariance()[group], expected, atol=1e-5)

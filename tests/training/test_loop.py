@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.compute.seeds import CLEAN, COMPANIONS, GROUPS, MIXING, PER_PROCESS, STRONG, SUBSET, stream_seed
+from pipeline.data.loader import Batch, Images
+from pipeline.data.pixels import ResidentPixels
+from pipeline.distillation.mixing import cutmix
+from pipeline.distillation.objective import Companion, Distillation, DistillationStep
+from pipeline.energy.groups import EnergyGroups
+from pipeline.errors import BusyError, TrainingError
+from pipeline.training import loop as training
+from pipeline.training.answers import Answers
+from pipeline.training.checkpoint import Checkpoint, open_checkpoint
+from pipeline.training.inference import answers
+from pipeline.training.loop import cross_entropy, learning_rate, train
+from pipeline.training.weights import state_hash
+
+STEPS = 3
+CPU = torch.device("cpu")
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(96, 3)
+    )
+
+
+def mixed(trained: nn.Module) -> Answers:
+    return Answers(torch.tensor([0, 1]), torch.tensor([0, 0]))
+
+
+def batches(epoch: int):
+    generator = torch.Generator().manual_seed(stream_seed(0, 0, epoch))
+    for step in range(STEPS):
+        labels = torch.randint(3, (8,), generator=generator)
+        images = torch.randn(8, 3, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1)
+        yield Batch(images, labels, 8 * step + torch.arange(8))
+
+
+def settings(params, **changes):
+    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0}
+    return params.teacher.training.model_copy(update=base | changes)
+
+
+def run(params, student, **options):
+    options = {"seed": 0, "device": CPU, "validate": mixed} | options
+    return train(student, batches, STEPS, cross_entropy, options.pop("training", settings(params)), **options)
+
+
+def test_training_learns_and_records_every_epoch(params):
+    student, calls = network(1), []
+    records = run(params, student, training=settings(params, epochs=12), on_epoch=calls.append)
+    assert [record.epoch for record in records] == list(range(12))
+    assert calls == records
+    assert records[-1].train_loss < 0.6 * records[0].train_loss
+
+
+def test_the_seed_decides_the_weights(params):
+    hashes = []
+    for seed in (0, 0, 1):
+        student = network(1)
+        run(params, student, seed=seed)
+        hashes.append(state_hash(student))
+    assert hashes[0] == hashes[1] != hashes[2], "dropout draws from the seed"
+
+
+class Killed(Exception):  # noqa: N818  not an error of ours
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, tmp_path, stop_after):
+    undisturbed = network(1)
+    expected = run(params, undisturbed)
+
+    steps = iter(range(stop_after))
+
+    def kill_later():
+        if next(steps, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(params, network(1), checkpoint=Checkpoint(tmp_path), on_step=kill_later)
+    resumed = network(7)
+    # weights of unfinished first epochs are not kept: such a run starts again
+    if stop_after < STEPS:
+        resumed = network(1)
+    records = run(params, resumed, checkpoint=Checkpoint(tmp_path))
+    assert records == expected
+    assert state_hash(resumed) == state_hash(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_samples(params):
+    def objective(student: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        loss = F.cross_entropy(student(batch.images), batch.labels)
+        return loss * float("nan") if epoch == 1 and int(batch.index[0]) == 8 else loss
+
+    with pytest.raises(TrainingError, match=r"epoch 1 step 1 \(learning rate 0\.0\d+, training samples 8, 9, 10"):
+        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+
+
+def test_weights_that_the_last_step_made_infinite_are_named(params):
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss: Tensor) -> Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> Tensor:
+            return gradient * float("inf")
+
+    def objective(student: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        loss = F.cross_entropy(student(batch.images), batch.labels)
+        return Overflow.apply(loss) if epoch == 1 and int(batch.index[0]) == 8 * (STEPS - 1) else loss
+
+    with pytest.raises(TrainingError, match=r"tensor 0\.weight was not finite at epoch 1 step 2 \(.*samples 16, 17"):
+        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+
+
+def collapsed_after(epochs: int):
+    """Answers that are one class from an epoch on."""
+    validated = iter(range(1000))
+
+    def validate(trained: nn.Module) -> Answers:
+        return Answers(torch.tensor([2, 2 if next(validated) >= epochs else 1]), torch.tensor([0, 1]))
+
+    return validate
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The epochs of these tests are shorter than those of a training."""
+    monkeypatch.setattr(training, "_PATIENCE_STEPS", STEPS)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_network_that_answers_alike_at_the_end_has_collapsed(params):
+    with pytest.raises(
+        TrainingError, match=r"one class \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning rate .* 16, 17"
+    ):
+        run(params, network(1), validate=collapsed_after(3))
+
+
+def test_a_network_that_was_hardly_trained_may_answer_alike(params, caplog):
+    run(params, network(1), training=settings(params, epochs=30), validate=collapsed_after(0))
+    assert "one class (now 2) since epoch 0" in caplog.text
+    assert "raise training.epochs" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_network_that_stays_collapsed_is_stopped_and_one_that_recovers_is_not(params):
+    long = settings(params, epochs=60, warmup_epochs=2.0)
+    with pytest.raises(TrainingError, match=r"since epoch 1, seen after epoch 8 step 2"):
+        run(params, network(1), training=long, validate=collapsed_after(1))
+    late = iter([*[0] * 7, *range(1, 100)])
+    records = run(
+        params,
+        network(1),
+        training=long,
+        validate=lambda trained: Answers(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
+    )
+    assert [record.constant for record in records] == [0] * 7 + [None] * 53
+
+
+def test_the_teacher_does_not_move(params):
+    teacher, student = network(2), network(1)
+    before = state_hash(teacher)
+    objective = Distillation(teacher, EnergyGroups.fit(torch.randn(24), 0.2, 0.2), 4.0, params.distill, params.heda)
+
+    def steps(epoch: int):
+        generator = torch.Generator().manual_seed(epoch)
+        for batch in batches(epoch):
+            yield DistillationStep(batch, Companion(cutmix(batch.images[:4], generator), batch.labels[:4]))
+
+    train(student, steps, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+    assert state_hash(teacher) == before
+    assert state_hash(student) != state_hash(network(1))
+
+
+def test_cosine_rises_linearly_then_falls_to_zero(params):
+    training = settings(params, epochs=11, learning_rate=0.4, warmup_epochs=1.0)
+    assert learning_rate(training, 0.5) == pytest.approx(0.2)
+    assert learning_rate(training, 1.0) == pytest.approx(0.4)
+    assert learning_rate(training, 6.0) == pytest.approx(0.2)
+    assert learning_rate(training, 10.999) == pytest.approx(0.0, abs=1e-4)
+    assert learning_rate(training, 0.0) > 0
+
+
+def test_steps_divide_by_ten_at_each_milestone(params):
+    training = settings(
+        params, epochs=240, learning_rate=0.05, schedule="step", milestones=[150, 180, 210], warmup_epochs=0.0
+    )
+    rates = [learning_rate(training, epoch) for epoch in (0, 149.9, 150, 180, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-4, 5e-5, 5e-5])
+
+
+def test_bf16_training_stays_close_to_fp32(params):
+    losses = {
+        precision: run(params, network(1), training=settings(params, precision=precision))[-1].train_loss
+        for precision in ("fp32", "bf16")
+    }
+    assert math.isclose(losses["fp32"], losses["bf16"], rel_tol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "told"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
+)
+def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, told):
+    for module in ("pipeline.training.loop", "pipeline.compute.device"):
+        monkeypatch.setattr(f"{module}.has_bf16", lambda device: native)
+    run(params, network(1), training=settings(params, precision=precision, epochs=1))
+    assert ("which this processor emulates" in caplog.text) is told
+
+
+def test_another_setting_has_another_checkpoint(tmp_path):
+    folders = set()
+    for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1}):
+        with open_checkpoint(tmp_path, "student", decides) as checkpoint:
+            folders.add(checkpoint.folder)
+    assert len(folders) == 2
+
+
+def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(tmp_path):
+    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {}) as checkpoint:
+        raise Killed
+    assert checkpoint.folder.exists()
+    with open_checkpoint(tmp_path, "student", {}) as checkpoint:
+        pass
+    assert not checkpoint.folder.exists()
+
+
+def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(params, tmp_path):
+    def finish(setting: int) -> Path:
+        with open_checkpoint(tmp_path, "student", {"lr": setting}, keep=True) as checkpoint:
+            run(params, network(1), checkpoint=checkpoint)
+        return checkpoint.folder
+
+    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {"lr": 0}, keep=True) as unfinished:
+        raise Killed
+    first = finish(1)
+    student, steps = network(7), []
+    with open_checkpoint(tmp_path, "student", {"lr": 1}, keep=True) as checkpoint:
+        records = train(
+            student,
+            lambda epoch: steps.append(epoch) or [],
+            STEPS,
+            lambda *_: None,
+            settings(params),
+            seed=0,
+            device=CPU,
+            validate=mixed,
+            checkpoint=checkpoint,
+        )
+    assert not steps, "nothing is trained again"
+    undisturbed = network(1)
+    assert records == run(params, undisturbed)
+    assert state_hash(student) == state_hash(undisturbed)
+    second = finish(2)
+    assert second.exists()
+    assert not first.exists()
+    assert unfinished.folder.exists(), "it may go on some day"
+
+
+def test_a_slow_disk_is_not_written_to_each_epoch_but_after_the_first_and_the_last(params, tmp_path):
+    class Slow(Checkpoint):
+        stored = ()
+
+        def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list) -> None:
+            super().save(network, optimizer, records)
+            self.stored += (len(records),)
+            self._spent += 3600
+
+    checkpoint = Slow(tmp_path)
+    epochs = len(run(params, network(1), checkpoint=checkpoint))
+    assert epochs > 2
+    assert checkpoint.stored == (1, epochs)
+
+
+def test_epochs_that_are_long_beside_their_storing_are_all_stored(params, tmp_path, monkeypatch):
+    from pipeline.training import checkpoint
+
+    clock = iter(range(0, 10**6, 1000))  # seconds; storing takes two looks at it, and so an epoch's length
+    monkeypatch.setattr(checkpoint, "_SHARE", 1.0)
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: next(clock))
+    stored = []
+    monkeypatch.setattr(checkpoint, "save", lambda plain, metadata: stored.append(1) or b"")
+    epochs = len(run(params, network(1), checkpoint=Checkpoint(tmp_path)))
+    assert len(stored) == epochs
+
+
+def test_two_trainers_of_one_run_are_refused(tmp_path):
+    with (
+        open_checkpoint(tmp_path, "student", {}),
+        pytest.raises(BusyError, match=f"process {os.getpid()} is already training this student"),
+        open_checkpoint(tmp_path, "student", {}),
+    ):
+        pass
+
+
+def test_a_damaged_checkpoint_is_named(params, tmp_path):
+    (tmp_path / "epoch.safetensors").write_bytes(b"\x10")
+    with pytest.raises(TrainingError, match=r"epoch\.safetensors is damaged .*delete it"):
+        run(params, network(1), checkpoint=Checkpoint(tmp_path))
+
+
+def test_no_two_runs_epochs_or_streams_share_a_seed():
+    seeds = [stream_seed(seed, stream, epoch) for seed in range(5) for epoch in range(50) for stream in range(3)]
+    assert len({seed % 2**32 for seed in seeds}) == len(seeds), "also for a CPU's generator, which sees 32 bits"
+    assert stream_seed(2**32 - 1, 5, 9999) < 2**63
+
+
+def test_the_streams_of_a_seed_give_different_numbers():
+    drawn = [
+        tuple(torch.randperm(20, generator=torch.Generator().manual_seed(stream_seed(0, stream, epoch))).tolist())
+        for stream in (CLEAN, COMPANIONS, MIXING, STRONG, GROUPS, SUBSET, PER_PROCESS)
+        for epoch in range(3)
+    ]
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("auto", True)])
+def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inference(params, precision, tf32):
+    student, seen = network(1), set()
+    student.register_forward_pre_hook(lambda network, _: seen.add((network.training, torch.backends.cudnn.allow_tf32)))
+    images = Images(ResidentPixels(np.zeros((6, 4, 4, 3), np.uint8), CPU, 0), torch.arange(6) % 3, [0.5] * 3, [0.5] * 3)
+    chosen = settings(params, precision=precision, epochs=1, warmup_epochs=0)
+    run(params, student, training=chosen, validate=lambda trained: answers(trained, images))
+    assert seen == {(True, tf32), (False, False)}
