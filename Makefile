@@ -45,13 +45,13 @@ bench: setup
 	python -m bench $(BENCH)
 
 torture: setup
-	python -m bench.torture $(TORTURE)
+	python -m tests.torture $(TORTURE)
 
 fuzz: setup
-	python -m bench.fuzz $(FUZZ)
+	python -m tests.fuzz $(FUZZ)
 
 test: setup lint
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .

@@ -7,40 +7,30 @@ All arms are measured in one run, in interleaved rounds. A benchmark is no test:
 
 from __future__ import annotations
 
-# the stages' OpenMP setting, which is read when torch is imported; for all arms alike, the reference gains from it too
-import stages  # noqa: F401
-
-# isort: split
 import argparse
-import shlex
+import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import models
-from bench import machine, memory
-from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS
-from bench.images import make_stores
-from bench.measure import compare, interleaved, rate_table, ratio_table
-from bench.setting import Setting
+from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS, measure_memory
+from bench.common import Result, interleaved, machine_sentence, run, span, table, yes_no
+from bench.setting import Setting, make_stores
 from pipeline.compute.device import choose_device
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import write_json
-from stages.common import progress, run_program
 
-_QUICK = {"teacher": "resnet8", "student": "resnet8", "batch_size": 8, "image_size": 16, "steps": 2, "rounds": 2}
+_QUICK = {"batch_size": 8, "image_size": 8, "steps": 2, "rounds": 2, "memory": ["ours"]}
+_QUICK |= dict.fromkeys(("teacher", "student"), "resnet8")
+_MEMORY_OF = {
+    "cpu": "resident memory of the process, its loader's workers not counted",
+    "cuda": "memory of the GPU that torch had given out",
+}
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = _parsed(arguments)
-    command = shlex.join(["python", "-m", "bench", *arguments])
-    run_program(lambda: _run(options, command))
-
-
-def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="wrn_40_2", choices=models.available(), metavar="NETWORK")
     parser.add_argument("--student", default="wrn_16_2", choices=models.available(), metavar="NETWORK")
@@ -49,13 +39,13 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of an arm in a round")
     parser.add_argument("--rounds", type=_count, default=7)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--memory", nargs="*", default=MEMORY_ARMS, choices=ARMS, metavar="ARM", help="likewise")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--images", type=Path, help="folder with train/<class>/<image>; without it, digits are used")
-    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
     parser.add_argument("--quick", action="store_true", help="a smoke test: tiny networks, few steps, no meaning")
     if "--quick" in arguments:
         parser.set_defaults(**_QUICK)
-    return parser.parse_args(arguments)
+    run(parser, arguments, measure, report)
 
 
 def _count(text: str) -> int:
@@ -64,45 +54,56 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run(options: argparse.Namespace, command: str) -> None:
+def measure(options: argparse.Namespace) -> Result:
     device = choose_device(options.device)
+    sizes = {name: getattr(options, name) for name in ("teacher", "student", "batch_size", "image_size", "steps")}
     with tempfile.TemporaryDirectory(prefix="bench-") as stores:
-        setting = Setting(
-            teacher=options.teacher,
-            student=options.student,
-            batch_size=options.batch_size,
-            image_size=options.image_size,
-            steps=options.steps,
-            warmup_steps=min(5, options.steps),
-            device=device.type,
-            stores=stores,
-        )
-        result = {"schema": 1, "command": command, "images": make_stores(options.images, setting)}
+        setting = Setting(**sizes, warmup_steps=min(5, options.steps), device=device.type, stores=stores)
+        images = make_stores(options.images, setting)
         if options.images is None:
             print("no --images: these are digits, not photographs; speed hardly depends on what is in them")
-        with progress("bench", options.rounds * len(options.arms), "arm") as advance:
-            before = machine.load()
-            samples = interleaved({name: ARMS[name](setting) for name in options.arms}, options.rounds, advance)
-        result |= {
+        samples = interleaved({name: ARMS[name](setting) for name in options.arms}, options.rounds, "bench")
+        compared = [each for each in COMPARISONS if {each.numerator, each.denominator} <= set(samples)]
+        return {
+            "images": images,
             "setting": {key: value for key, value in asdict(setting).items() if key != "stores"},
             "rounds": options.rounds,
             "images_per_second": samples,
-            "ratios": [
-                compare(each, samples) for each in COMPARISONS if {each.numerator, each.denominator} <= set(samples)
-            ],
-            "memory_mib": memory.measure([name for name in MEMORY_ARMS if name in samples], setting),
-            "machine": machine.facts(device) | {"load_before": before, "load_after": machine.load()},
+            "ratios": [each.of(samples) for each in compared],
+            "memory_mib": measure_memory([name for name in options.memory if name in samples], setting),
         }
-    report = _report(result)
-    print(report)
-    if options.out is not None:
-        write_json(options.out.with_name(options.out.name + ".json"), result)
-        with atomic_file(options.out.with_name(options.out.name + ".md")) as temporary:
-            temporary.write_text(report, encoding="utf-8")
 
 
-def _report(result: dict[str, Any]) -> str:
+def report(result: Mapping[str, Any]) -> str:
     setting = result["setting"]
+    ratios = table(
+        ("ratio", "images/s, median", "value", "min to max", "target", "met"),
+        (
+            (
+                row["name"],
+                f"{row['numerator_median']:,.1f} / {row['denominator_median']:,.1f}",
+                f"{row['ratio']:.3f}",
+                span((row["lowest"], row["highest"]), ".3f"),
+                "".join(f"{sign} {row[key]:g}" for sign, key in (("≥", "at_least"), ("≤", "at_most")) if row[key]),
+                yes_no(row["met"]),
+            )
+            for row in result["ratios"]
+        ),
+    )
+    rates = table(
+        ("arm", "images/s, median", "min to max"),
+        (
+            (name, f"{statistics.median(rates):,.1f}", span(rates, ",.1f"))
+            for name, rates in result["images_per_second"].items()
+        ),
+    )
+    memory = table(
+        ("peak memory, MiB", "imported", "peak", "added"),
+        (
+            (arm, f"{found['imported']:,.0f}", f"{found['peak']:,.0f}", f"{found['peak'] - found['imported']:,.0f}")
+            for arm, found in result["memory_mib"].items()
+        ),
+    )
     return f"""# Speed of the pipeline's own code
 
 {setting["teacher"]} to {setting["student"]}, batch {setting["batch_size"]}, {setting["image_size"]} x \
@@ -110,16 +111,16 @@ def _report(result: dict[str, Any]) -> str:
 interleaved rounds of {setting["steps"]} timed steps per arm; a value is the ratio of the medians, and min to max are \
 the ratios within a round.
 
-{ratio_table(result["ratios"])}
+{ratios}
 
-{rate_table(result["images_per_second"])}
+{rates}
 
-{memory.memory_table(result["memory_mib"])}
+{memory}
 
 Images/s of training are those of the clean batches. Each peak is of one arm in a fresh process, for \
-{setting["steps"]} steps a pass; {machine.memory_kind(setting["device"])}.
+{setting["steps"]} steps a pass; {_MEMORY_OF[setting["device"]]}.
 
-{machine.described(result["machine"])}
+{machine_sentence(result["machine"])}
 
     {result["command"]}
 """

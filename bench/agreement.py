@@ -9,34 +9,30 @@ precision and, in OpenVINO, hint. What our loop costs beside the inference is ti
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shlex
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
-import torch
 
-from bench import benchmark_app, machine
-from bench.measure import interleaved, table
-from pipeline.device.benchmark.collected import samples_ns
+from bench.common import Result, interleaved, machine_sentence, run, span, table, yes_no
 from pipeline.device.benchmark.plan import Plan, Variant
-from pipeline.device.benchmark.process import run_worker
 from pipeline.device.benchmark.statistics import compare
-from pipeline.device.benchmark.steps import Step, job_of, limit_seconds
-from pipeline.device.benchmark.timing import measure
+from pipeline.device.benchmark.steps import Step, run_step
+from pipeline.device.benchmark.timing import measure as time_inferences
+from pipeline.device.benchmark.worker import Timed
 from pipeline.device.errors import DeviceError, PlanError
 from pipeline.runtimes import PRECISIONS, RuntimesError
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import write_json
-from stages.common import progress, run_program
+from pipeline.runtimes.openvino_runtime import openvino_core
 
 AT_MOST_APART = 0.05
 AT_MOST_MICROSECONDS = 20.0
@@ -44,6 +40,11 @@ _EMPTY_RUNS = 100_000
 OURS_OPENVINO, APP = "ours, OpenVINO", "benchmark_app"
 OURS_ONNXRUNTIME, BARE = "ours, ONNX Runtime", "bare ONNX Runtime loop"
 PAIRS = ((OURS_OPENVINO, APP), (OURS_ONNXRUNTIME, BARE))
+# of benchmark_app: those that our runtime resolves and reports too
+_SETTINGS = (
+    *("PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT"),
+    *("NUM_STREAMS", "ENABLE_CPU_PINNING"),
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,95 +55,91 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="0: the runtimes' own choice")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of an arm in a round; whole ones for benchmark_app")
-    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
-    options = parser.parse_args(arguments)
-    command = shlex.join(["python", "-m", "bench.agreement", *arguments])
-    run_program(lambda: _run(options, command), RuntimesError, DeviceError)
+    run(parser, arguments, measure, report, RuntimesError, DeviceError)
 
 
-def _run(options: argparse.Namespace, command: str) -> None:
-    before = machine.load()
+def measure(options: argparse.Namespace) -> Result:
     shape = _shape(options.model)
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         inputs = Path(folder) / "inputs.npy"
         # one image, as benchmark_app has; its content does not matter
         np.save(inputs, np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-        plan = Plan(
-            (
-                Variant("openvino", "openvino", str(options.model), options.precision),
-                Variant("onnxruntime", "onnxruntime", str(options.onnx), options.precision),
-            ),
-            str(inputs),
-            threads=options.threads,
-            min_seconds=options.seconds,
-            min_count=1,
-            max_seconds=max(60.0, 2 * options.seconds),
+        variants = (
+            Variant("openvino", "openvino", str(options.model), options.precision),
+            Variant("onnxruntime", "onnxruntime", str(options.onnx), options.precision),
         )
-        arms = _Arms(plan, shape, Path(folder) / "result.json")
-        # interleaved() takes functions without arguments that return one figure
+        limits = {"min_seconds": options.seconds, "min_count": 1, "max_seconds": max(60.0, 2 * options.seconds)}
+        limits["warmup_seconds"] = min(1.0, options.seconds)
+        arms = _Arms(Plan(variants, str(inputs), threads=options.threads, **limits), shape, Path(folder))
         functions = {
-            OURS_OPENVINO: arms.ours(plan.variants[0]),
+            OURS_OPENVINO: arms.ours(variants[0]),
             APP: arms.benchmark_app,
-            OURS_ONNXRUNTIME: arms.ours(plan.variants[1]),
+            OURS_ONNXRUNTIME: arms.ours(variants[1]),
             BARE: arms.bare,
         }
-        with progress("agreement", options.rounds * len(functions), "arm") as advance:
-            samples = interleaved(functions, options.rounds, advance)
-    result = {
-        "schema": 1,
-        "command": command,
-        "precision": options.precision,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
+        samples = interleaved(functions, options.rounds, "agreement")
+    return {
+        **{name: getattr(options, name) for name in ("precision", "threads", "rounds", "seconds")},
         "shape": list(shape),
         "milliseconds": samples,
         "ratios": [_ratio(ours, other, samples) for ours, other in PAIRS],
         "overhead": _overhead(samples, options.rounds),
         "executed": arms.executed,
         "benchmark_app_settings": arms.settings,
-        "machine": machine.facts(torch.device("cpu")) | {"load_before": before, "load_after": machine.load()},
     }
-    report = _report(result)
-    print(report)
-    if options.out is not None:
-        write_json(options.out.with_name(options.out.name + ".json"), result)
-        with atomic_file(options.out.with_name(options.out.name + ".md")) as temporary:
-            temporary.write_text(report, encoding="utf-8")
 
 
 class _Arms:
     """The four measurements, each milliseconds of one round; what was executed is kept from the last round."""
 
-    def __init__(self, plan: Plan, shape: tuple[int, ...], output: Path) -> None:
-        self.plan, self.shape, self.output = plan, shape, output
+    def __init__(self, plan: Plan, shape: tuple[int, ...], folder: Path) -> None:
+        self.plan, self.shape, self.folder = plan, shape, folder
         self.executed: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
 
     def ours(self, variant: Variant) -> Callable[[], float]:
-        step = Step("round", variant, variant.name, f"the benchmark worker of {variant.name}")
+        step = Step("round", variant, self.plan.threads, variant.name, f"the benchmark worker of {variant.name}")
 
         def arm() -> float:
-            job = job_of(self.plan, step, self.output)
-            result = run_worker(job, limit_seconds=limit_seconds(self.plan, step), name=step.worker)
-            self.executed[variant.name] = result["executed"]
-            return float(np.median(samples_ns(result))) / 1e6
+            timed = Timed.read(run_step(self.plan, step, self.folder / "result.json"))
+            self.executed[variant.name] = asdict(timed.executed)
+            return timed.round.median_ms
 
         return arm
 
     def benchmark_app(self) -> float:
-        """Runs after the first arm of ours, whose precision hint it is told."""
+        """OpenVINO's own program with the settings of our runtime, whose hint is known as that one runs first.
+
+        The threads are in a configuration file, as it refuses them as an argument beside a performance hint.
+
+        Raises:
+            PlanError: it is not installed, or failed.
+        """
+        program, config = Path(sys.executable).with_name("benchmark_app"), self.folder / "config.json"
+        threads = self.plan.threads
+        config.write_text(json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}}))
         hint = self.executed["openvino"]["detail"]["precision_hint_requested"]
-        path = Path(self.plan.variants[0].path)
-        found = benchmark_app.run(path, self.shape, hint, self.plan.threads, self.plan.min_seconds)
-        self.settings = found["settings"]
-        return float(found["median_ms"])
+        model, seconds = self.plan.variants[0].path, max(1, round(self.plan.min_seconds))
+        command = [str(program), "-m", model, "-d", "CPU", "-api", "sync", "-hint", "latency"]
+        command += ["-infer_precision", hint, "-ip", "f32", "-op", "f32", "-shape", str(list(self.shape))]
+        command += ["-t", str(seconds), "-load_config", str(config)]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise PlanError(f"{program} does not exist; install openvino into this environment") from None
+        found = re.search(r"Median:\s+([\d.]+) (us|ms)", ended.stdout)
+        if ended.returncode or found is None:
+            lines = [line for line in ended.stdout.splitlines() if "ERROR" in line] or ["it gave no reason"]
+            raise PlanError(f"benchmark_app failed on {model} ({lines[0].strip()}); correct the arguments")
+        told = {name: re.search(rf"^\[ INFO \]\s+{name}: (.+)$", ended.stdout, re.MULTILINE) for name in _SETTINGS}
+        self.settings = {name: match[1].strip() for name, match in told.items() if match}
+        return float(found[1]) / (1e3 if found[2] == "us" else 1)
 
     def bare(self) -> float:
         variant = self.plan.variants[1]
         command = [sys.executable, "-m", "bench.bare_onnxruntime", variant.path, self.plan.inputs, variant.precision]
-        command += [str(self.plan.threads), str(self.plan.min_seconds)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        command += [str(self.plan.threads), str(self.plan.warmup_seconds), str(self.plan.min_seconds)]
+        return float(subprocess.check_output(command))
 
 
 def _shape(model: Path) -> tuple[int, ...]:
@@ -152,15 +149,15 @@ def _shape(model: Path) -> tuple[int, ...]:
         PlanError: the file cannot be read, or leaves the image size open.
     """
     try:
-        sizes = openvino.Core().read_model(model).inputs[0].partial_shape
-    except RuntimeError as error:
-        raise PlanError(f"{model} cannot be read by openvino; give the .xml file of an export.") from error
-    if any(size.is_dynamic for size in list(sizes)[1:]):
+        _, *sizes = openvino_core().read_model(model).inputs[0].partial_shape
+    except RuntimeError:
+        raise PlanError(f"{model} cannot be read by openvino; give the .xml file of an export.") from None
+    if any(size.is_dynamic for size in sizes):
         raise PlanError(f"{model} leaves the image size open; export it with a fixed one.")
-    return (1, *(size.get_length() for size in list(sizes)[1:]))
+    return (1, *(size.get_length() for size in sizes))
 
 
-def _ratio(ours: str, other: str, samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _ratio(ours: str, other: str, samples: Mapping[str, Sequence[float]]) -> Result:
     """Our median over the other's, with its bootstrap interval over rounds."""
     ratio = compare(samples[ours], samples[other]).ratio
     return {
@@ -175,7 +172,7 @@ def _ratio(ours: str, other: str, samples: Mapping[str, Sequence[float]]) -> dic
     }
 
 
-def _overhead(samples: Mapping[str, Sequence[float]], rounds: int) -> list[dict[str, Any]]:
+def _overhead(samples: Mapping[str, Sequence[float]], rounds: int) -> list[Result]:
     """Microseconds of an inference that are the harness and not the runtime, one figure a round."""
     empty = [_empty_run() for _ in range(rounds)]
     beyond = [1e3 * (ours - bare) for ours, bare in zip(samples[OURS_ONNXRUNTIME], samples[BARE], strict=True)]
@@ -200,12 +197,11 @@ def _empty_run() -> tuple[float, float]:
     """Microseconds of the median sample and of a turn."""
     batch = [np.zeros((1, 3, 1, 1), dtype=np.float32)]
     begin = time.perf_counter()
-    found, _ = measure(lambda batch: None, batch, min_seconds=0.0, min_count=_EMPTY_RUNS, max_seconds=60.0)
+    found, _ = time_inferences(lambda batch: None, batch, min_seconds=0.0, min_count=_EMPTY_RUNS, max_seconds=60.0)
     return statistics.median(found) / 1e3, 1e6 * (time.perf_counter() - begin) / len(found)
 
 
-def _report(result: Mapping[str, Any]) -> str:
-    yes = {True: "yes", False: "no"}
+def report(result: Mapping[str, Any]) -> str:
     ratios = table(
         ("p50 of one image", "ms", "ratio", "95 % interval", "target", "met"),
         (
@@ -213,9 +209,9 @@ def _report(result: Mapping[str, Any]) -> str:
                 row["name"],
                 f"{row['numerator_ms']:.4f} / {row['denominator_ms']:.4f}",
                 f"{row['ratio']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}",
+                span((row["low"], row["high"]), ".3f"),
                 f"1 ± {row['at_most_apart']:g}",
-                yes[row["met"]],
+                yes_no(row["met"]),
             )
             for row in result["ratios"]
         ),
@@ -226,9 +222,9 @@ def _report(result: Mapping[str, Any]) -> str:
             (
                 row["name"],
                 f"{row['median']:.2f}",
-                f"{min(row['microseconds']):.2f} to {max(row['microseconds']):.2f}",
+                span(row["microseconds"], ".2f"),
                 f"≤ {row['at_most']:g}",
-                yes[row["met"]],
+                yes_no(row["met"]),
             )
             for row in result["overhead"]
         ),
@@ -249,7 +245,7 @@ benchmark_app was compiled with {settings}; ours with {ours["detail"]["performan
 ONNX Runtime executed {result["executed"]["onnxruntime"]["precision"]}. benchmark_app leaves Python's share of an \
 inference out and prints two decimals; ours is the time that a Python program waits, with the outputs copied.
 
-{machine.described(result["machine"])}
+{machine_sentence(result["machine"])}
 
     {result["command"]}
 """

@@ -1,17 +1,191 @@
-"""What is measured, by name, and which of it is compared with what."""
+"""What is measured, by name, and which of it is compared with what.
+
+python -m bench.arms ARM SETTING    (the setting as JSON)
+
+runs one arm once and prints its memory as JSON, in MiB: ``imported`` and ``peak``, resident memory of the process when
+all is imported and at its highest, or the same of the GPU's memory that torch has given out. Worker processes of a
+loader are not in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
-from bench.bare import BareForward, BareStep
-from bench.measure import Comparison
-from bench.ours import Ours, Scoring
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.common import Comparison
 from bench.reference import Reference
-from bench.setting import Setting
+from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, ROOT, TEMPERATURES, Setting
+from pipeline.compute.device import autocast, compiled, fastest_kernels, full_fp32
+from pipeline.data.loader import Images, open_images, steps_per_epoch
+from pipeline.distillation.losses.kd import kd
+from pipeline.distillation.student import ScoredImages, train_student
+from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
+from pipeline.energy.scoring import score_images
+from pipeline.energy.subset import select_subset
+from pipeline.training.session import Session
 
-Arm = Callable[[], float]
+ENERGY_TEMPERATURE = 4.0
+
+
+class Ours:
+    """Images/s of pipeline.distillation.student.distill: the second of two epochs, its validation not counted.
+
+    The images of the clean batches count, with HE-DA too.
+
+    Args:
+        fraction: f of HE-DA; 0 for none.
+        storage: packed, or files that are decoded while training.
+        compiled: whether the networks' passes are compiled; the first epoch pays for it.
+        half_known: with teacher_cache and flips alone, two views an image, so that the second epoch finds half of the
+            logits there; 240 epochs of the 162 views that padding by 4 gives find 48 % on average.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        fraction: float = 0.0,
+        storage: str = "packed",
+        *,
+        compiled: bool = False,
+        half_known: bool = False,
+    ) -> None:
+        self._setting = setting
+        self._params = setting.params(fraction, epochs=2, compiled=compiled, cache=half_known)
+        self._device, folder = torch.device(setting.device), setting.store(storage)
+        padding = 0 if half_known else CROP_PADDING
+        images = open_images(folder, "train", self._device, crop_padding=padding, horizontal_flip=True)
+        self._validation = open_images(folder, "val", self._device)
+        # which image is in which group changes no speed, so there is no need to score them
+        energy = torch.randn(len(images), generator=torch.Generator().manual_seed(0)).to(self._device)
+        groups = EnergyGroups.fit(energy, 0.2, 0.2)
+        self._image_count = steps_per_epoch(len(images), setting.batch_size) * setting.batch_size
+        self._scored = ScoredImages(images, groups, ENERGY_TEMPERATURE, select_subset(energy, fraction or 1.0))
+
+    def __call__(self) -> float:
+        student, teacher = (self._setting.network(name) for name in (self._setting.student, self._setting.teacher))
+        session = Session(self._device)
+        *_, last = train_student(student, teacher, self._scored, self._validation, self._params, session)
+        return self._image_count / last.seconds
+
+
+class Scoring:
+    """Images/s of the pipeline's scoring pass over the training images."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.images = open_images(setting.store(), "train", torch.device(setting.device))
+        self.teacher = setting.network(setting.teacher).to(memory_format=torch.channels_last)  # as the stage does
+        score(self.teacher, self.images)
+
+    def __call__(self) -> float:
+        started = self.setting.clock()
+        score(self.teacher, self.images)
+        return len(self.images) / (self.setting.clock() - started)
+
+
+def score(teacher: nn.Module, images: Images) -> None:
+    """One scoring pass of the pipeline."""
+    with TemporaryDirectory() as folder:
+        score_images(teacher, images, ENERGY_TEMPERATURE, Path(folder))
+
+
+class BareStep:
+    """Images/s of the bare training step: one batch on the device, normalised; no augmentation, no loader.
+
+    Precision, memory format, optimizer and loss are those of the pipeline: the limit of what it can reach.
+
+    Args:
+        compiled: whether the networks' passes are compiled, before the timed steps.
+    """
+
+    def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
+        self._setting = setting
+        self._compile: Literal["on", "off"] = "on" if compiled else "off"
+        images = open_images(setting.store(), "train", torch.device(setting.device))
+        self._batch = next(images.batches(setting.batch_size))
+
+    @fastest_kernels()
+    def __call__(self) -> float:
+        setting, images, labels = self._setting, self._batch.images, self._batch.labels
+        training = setting.params().distill.training
+        student, teacher = (
+            setting.network(name).to(memory_format=torch.channels_last) for name in (setting.student, setting.teacher)
+        )
+        student.train()
+        teacher.eval().requires_grad_(False)
+        with torch.no_grad():
+            energy = energy_score(teacher(images), ENERGY_TEMPERATURE)
+        tau = sample_temperatures(EnergyGroups.fit(energy, 0.2, 0.2).codes, **TEMPERATURES)
+        optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        forward = compiled(student, self._compile, images.device)
+        teacher = compiled(teacher, self._compile, images.device)
+        for step in range(setting.warmup_steps + setting.steps):
+            if step == setting.warmup_steps:
+                started = setting.clock()
+            with autocast(training.precision, images.device):
+                with torch.no_grad():
+                    teacher_logits = teacher(images).float()
+                student_logits = forward(images).float()
+                loss = CE_WEIGHT * F.cross_entropy(student_logits, labels)
+                loss = loss + KD_WEIGHT * kd(student_logits, teacher_logits, tau).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return setting.image_count / (setting.clock() - started)
+
+
+class BareForward:
+    """Images/s of the teacher's forward alone, in the precision and the batch sizes that the scoring pass gives it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        scoring = Scoring(setting)
+        self._sizes: list[int] = []
+        self._precisions: set[tuple[torch.dtype, bool]] = set()
+        handle = scoring.teacher.register_forward_pre_hook(self._note)
+        score(scoring.teacher, scoring.images)
+        handle.remove()
+        self._teacher = setting.network(setting.teacher).to(memory_format=torch.channels_last).eval()
+        self._images = next(scoring.images.batches(max(self._sizes))).images
+
+    @fastest_kernels()
+    def __call__(self) -> float:
+        ((dtype, tf32),) = self._precisions
+        mixed = torch.autocast(self._setting.device, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), mixed, nullcontext() if tf32 else full_fp32():
+            self._teacher(self._images)
+            started = self._setting.clock()
+            for size in self._sizes:
+                self._teacher(self._images[:size])
+            return sum(self._sizes) / (self._setting.clock() - started)
+
+    def _note(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        device = inputs[0].device.type
+        self._sizes.append(len(inputs[0]))
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        self._precisions.add((dtype, torch.backends.cudnn.allow_tf32))
+
+
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 1.0)
 
 
@@ -20,24 +194,25 @@ def _heda(fraction: float) -> str:
 
 
 # each is built once and then called once a round for its images/s; in this order, what is compared stands close
-ARMS: dict[str, Callable[[Setting], Arm]] = {
+ARMS: dict[str, Callable[[Setting], Callable[[], float]]] = {
     "reference": Reference,
     "ours": Ours,
     "ours, compiled": partial(Ours, compiled=True),
     "bare step": BareStep,
-    "ours, memo half known": partial(Ours, half_known=True),
-    "ours, compiled, memo half known": partial(Ours, compiled=True, half_known=True),
+    "ours, teacher_cache half known": partial(Ours, half_known=True),
+    "ours, compiled, teacher_cache half known": partial(Ours, compiled=True, half_known=True),
     "ours, files": partial(Ours, storage="files"),
     **{_heda(fraction): partial(Ours, fraction=fraction) for fraction in FRACTIONS},
     "scoring": Scoring,
     "bare forward": BareForward,
 }
+_CACHED, _COMPILED_CACHED = list(ARMS)[4:6]
 
 COMPARISONS = (
     Comparison("(b)/(a) ours / plain reference mode", "ours", "reference", at_least=3.0),
     Comparison("(b)/(a) ours, compiled / plain reference mode", "ours, compiled", "reference"),
-    Comparison("(b)/(a) ours, teacher_memo half known / plain", "ours, memo half known", "reference", at_least=3.0),
-    Comparison("(b)/(a) the same, compiled / plain", "ours, compiled, memo half known", "reference", at_least=3.0),
+    Comparison("(b)/(a) ours, teacher_cache half known / plain", _CACHED, "reference", at_least=3.0),
+    Comparison("(b)/(a) the same, compiled / plain", _COMPILED_CACHED, "reference", at_least=3.0),
     Comparison("(b)/(c) ours / bare step on resident data", "ours", "bare step", at_least=0.95),
     Comparison("(d) scoring / bare teacher forward", "scoring", "bare forward", at_least=0.95),
     *(
@@ -49,3 +224,32 @@ COMPARISONS = (
 )
 
 MEMORY_ARMS = ("reference", "ours", "scoring")
+
+
+def measure_memory(arms: Sequence[str], setting: Setting) -> dict[str, dict[str, float]]:
+    """Memory of each arm, MiB: ``imported`` and ``peak``, each in a fresh child process, all at once."""
+
+    def in_child(arm: str) -> dict[str, float]:
+        command = [sys.executable, "-m", "bench.arms", arm, json.dumps(asdict(setting))]
+        found: dict[str, float] = json.loads(subprocess.check_output(command, cwd=ROOT))
+        return found
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(arms, pool.map(in_child, arms), strict=True))
+
+
+def _own_memory(arm: str, setting: Setting) -> dict[str, float]:
+    imported = _mebibytes("VmRSS") if setting.device == "cpu" else torch.cuda.memory_allocated() / 2**20
+    ARMS[arm](setting)()
+    peak = _mebibytes("VmHWM") if setting.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    return {"imported": round(imported, 1), "peak": round(peak, 1)}
+
+
+def _mebibytes(key: str) -> float:
+    # getrusage would give the parent's peak where that is higher: Linux hands it on through exec
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)[0]) / 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(_own_memory(sys.argv[1], Setting(**json.loads(sys.argv[2])))))

@@ -1,12 +1,14 @@
-"""The plainest loop that times ONNX Runtime; run as a program, it prints milliseconds, the median of an inference.
+"""The plainest loop that times ONNX Runtime: prints milliseconds, the median of an inference.
+
+python -m bench.bare_onnxruntime MODEL INPUTS PRECISION THREADS WARMUP_SECONDS SECONDS
 
 It shares nothing with the benchmark but the session options, without which it would not run the same kernels.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -14,10 +16,8 @@ import onnxruntime
 
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 
-WARMUP_SECONDS = 1.0
 
-
-def median_ms(path: str, inputs: str, precision: str, threads: int, seconds: float) -> float:
+def median_ms(path: str, inputs: str, precision: str, threads: int, *limits: float) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -25,7 +25,7 @@ def median_ms(path: str, inputs: str, precision: str, threads: int, seconds: flo
         options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: np.load(inputs)[:1]}
-    for limit in (WARMUP_SECONDS, seconds):
+    for limit in limits:  # the first is the warm-up
         samples = []
         end = time.perf_counter() + limit
         while time.perf_counter() < end or not samples:
@@ -36,10 +36,4 @@ def median_ms(path: str, inputs: str, precision: str, threads: int, seconds: flo
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path")
-    parser.add_argument("inputs")
-    parser.add_argument("precision")
-    parser.add_argument("threads", type=int)
-    parser.add_argument("seconds", type=float)
-    print(median_ms(**vars(parser.parse_args())))
+    print(median_ms(*sys.argv[1:4], int(sys.argv[4]), *map(float, sys.argv[5:])))

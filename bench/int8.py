@@ -23,28 +23,28 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from PIL import Image
 
-from bench import machine
-from bench.int8_latency import BASELINE, RUNTIMES, latency_table, measure_latency
-from bench.measure import table
+from bench.common import Result, machine_sentence, run, span, table
 from pipeline import runtimes
 from pipeline.config import Int8Params
-from pipeline.data.image_files import resize, subfolders
+from pipeline.data.image_files import decode_at, subfolders
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.runner import run_benchmark
+from pipeline.device.benchmark.statistics import compare
 from pipeline.energy.groups import energy_score
 from pipeline.errors import DataError
 from pipeline.export.calibration import select
 from pipeline.export.capture import capture, deployable, reference_logits
-from pipeline.export.energy_output import with_energy
-from pipeline.export.graph import from_program
+from pipeline.export.graph import from_program, with_energy
 from pipeline.export.half_precision import to_fp16
 from pipeline.export.int8.quantize import to_int8
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import write_json
-from pipeline.training.weights import build_network, load_foreign
-from stages.common import progress, run_program
+from pipeline.training.weights import build_network, load_pretrained
+from stages.common import progress
+
+Images = NDArray[np.float32]
 
 CALIBRATION_IMAGES = 128
+RUNTIMES = ("onnxruntime", "openvino")
 _CHUNK = 100
 _PLAIN = {"ranges": "minmax", "rounding": False, "bias_correction": False, "float_share": 0.0}
 # by bits of the weights: as ours have, for CPUs without VNNI, and as the documentation has
@@ -60,7 +60,7 @@ SHIPPED = list(STEPS)[-1]
 # file whose latency is measured -> step that it was made with
 TIMED = {"int8": SHIPPED, "int8, no layer in fp32": list(STEPS)[-2]}
 SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
-Images = NDArray[np.float32]
+BASELINE = "fp32"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -78,44 +78,40 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--rounds", type=int, default=8, help="processes that time a file in a runtime")
     parser.add_argument("--seconds", type=float, default=0.5, help="that each of them times at least")
-    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
-    options = parser.parse_args(arguments)
-    run_program(lambda: _run(options))
+    run(parser, arguments, measure, report)
 
 
-def _run(options: argparse.Namespace) -> None:
-    before = machine.load()
+def measure(options: argparse.Namespace) -> Result:
     network = build_network(options.network, options.classes, "--network")
-    load_foreign(network, options.checkpoint)
+    load_pretrained(network, options.checkpoint)
     twin = deployable(network)
     train, test = (_listed(options.images / name) for name in ("train", "test"))
     stride = max(1, len(test) // options.count)
     first = test[::stride][: options.count]
     others = [path for path in test if path not in set(first)]
-    others = [
-        others[place] for place in np.linspace(0, len(others) - 1, min(4 * options.count, len(others))).astype(int)
-    ]
-    pool = train[:: max(1, len(train) // 5000)]
+    spread = np.linspace(0, len(others) - 1, min(4 * options.count, len(others))).astype(int)
     sets = {
         f"{len(first):,} at stride {stride}": _read(first, options),
-        f"{len(others):,} others": _read(others, options),
+        f"{len(spread):,} others": _read([others[place] for place in spread], options),
     }
     references = {name: reference_logits(twin, images, "network") for name, images in sets.items()}
+    pool = train[:: max(1, len(train) // 5000)]
     candidates = _read(pool, options)
     energy = energy_score(torch.from_numpy(reference_logits(twin, candidates, "network")), 4.0).numpy()
     labels = np.unique([path.parent.name for path in pool], return_inverse=True)[1]
     graph = from_program(capture(twin, options.image_size, "network"), 18)
+    calibration = min(CALIBRATION_IMAGES, len(pool))
 
     def chosen(selection: Any, draw: int) -> Images:
-        return candidates[select(labels, energy, min(CALIBRATION_IMAGES, len(pool)), selection, draw)]
+        return candidates[select(labels, energy, calibration, selection, draw)]
 
-    def measured(model: onnx.ModelProto, precision: str = "int8") -> dict[str, Any]:
-        return _measure(with_energy(model, 4.0), precision, sets, references)
+    def measured(model: onnx.ModelProto, precision: str = "int8") -> Result:
+        return _measured(with_energy(model, 4.0), precision, sets, references)
 
     made = {BASELINE: (graph, "fp32"), "fp16": (to_fp16(graph), "fp16")}
     files = {name: measured(*found) for name, found in made.items()}
-    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PLAIN, *STEPS)}
-    selections: dict[str, list[dict[str, Any]]] = {name: [] for name in SELECTIONS}
+    steps: dict[str, list[Result]] = {name: [] for name in (*PLAIN, *STEPS)}
+    selections: dict[str, list[Result]] = {name: [] for name in SELECTIONS}
     kept: set[tuple[str, ...]] = set()
     with progress("int8", options.draws * (len(STEPS) + len(SELECTIONS)), "file") as advance:
         for draw in range(options.draws):
@@ -128,34 +124,22 @@ def _run(options: argparse.Namespace) -> None:
                 if draw == 0:
                     made |= {file: (quantized.model, "int8") for file, step in TIMED.items() if step == name}
                 advance(1)
-            kept.add(quantized.float_nodes)
+            kept.add(quantized.fp32_layers)
             for selection in SELECTIONS:
                 quantized = to_int8(graph, chosen(selection, draw), Int8Params(**STEPS[SHIPPED]))
                 selections[selection].append(measured(quantized.model))
                 advance(1)
     timed = {name: (with_energy(model, 4.0), precision) for name, (model, precision) in made.items()}
-    with progress("latency", options.rounds * len(timed) * len(RUNTIMES), "process") as advance:
-        latency = measure_latency(timed, candidates[:64], options.rounds, options.seconds, lambda: advance(1))
-    result = {
-        "schema": 1,
-        "command": f"python -m bench.int8 --images {options.images} --network {options.network} --checkpoint "
-        f"{options.checkpoint.name} --classes {options.classes}",
+    return {
         "draws": options.draws,
-        "calibration_images": min(CALIBRATION_IMAGES, len(pool)),
+        "calibration_images": calibration,
         "files": files,
         "steps": steps,
         "selections": selections,
-        "float_nodes": sorted(map(list, kept)),
-        "latency": latency,
+        "fp32_layers": sorted(map(list, kept)),
+        "latency": _latency(timed, candidates[:64], options.rounds, options.seconds),
         "rounds": options.rounds,
-        "machine": machine.facts(torch.device("cpu")) | {"load_before": before, "load_after": machine.load()},
     }
-    report = _report(result, list(sets))
-    print(report)
-    if options.out is not None:
-        write_json(options.out.with_name(options.out.name + ".json"), result)
-        with atomic_file(options.out.with_name(options.out.name + ".md")) as temporary:
-            temporary.write_text(report, encoding="utf-8")
 
 
 def _plain(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.ModelProto:
@@ -187,14 +171,13 @@ def _plain(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.Mod
         return onnx.load(quantized)
 
 
-def _measure(
+def _measured(
     model: onnx.ModelProto, precision: str, sets: Mapping[str, Images], references: Mapping[str, Images]
-) -> dict[str, Any]:
+) -> Result:
     """By runtime: the executed precision, and by set the share of equal answers and the largest logit difference."""
-    found: dict[str, Any] = {}
+    found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
+        onnx.save(model, path := Path(folder) / "model.onnx")
         for name in RUNTIMES:
             runtime = runtimes.load(name, path, precision=precision)
             found[name] = {}
@@ -209,6 +192,44 @@ def _measure(
     return found
 
 
+def _latency(
+    models: Mapping[str, tuple[onnx.ModelProto, str]], images: Images, rounds: int, seconds: float
+) -> list[Result]:
+    """Latency of one image in interleaved fresh processes, and size: a row per file and runtime.
+
+    Args:
+        models: file -> model and precision; ``BASELINE`` among them.
+        images: [N, 3, H, W], normalised.
+        rounds: processes for each file and runtime.
+        seconds: that each of them measures at least.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(inputs := Path(folder) / "inputs.npy", images)
+        variants, sizes = {}, {}
+        for number, (name, (model, precision)) in enumerate(models.items()):
+            onnx.save(model, path := Path(folder) / f"{number}.onnx")
+            sizes[name] = path.stat().st_size
+            for runtime in RUNTIMES:
+                variants[name, runtime] = Variant(f"{number}-{runtime}", runtime, str(path), precision)
+        limits = {"warmup_seconds": min(0.3, seconds), "min_seconds": seconds, "min_count": 100}
+        plan = Plan(tuple(variants.values()), str(inputs), rounds=rounds, **limits)
+        with progress("latency", rounds * len(variants), "process") as advance:
+            measured, _ = run_benchmark(plan, lambda done, total, label: advance(1) if done else None)
+    found = {row.name: row for row in measured.rows}
+    rows = []
+    for (name, runtime), variant in variants.items():
+        row, base = found[variant.name], found[variants[BASELINE, runtime].name]
+        keys = ("latency_p50_ms", "latency_p90_ms", "latency_ci_low_ms", "latency_ci_high_ms", "verdict", "error")
+        entry = {"file": name, "runtime": runtime, "size_bytes": sizes[name], "executed": row.precision_executed}
+        entry |= {key: getattr(row, key) for key in keys}
+        if name != BASELINE and row.rounds and base.rounds:
+            against = compare(*([one.median_ms for one in each.rounds] for each in (row, base)))
+            ratio = against.ratio
+            entry |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high, "pays": against.verdict}
+        rows.append(entry)
+    return rows
+
+
 def _listed(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; --images takes a folder that holds train/ and test/")
@@ -217,12 +238,13 @@ def _listed(folder: Path) -> list[Path]:
 
 def _read(paths: Sequence[Path], options: argparse.Namespace) -> Images:
     """Float32 [N, 3, S, S], normalised."""
-    pixels = np.stack([np.asarray(resize(Image.open(path).convert("RGB"), options.image_size)) for path in paths])
+    pixels = np.stack([decode_at(path, options.image_size) for path in paths])
     normalised = (pixels.astype(np.float32) / 255 - np.float32(options.mean)) / np.float32(options.std)
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 
-def _report(result: Mapping[str, Any], sets: Sequence[str]) -> str:
+def report(result: Mapping[str, Any]) -> str:
+    sets = [key for key in result["files"][BASELINE][RUNTIMES[0]] if key != "executed"]
     columns = [(runtime, key) for runtime in RUNTIMES for key in sets]
     head = [f"{runtime}, {key}" for runtime, key in columns]
 
@@ -238,8 +260,25 @@ def _report(result: Mapping[str, Any], sets: Sequence[str]) -> str:
         part: [(name, *(spread(draws, *column) for column in columns)) for name, draws in result[part].items()]
         for part in ("steps", "selections")
     }
+    latency = table(
+        ("file", "runtime", "executed", "kB", "p50, ms", "interval of the median", "of fp32", "verdict"),
+        [
+            (
+                row["file"],
+                row["runtime"],
+                row["executed"] or row["error"],
+                f"{row['size_bytes'] / 1000:,.0f}",
+                *_milliseconds(row),
+                f"{row['ratio']:.2f} ({span((row['ratio_low'], row['ratio_high']), '.2f')}), {row['pays']}"
+                if "ratio" in row
+                else "-",
+                row["verdict"] or "-",
+            )
+            for row in result["latency"]
+        ],
+    )
     executed = ", ".join(f"{name} {result['steps'][SHIPPED][0][name]['executed']}" for name in RUNTIMES)
-    kept = "; ".join(", ".join(nodes) for nodes in result["float_nodes"])
+    kept = "; ".join(", ".join(layers) for layers in result["fp32_layers"])
     return f"""# What int8 changes
 
 Answers equal to the float32 network's, in %, of the same file in both runtimes; in parentheses the largest \
@@ -261,12 +300,18 @@ The last row by how the calibration images are chosen, {result["draws"]} draws e
 Latency of one image and size of the files of the first draw, {result["rounds"]} interleaved rounds of fresh \
 processes; of fp32: ratio of the medians in the same runtime:
 
-{latency_table(result["latency"])}
+{latency}
 
-{machine.described(result["machine"])}
+{machine_sentence(result["machine"])}
 
     {result["command"]}
 """
+
+
+def _milliseconds(row: Mapping[str, Any]) -> tuple[str, str]:
+    low, high = row["latency_ci_low_ms"], row["latency_ci_high_ms"]
+    median = "-" if row["latency_p50_ms"] is None else f"{row['latency_p50_ms']:.3f}"
+    return median, "-" if low is None else span((low, high), ".3f")
 
 
 if __name__ == "__main__":

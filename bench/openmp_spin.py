@@ -13,12 +13,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 STEPS = 20
-SETTINGS = {"default": {}, "spin 1000": {"GOMP_SPINCOUNT": "1000"}}
+SETTINGS: dict[str, dict[str, str]] = {"default": {}, "spin 1000": {"GOMP_SPINCOUNT": "1000"}}
 
 
-def images_per_second() -> float:
+def train() -> float:
+    """Images/s in this process."""
     import torch  # noqa: PLC0415  the setting is read when torch is imported
     import torch.nn.functional as F  # noqa: PLC0415
 
@@ -39,18 +41,19 @@ def images_per_second() -> float:
 
 def measure(setting: dict[str, str]) -> float:
     environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
-    command = [sys.executable, "-m", "bench.openmp_spin", "--once"]
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    # as a file and not as a module: the package makes the stages' setting
+    command = [sys.executable, __file__, "--once"]
+    return float(subprocess.check_output(command, env=environment))
 
 
 def main(rounds: int) -> None:
+    from bench.common import interleaved  # noqa: PLC0415  it imports torch
+
     for load in ("alone", "beside a busy process"):
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if load != "alone" else None
         try:
-            samples = {name: [] for name in SETTINGS}
-            for _ in range(rounds):
-                for name, setting in SETTINGS.items():
-                    samples[name].append(measure(setting))
+            samples = interleaved({name: lambda s=setting: measure(s) for name, setting in SETTINGS.items()}, rounds)
         finally:
             if busy is not None:
                 busy.kill()
@@ -61,6 +64,6 @@ def main(rounds: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--once"]:
-        print(images_per_second())
+        print(train())
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -15,6 +15,7 @@ of the batch and a progress bar. Memory is pinned where there is a GPU, and cuDN
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision import transforms
 
-from bench.setting import (
-    CE_WEIGHT,
-    CROP_PADDING,
-    KD_WEIGHT,
-    LEARNING_RATE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    Setting,
-)
+from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Setting
 from pipeline.compute.device import fastest_kernels
 from pipeline.data.store import read_card, read_split
 
@@ -47,6 +39,8 @@ class Reference:
     """Images/s of the plain reference mode."""
 
     def __init__(self, setting: Setting) -> None:
+        from torchvision import transforms  # noqa: PLC0415  seconds and megabytes that no other arm needs
+
         self._setting = setting
         card, split = read_card(setting.store()), read_split(setting.store(), "train")
         augment = transforms.Compose(
@@ -54,7 +48,7 @@ class Reference:
                 transforms.RandomCrop(setting.image_size, padding=CROP_PADDING),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(card["mean"], card["std"]),
+                transforms.Normalize(card.mean, card.std),
             ]
         )
         self._data_set = _InMemory(np.array(split.images), split.labels, augment)
@@ -110,7 +104,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class _InMemory(Dataset[tuple[Tensor, int]]):
     """uint8 images [N, S, S, 3] and labels, as torchvision's CIFAR10."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], augment: transforms.Compose) -> None:
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], augment: Callable[[Image.Image], Tensor]
+    ) -> None:
         self._images, self._labels, self._augment = images, labels.tolist(), augment
 
     def __len__(self) -> int:

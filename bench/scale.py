@@ -8,41 +8,28 @@ median is shown. What starts up once (imports, the first pass of a network) is l
 
 from __future__ import annotations
 
-# the stages' OpenMP setting, which is read when torch is imported
-import stages  # noqa: F401
-
-# isort: split
 import argparse
-import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import models
-from bench import machine
-from bench.images import make_stores
-from bench.measure import table
-from bench.ours import ENERGY_TEMPERATURE, Ours, score
-from bench.setting import Setting, data_params
+from bench.arms import ENERGY_TEMPERATURE, Ours, score
+from bench.common import Result, interleaved, machine_sentence, run, table
+from bench.setting import Setting, data_params, make_stores
 from pipeline.compute.device import choose_device
 from pipeline.data.loader import open_images, training_views
-from pipeline.data.sources import open_source
-from pipeline.data.splits import split
-from pipeline.data.store import write_store
+from pipeline.data.store import make_store
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.subset import select_subset
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import write_json
 from pipeline.training.loop import train_classifier
-from stages.common import progress, run_program
+from pipeline.training.session import Session
 
-COUNTS, SIZE = (1280, 2560, 5120), 32
-SIZES, COUNT = (32, 64, 128), 640
 BATCH = 64
 HEDA_FRACTION = 0.4
 ROUNDS = 3
@@ -53,9 +40,9 @@ class Point:
 
     def __init__(self, count: int, size: int, options: argparse.Namespace, device: torch.device, folder: Path) -> None:
         self.count, self.size = count, size
-        self.setting = Setting(
-            options.teacher, options.student, BATCH, size, count // BATCH, 0, device.type, str(folder)
-        )
+        steps = count // options.batch_size
+        networks = options.teacher, options.student
+        self.setting = Setting(*networks, options.batch_size, size, steps, 0, device.type, str(folder))
         make_stores(options.images, self.setting)
         self._folder, self._device = folder, device
         self._ours = Ours(self.setting, HEDA_FRACTION)
@@ -76,16 +63,16 @@ class Point:
 
     def _prepare(self, storage: str) -> float:
         params = data_params("imagefolder", self._folder / "chosen", self.size, storage)
-        source = open_source(params)
-        return self._timed(lambda: write_store(self._folder / "again", source, split(source, params), params))
+        return self._timed(lambda: make_store(self._folder / "again", params))
 
     def _teach(self) -> float:
         params = self.setting.params().distill.training
-        views = training_views(data_params("imagefolder", self._folder, self.size, "packed"))
+        views = training_views(data_params("imagefolder", self._folder, self.size))
         images = open_images(self.setting.store(), "train", self._device, **views)
         few = open_images(self.setting.store(), "test", self._device)
         teacher = self.setting.network(self.setting.teacher)
-        return train_classifier(teacher, images, few, params, 0)[-1].seconds
+        *_, last = train_classifier(teacher, images, few, params, 0, Session(self._device))
+        return last.seconds
 
     def _score(self, storage: str) -> float:
         images = open_images(self.setting.store(storage), "train", self._device)
@@ -94,12 +81,7 @@ class Point:
 
     def _group(self) -> float:
         energy = torch.randn(self.count)
-
-        def work() -> None:
-            EnergyGroups.fit(energy, 0.2, 0.2)
-            select_subset(energy, HEDA_FRACTION)
-
-        return self._timed(work)
+        return self._timed(lambda: (EnergyGroups.fit(energy, 0.2, 0.2), select_subset(energy, HEDA_FRACTION)))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -107,51 +89,41 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with train/<class>/<image>")
     parser.add_argument("--teacher", default="wrn_40_2", choices=models.available(), metavar="NETWORK")
     parser.add_argument("--student", default="wrn_16_2", choices=models.available(), metavar="NETWORK")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1280, 2560, 5120], help="images, of the first size")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="pixels, half the fewest images")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
-    options = parser.parse_args(arguments)
-    run_program(lambda: _run(options, shlex.join(["python", "-m", "bench.scale", *arguments])))
+    run(parser, arguments, measure, report)
 
 
-def _run(options: argparse.Namespace, command: str) -> None:
-    device = choose_device(options.device)
-    wanted = [(count, SIZE) for count in COUNTS] + [(COUNT, size) for size in SIZES]
+def measure(options: argparse.Namespace) -> Result:
+    device, few = choose_device(options.device), min(options.counts) // 2
+    wanted = [(count, options.sizes[0]) for count in options.counts] + [(few, size) for size in options.sizes]
     with tempfile.TemporaryDirectory(prefix="bench-") as root:
         points = [Point(*each, options, device, Path(root, str(place))) for place, each in enumerate(wanted)]
-        seconds: list[dict[str, list[float]]] = [{name: [] for name in point.work} for point in points]
-        before = machine.load()
-        with progress("bench.scale", ROUNDS * sum(len(point.work) for point in points), "measurement") as advance:
-            for _ in range(ROUNDS):
-                for point, measured in zip(points, seconds, strict=True):
-                    for name, work in point.work.items():
-                        measured[name].append(work())
-                        advance(1)
+        arms = {(place, name): work for place, point in enumerate(points) for name, work in point.work.items()}
+        samples = interleaved(arms, ROUNDS, "bench.scale")
+    seconds = [{name: samples[place, name] for name in point.work} for place, point in enumerate(points)]
     rows = [
         {"images": count, "size": size, "seconds": {name: statistics.median(times) for name, times in measured.items()}}
         for (count, size), measured in zip(wanted, seconds, strict=True)
     ]
-    where = machine.facts(device) | {"load_before": before, "load_after": machine.load()}
-    result = {"schema": 1, "command": command, "rows": rows, "all_seconds": seconds, "machine": where}
-    report = _report(result, options, device)
-    print(report)
-    if options.out is not None:
-        write_json(options.out.with_name(options.out.name + ".json"), result)
-        with atomic_file(options.out.with_name(options.out.name + ".md")) as temporary:
-            temporary.write_text(report, encoding="utf-8")
+    networks = {"teacher": options.teacher, "student": options.student, "batch_size": options.batch_size}
+    return {**networks, "device": device.type, "rows": rows, "all_seconds": seconds}
 
 
-def _report(result: dict[str, Any], options: argparse.Namespace, device: torch.device) -> str:
+def report(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     head = ("work, seconds", *(f"{row['images']:,} of {row['size']} px" for row in rows))
     lines = ((name, *(f"{row['seconds'][name]:.3g}" for row in rows)) for name in rows[0]["seconds"])
     return f"""# Cost of each stage as the data grow
 
-{options.teacher} to {options.student}, batch {BATCH}, on {device.type}; medians of {ROUNDS} interleaved rounds. \
-T_E = {ENERGY_TEMPERATURE:g}; an epoch without its validation.
+{result["teacher"]} to {result["student"]}, batch {result["batch_size"]}, on {result["device"]}; medians of {ROUNDS} \
+interleaved rounds. T_E = {ENERGY_TEMPERATURE:g}; an epoch without its validation.
 
 {table(head, lines)}
 
-{machine.described(result["machine"])}
+{machine_sentence(result["machine"])}
 
     {result["command"]}
 """

@@ -1,24 +1,30 @@
-"""What all arms of the benchmark share: networks, sizes, device, and the pipeline's parameters for them."""
+"""What all arms of the benchmark share: networks, sizes, device, images, and the pipeline's parameters for them."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 import models
-from pipeline.config import DataParams, Params, read_yaml, validated
-from pipeline.data.store import read_card
+from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, TrainingParams, load_params
+from pipeline.data.image_files import list_images, resize, subfolders
+from pipeline.data.sources import open_source
+from pipeline.data.store import make_store, read_card
+from pipeline.errors import DataError
 
 ROOT = Path(__file__).parent.parent
 CROP_PADDING = 4  # pixels, as all public CIFAR recipes
 TEMPERATURES = {"low_energy": 6.0, "mid": 4.0, "high_energy": 2.0}
 CE_WEIGHT, KD_WEIGHT = 0.1, 0.9
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
+_HELD_OUT = {"val": 2, "test": 1}  # images of a class; validation costs time and is not timed
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Setting:
     def network(self, name: str) -> nn.Module:
         """A network on the device, contiguous; random weights, the same in each arm, are as fast as trained ones."""
         torch.manual_seed(0)
-        return models.build(name, len(read_card(self.store())["class_names"])).to(self.device)
+        return models.build(name, len(read_card(self.store()).class_names)).to(self.device)
 
     def clock(self) -> float:
         """Seconds, when the device has done all that it was given."""
@@ -63,55 +69,97 @@ class Setting:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, memo: bool = False) -> Params:
+    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, cache: bool = False) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
-        training = {
-            "epochs": epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": LEARNING_RATE,
-            "momentum": MOMENTUM,
-            "weight_decay": WEIGHT_DECAY,
-            "schedule": "cosine",
-            "milestones": [],
-            "warmup_epochs": 0,
-            "precision": "auto",
-            "compile": "on" if compiled else "off",
-        }
-        distill = {
-            "network": self.student,
-            "loss": {"name": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT},
-            "logit_standardization": False,
-            "temperatures": TEMPERATURES,
-            "assignment": "sample",
-            "teacher_memo": memo,
-            "training": training,
-        }
-        return validated(Params, changed(_shipped(), {"heda": heda, "distill": distill}), "bench")
+        training = TrainingParams(
+            epochs=epochs,
+            batch_size=self.batch_size,
+            learning_rate=LEARNING_RATE,
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            schedule="cosine",
+            milestones=[],
+            warmup_epochs=0,
+            precision="auto",
+            compile="on" if compiled else "off",
+        )
+        distill = DistillParams(
+            network=self.student,
+            initial_weights=None,
+            loss=KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
+            logit_standardization=False,
+            temperatures=TemperatureParams(**TEMPERATURES),
+            assignment="sample",
+            teacher_cache=cache,
+            training=training,
+        )
+        shipped = _shipped()
+        return shipped.model_copy(update={"heda": shipped.heda.model_copy(update=heda), "distill": distill})
 
 
-def data_params(name: str, root: Path, image_size: int, storage: str) -> DataParams:
+def data_params(name: str, root: Path, image_size: int, storage: str = "packed") -> DataParams:
     """The pipeline's parameters for a data set, every image of it."""
-    values = _shipped()["data"] | {
-        "name": name,
-        "root": str(root),
-        "image_size": image_size,
-        "storage": storage,
-        "max_images_per_class": None,
-        "imbalance_factor": 1.0,
-        "mean": None,
-        "std": None,
-    }
-    return validated(DataParams, values, "bench")
+    values = {"name": name, "root": str(root), "image_size": image_size, "storage": storage, "imbalance_factor": 1.0}
+    return _shipped().data.model_copy(update=values | dict.fromkeys(("max_images_per_class", "mean", "std")))
 
 
-def _shipped() -> dict[str, Any]:
-    return read_yaml(ROOT / "params.yaml")
+@cache
+def _shipped() -> Params:
+    return load_params(ROOT / "params.yaml")
 
 
-def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes`` in its blocks; keys that are not named stay as they are."""
-    return values | {
-        key: changed(values.get(key, {}), change) if isinstance(change, dict) else change
-        for key, change in changes.items()
-    }
+def make_stores(images: Path | None, setting: Setting) -> str:
+    """Write both stores of ``setting``: as many training images as an epoch has, a few held out.
+
+    Args:
+        images: a folder with train/<class>/<image>; None for scikit-learn's digits.
+
+    Returns:
+        What the images are, in words.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    folder = Path(setting.stores)
+    if images is None:
+        published = folder / "digits"
+        _write_digits(published / "train", setting.image_size)
+        origin = f"scikit-learn's digits, scaled to {setting.image_size} x {setting.image_size}, as PNG"
+    else:
+        published, origin = images, f"image files of folder {images.name}"
+    _choose(published / "train", folder / "chosen", setting.image_count)
+    for storage in ("packed", "files"):
+        params = data_params("imagefolder", folder / "chosen", setting.image_size, storage)
+        card = make_store(setting.store(storage), params)
+    return f"{origin}; {card.counts.train:,} for training, {len(card.class_names)} classes"
+
+
+def _write_digits(folder: Path, size: int) -> None:
+    source = open_source(data_params("digits", folder, size))
+    digits = source.splits["train"]
+    for index, label in enumerate(digits.labels.tolist()):
+        path = folder / source.class_names[label] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        resize(digits.read(index), size).save(path)
+
+
+def _choose(train: Path, folder: Path, count: int) -> None:
+    """An image folder of links to at least ``count`` training images, classes balanced, and a few held out.
+
+    A class with fewer images than its share gives each of them several times: only speed is measured.
+    """
+    if not train.is_dir():
+        raise DataError(f"{train} is not a folder; --images takes a folder that holds train/<class>/<image>")
+    names = subfolders(train)
+    if len(names) < 2:
+        raise DataError(f"{train} has {len(names)} class folder(s); a classifier needs at least 2")
+    for name in names:
+        files = list_images(train / name)
+        if not files:
+            raise DataError(f"{train / name} holds no images; add some or remove the folder")
+        for part, wanted in {"train": max(2, -(-count // len(names))), **_HELD_OUT}.items():
+            linked = folder / part / name
+            linked.mkdir(parents=True)
+            for number, path in enumerate(islice(cycle(files), wanted)):
+                (linked / f"{number:06d}{path.suffix}").symlink_to(path.absolute())

@@ -1,12 +1,10 @@
-"""Network definitions, teachers and students, and the registry that builds them by name.
+"""Networks for teachers and students, and the registry that builds them by name.
 
-The names without a prefix are the networks for 32x32 images of the CRD and mdistiller benchmarks; their state dicts
-have the names, order and shapes of the public checkpoints, which therefore load with `strict=True`. They map images
-[B, 3, H, W], made for H = W = 32, to logits [B, num_classes]. `torchvision:<name>` and `timm:<name>` build a
-classifier of these libraries, without weights.
+Names without a prefix are the networks of the CRD and mdistiller benchmarks for 32x32 images. They map images
+[B, 3, H, W] to logits [B, num_classes]. Their state dicts match the public checkpoints in names, order and shapes, so
+these load with `strict=True`. `torchvision:<name>` and `timm:<name>` build a classifier of these libraries, without
+pretrained weights.
 """
-
-from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -37,7 +35,7 @@ _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     **{f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)},
 }
 
-# In training mode these two would otherwise return the logits of their auxiliary heads as well.
+# Without these options, both networks also return auxiliary logits in training mode.
 _LOGITS_ONLY: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -45,7 +43,7 @@ _LOGITS_ONLY: dict[str, dict[str, Any]] = {
 
 
 class UnknownNetworkError(ValueError):
-    """There is no network of that name; the message is one sentence with the closest names and how to list them all."""
+    """No network has this name; the message has the closest names and the command that lists all names."""
 
 
 def available() -> list[str]:
@@ -61,7 +59,7 @@ def build(name: str, num_classes: int) -> nn.Module:
         num_classes: number of logits, at least 1.
 
     Raises:
-        UnknownNetworkError: there is no network of that name.
+        UnknownNetworkError: no network has this name.
         ValueError: num_classes is below 1.
     """
     if num_classes < 1:
@@ -77,10 +75,10 @@ def build(name: str, num_classes: int) -> nn.Module:
 
 
 def stage_names(network: nn.Module) -> tuple[str, ...]:
-    """Submodules of a network of this package whose outputs [B, C, H, W] feature losses compare, shallow to deep.
+    """Names of the submodules for feature losses, shallow to deep; each outputs features [B, C, H, W].
 
-    Their shapes are those of the features that the CRD and mdistiller benchmarks compare, without the stem. Empty for a
-    network of another library, of which nothing is known.
+    The features have the shapes of the CRD and mdistiller benchmarks, without the stem. Networks of other libraries
+    have no stage names.
     """
     names = getattr(network, "stage_names", ())
     return names if isinstance(names, tuple) else ()
@@ -103,7 +101,7 @@ def _build_torchvision(name: str, num_classes: int) -> nn.Module:
 def _build_timm(name: str, num_classes: int) -> nn.Module:
     import timm
 
-    # A tag after the dot names pretrained weights; the library refuses a wrong one even where it loads no weights.
+    # A tag after the dot names pretrained weights; timm rejects a wrong tag even if it loads no weights.
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained()):
         raise _unknown(name, "timm:", timm.list_models(), "python -c 'import timm; print(*timm.list_models())'")
     network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)

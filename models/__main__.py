@@ -1,6 +1,4 @@
-"""`python -m models` lists the networks that need no prefix."""
-
-from __future__ import annotations
+"""`python -m models` lists the names of the networks without a prefix."""
 
 import models
 

@@ -1,6 +1,4 @@
-"""The size of a network: its parameters and its multiply-accumulates."""
-
-from __future__ import annotations
+"""Size of a network: number of parameters and multiply-accumulates."""
 
 from typing import Any
 
@@ -9,15 +7,15 @@ from torch import Tensor, nn
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of learnable scalars, each shared tensor counted once; buffers such as running statistics do not count."""
+    """Count the learnable scalars; a shared tensor counts once, and buffers (running statistics) do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, image_size: int) -> int:
-    """Multiply-accumulates of the `nn.Conv2d` and `nn.Linear` layers for one image [3, image_size, image_size].
+    """Count multiply-accumulates of the `nn.Conv2d` and `nn.Linear` layers for one image [3, image_size, image_size].
 
     Biases, normalisation, activations, pooling and matrix products outside these layers (attention) do not count.
-    The network runs once in eval mode on zeros, on its own device, and its modes are put back.
+    The network runs once on zeros, on its own device and in eval mode; then its training modes are restored.
 
     Raises:
         ValueError: image_size is not positive.

@@ -1,6 +1,4 @@
-"""Layers and the initialisation that the network families share."""
-
-from __future__ import annotations
+"""Layers and initialisation shared by the network families."""
 
 import math
 
@@ -18,7 +16,7 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Residual path: the identity where it fits, else a 1x1 convolution with BatchNorm (He et al. 2016, option B)."""
+    """Residual path: identity for equal shapes, else a 1x1 convolution with BatchNorm (He et al. 2016, option B)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
@@ -36,8 +34,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def initialise(network: nn.Module) -> None:
     """Set every convolution to Kaiming normal (fan out, ReLU gain), its bias to 0, and every BatchNorm to 1 and 0.
 
-    The fan out counts the outputs that one input really reaches, so it is divided by the groups:
-    `nn.init.kaiming_normal_` does not, and would start depthwise convolutions sqrt(C) too small.
+    The fan out is divided by the number of groups, because an input reaches only the outputs of its group.
+    `nn.init.kaiming_normal_` does not divide and would make depthwise weights smaller by a factor of sqrt(C).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

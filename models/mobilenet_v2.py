@@ -1,7 +1,5 @@
 """MobileNetV2 of half width for 32x32 images (after Sandler et al. 2018, table 2)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from models.layers import conv1x1, conv3x3, initialise
 
 
 class Group(NamedTuple):
-    """Blocks of one width; the first of them carries the stride."""
+    """Blocks of one width; the first block has the stride."""
 
     expansion: int
     channels: int
@@ -34,7 +32,7 @@ HEAD_CHANNELS = 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise and linear 1x1 convolution, with a residual path where the shape is kept."""
+    """1x1 expansion, 3x3 depthwise and linear 1x1 convolution, with a residual path for equal shapes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""ResNets for small images: three stages, 6n+2 layers (He et al. 2016, section 4.2), and their four times wider kin."""
-
-from __future__ import annotations
+"""ResNets for small images: three stages, 6n+2 layers (He et al. 2016, section 4.2), and four times wider variants."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,6 +1,4 @@
-"""ResNet18 and ResNet50 with a 3x3 stem and no max pooling, as they are used on 32x32 images."""
-
-from __future__ import annotations
+"""ResNet18 and ResNet50 for 32x32 images, with a 3x3 stem and without max pooling."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a residual path, ReLU after the sum; the 3x3 convolution carries the stride."""
+    """1x1, 3x3 and 1x1 convolution and a residual path, ReLU after the sum; the 3x3 convolution has the stride."""
 
     expansion = 4
 

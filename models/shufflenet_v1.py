@@ -1,7 +1,5 @@
 """ShuffleNet with three groups for 32x32 images (after Zhang et al. 2018, table 1)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ STEM_CHANNELS = 24
 class ShuffleUnit(nn.Module):
     """Grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1 convolution.
 
-    A unit of stride 2 concatenates its input, average-pooled, so that its convolutions give only the missing channels.
+    A unit of stride 2 concatenates the average-pooled input, so its convolutions compute only the other channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -35,7 +33,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H/stride), ceil(W/stride)]."""
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.first_groups)
-        # The public checkpoints were trained with a ReLU here, which the paper leaves out.
+        # The public checkpoints have a ReLU here; the paper does not.
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.stride == 2:

@@ -1,7 +1,5 @@
 """ShuffleNetV2 of width 1 for 32x32 images (after Ma et al. 2018, table 5)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ HEAD_CHANNELS = 1024
 
 
 class DownUnit(nn.Module):
-    """Two branches, both of stride 2, each of which gives half of the channels."""
+    """Two branches of stride 2; each one computes half of the channels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -54,11 +52,11 @@ class BasicUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> the same shape."""
-        kept, changed = x.chunk(2, dim=1)
+        unchanged, changed = x.chunk(2, dim=1)
         changed = F.relu(self.bn1(self.conv1(changed)))
         changed = self.bn2(self.conv2(changed))
         changed = F.relu(self.bn3(self.conv3(changed)))
-        return channel_shuffle(torch.cat((kept, changed), dim=1), groups=2)
+        return channel_shuffle(torch.cat((unchanged, changed), dim=1), groups=2)
 
 
 class ShuffleNetV2(nn.Module):

@@ -1,7 +1,5 @@
 """VGG with BatchNorm, global average pooling and one linear layer (after Simonyan and Zisserman 2015, table 1)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,15 +18,15 @@ CONVOLUTIONS = {
 class VGG(nn.Module):
     """Blocks `block0` .. `block4` of 3x3 convolutions with 2x2 max pooling between them.
 
-    The last max pooling, before `block4`, is left out below 64 pixels, where it would shrink the map too far;
-    the public checkpoints were trained like that at 32 pixels, and with it at 64.
+    Images below 64 pixels skip the last max pooling (before `block4`), because the feature map would become too small.
+    The public checkpoints were trained without this pooling at 32 pixels, and with it at 64 pixels.
 
     Args:
         depth: 8, 11, 13, 16 or 19.
         num_classes: number of logits.
 
     Raises:
-        ValueError: no such depth.
+        ValueError: the depth has another value.
     """
 
     stage_names = ("block1", "block2", "block3", "block4")

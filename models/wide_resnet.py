@@ -1,7 +1,5 @@
 """Wide residual networks: three stages of pre-activation blocks (Zagoruyko and Komodakis 2016)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ from models.layers import conv1x1, conv3x3, initialise
 class PreActivationBlock(nn.Module):
     """BatchNorm and ReLU before each of two 3x3 convolutions.
 
-    Where the shape changes, the residual path starts after the first BatchNorm and ReLU; elsewhere it is the raw input.
+    If the shape changes, the residual path starts after the first BatchNorm and ReLU; otherwise it is the raw input.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -21,7 +19,7 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = conv3x3(channels, channels)
         keeps_shape = stride == 1 and in_channels == channels
-        # The public checkpoints spell the name like this.
+        # The name in the public checkpoints.
         self.convShortcut = None if keeps_shape else conv1x1(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ class PreActivationBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one stage, under the name `layer` that the public checkpoints use."""
+    """The blocks of one stage; the submodule `layer` has its name from the public checkpoints."""
 
     def __init__(self, in_channels: int, channels: int, blocks: int, stride: int) -> None:
         super().__init__()

@@ -4,8 +4,6 @@ The file is read as DVC reads it (YAML 1.2). An unknown key, a wrong type, a val
 between two values raises :class:`~pipeline.errors.ParamsError` with one sentence.
 """
 
-from __future__ import annotations
-
 import difflib
 import reprlib
 from collections.abc import Mapping
@@ -16,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import DataError, ParamsError, brief
+from pipeline.errors import ParamsError
+from pipeline.portable.text import brief
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -137,7 +136,7 @@ class HedaParams(Block):
 
 
 class LossParams(Block):
-    """What the parameters of every base loss have in common; :data:`Loss` lists the losses."""
+    """Parameters that every base loss has; :data:`Loss` lists the losses."""
 
     ce_weight: NonNegative
     kd_weight: NonNegative
@@ -191,8 +190,22 @@ class DistillParams(Block):
     logit_standardization: bool
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
-    teacher_memo: bool
+    teacher_cache: bool
     training: TrainingParams
+
+    @model_validator(mode="after")
+    def _feature_maps_can_be_read(self) -> Self:
+        name = self.loss.name
+        if isinstance(self.loss, FeatureParams) and self.training.compile == "on":
+            raise ValueError(
+                f"training.compile is on, but {name} reads feature maps by hooks, which a compiled network does not "
+                "run; set it to auto"
+            )
+        if isinstance(self.loss, FeatureParams) and self.teacher_cache:
+            raise ValueError(
+                f"teacher_cache keeps the teacher's logits, but {name} reads its feature maps; set it to false"
+            )
+        return self
 
 
 class CalibrationParams(Block):
@@ -379,26 +392,11 @@ def validated(schema: type[Model], values: Mapping[str, Any], where: str) -> Mod
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{where}: {_sentence(error, schema)}") from None
+        raise ParamsError(f"{where}: {explain(error, schema)}") from None
 
 
-def checked(schema: type[BaseModel], value: Any, path: Path, remedy: str) -> dict[str, Any]:
-    """``value``, what was read from ``path``, if it has what ``schema`` asks for; it may have more.
-
-    Raises:
-        DataError: it has not; one sentence about the first problem.
-    """
-    try:
-        schema.model_validate(value, strict=True)
-    except ValidationError as error:
-        sentence = _sentence(error, schema)
-        reason = sentence.rpartition("; ")[0] or sentence  # a value error of a schema names no remedy
-        raise DataError(f"{path} is not what it should be ({reason}); {remedy}") from None
-    found: dict[str, Any] = value
-    return found
-
-
-def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
+def explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first problem of a file as a clause that names the key and what to do."""
     # a misspelt key is also a missing one; the unknown spelling is the one to correct
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]

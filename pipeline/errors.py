@@ -1,7 +1,5 @@
 """The errors a user can meet. Each message is one sentence that says what is wrong, where, and what to do."""
 
-from __future__ import annotations
-
 
 class EnergyKDError(Exception):
     """Base of all errors caused by input, not by a defect; a stage prints the message and exits with code 2."""
@@ -45,14 +43,3 @@ class ExportError(EnergyKDError):
 
 class BudgetError(EnergyKDError):
     """No exported file is within the budget."""
-
-
-def brief(text: object, longest: int = 200) -> str:
-    """Other people's text, or what a library says of it, as part of one sentence.
-
-    One line that a terminal can show: no control characters, which could move its cursor or hide what was written, and
-    at most ``longest`` characters.
-    """
-    words = " ".join(str(text).split())
-    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words[: longest + 1])
-    return shown if len(shown) <= longest else f"{shown[:longest]}..."

@@ -1,40 +1,70 @@
-"""Target devices: their names and files, and the index of what was measured on them.
+"""Target devices: their settings and files, and the index of what was measured on them.
 
-The index targets/results.json is what the stage report depends on: the file exists on every machine, so a laptop's
-``dvc repro`` needs no device, and it changes whenever a device was measured or its budget was changed.
+The stage report depends on the index targets/results.json: every clone has the file, so ``dvc repro`` needs no device,
+and it changes when a device was measured or its budget was changed.
 """
 
-from __future__ import annotations
-
-import fcntl
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel
+from filelock import FileLock
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from pipeline.config import BudgetParams, checked, validated
-from pipeline.errors import DataError, ParamsError, brief
-from pipeline.store.paths import TARGET_INDEX, TARGETS
-from pipeline.store.tables import check_lineage, read_json, sha256_file, write_json
+from pipeline.config import BenchmarkParams, Block, BudgetParams, Positive, read_yaml, validated
+from pipeline.errors import DataError, ParamsError
+from pipeline.lineage import check_lineage
+from pipeline.portable.files import sha256_file
+from pipeline.portable.text import brief
+from pipeline.remote import Address, RemoteError
+from pipeline.store.documents import Measurement, ShownResult
+from pipeline.store.json_files import read_json, write_json
+from pipeline.store.paths import CHECKPOINTS, TARGET_INDEX, TARGETS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
-class _Result(BaseModel):
-    samples_sha256: str
+class AddressParams(Block):
+    """Address of a device; :class:`pipeline.remote.Address` defines the allowed values."""
+
+    transport: Literal["ssh", "local"]
+    host: str | None
+    port: int | None
+    ssh_config: Annotated[str, Field(min_length=1)] | None
+    python: str | None
+    folder: str
+    connect_timeout_seconds: Annotated[float, Field(gt=0, le=600)]
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if self.transport == "ssh" and self.host is None:
+            raise ValueError("transport ssh needs host")
+        if self.transport == "local" and (self.host, self.port, self.ssh_config) != (None, None, None):
+            raise ValueError("transport local is this machine; make host, port and ssh_config null")
+        try:
+            self.address()
+        except RemoteError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return self
+
+    def address(self) -> Address:
+        """The same for the transport. Raises RemoteError: a value could be taken for something else."""
+        values = self.model_dump(exclude={"transport"})
+        return Address(**values | {"python": self.python or "python3"})
+
+
+class TargetParams(Block):
+    """The whole of device.yaml."""
+
+    address: AddressParams
+    files: Annotated[list[str], Field(min_length=1)] | None
+    timeout_minutes: Positive
+    benchmark: BenchmarkParams
+    budget: BudgetParams
 
 
 def check_name(name: str) -> str:
-    """The name of a device, if it can be that of its folder.
-
-    Raises:
-        ParamsError: it cannot.
-    """
+    """The name of a device, if it can be that of its folder. Raises ParamsError: it cannot."""
     if not _NAME.fullmatch(name):
         raise ParamsError(
             f"device name {name!r} may hold only letters, digits, _ and -, 40 at most, a letter or digit first; "
@@ -63,29 +93,46 @@ def remeasure(name: str) -> str:
     return f"dvc repro {TARGETS}/{name}/dvc.yaml"
 
 
-def read_index(path: Path = TARGET_INDEX) -> dict[str, Any]:
-    """Device -> {"result_sha256", "budget"}, by name.
+def load_target(path: Path) -> TargetParams:
+    """Read and check the settings of a device.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    return validated(TargetParams, read_yaml(path), str(path))
+
+
+def find_target(name: str) -> TargetParams:
+    """The settings of the device of this name.
+
+    Raises:
+        ParamsError: there is no such device, or its settings are wrong.
+    """
+    path = device_file(check_name(name))
+    if not path.exists():
+        known = sorted(other.parent.name for other in TARGETS.glob("*/device.yaml"))
+        there = f"there are {', '.join(known)}" if known else "there is no device yet"
+        raise ParamsError(f"{path} does not exist, {there}; write it with `make target NAME={name} HOST=user@host`")
+    return load_target(path)
+
+
+def read_index(path: Path = TARGET_INDEX) -> dict[str, ShownResult]:
+    """The devices whose results are in the report, by name.
 
     Raises:
         DataError: the file is missing or is not such an index.
     """
     remedy = f"restore it with `git checkout {TARGET_INDEX}`, or write {{}} into it and show the devices again"
     try:
-        index = read_json(path)
-    except DataError as error:
-        raise DataError(f"{str(error).partition(';')[0]}; {remedy}") from None
-    if not isinstance(index, dict):
-        raise DataError(f"{path} is not an index of device results; {remedy}")
-    for name, entry in index.items():
-        whole = isinstance(entry, dict) and entry.keys() == {"result_sha256", "budget"} and _NAME.fullmatch(name)
-        if not whole or not _is_hash(entry["result_sha256"]):
+        index = TypeAdapter(dict[str, ShownResult]).validate_python(read_json(path, remedy))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise DataError(f"{path} is damaged ({brief(where)}: {brief(first['msg'])}); {remedy}") from None
+    for name in index:
+        if not _NAME.fullmatch(name):
             raise DataError(f"{path} has a damaged entry {brief(repr(name))}; {remedy}")
-        validated(BudgetParams, entry["budget"], f"{path}: {name}.budget")
     return index
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def enter_result(name: str, budget: BudgetParams) -> None:
@@ -99,20 +146,10 @@ def enter_result(name: str, budget: BudgetParams) -> None:
     for file in (path, samples):
         if not file.is_file():
             raise DataError(f"{file} does not exist; {remedy}")
-    result = checked(_Result, read_json(path), path, f"{remedy} anew")
-    check_lineage(path, {"samples": result["samples_sha256"]}, {"samples": sha256_file(samples)}, f"{remedy} anew")
-    entry = {"result_sha256": sha256_file(path), "budget": budget.model_dump()}
-    with _locked(TARGETS):
-        index = read_index()
-        write_json(TARGET_INDEX, dict(sorted((index | {name: entry}).items())))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Devices may be measured at the same time, each by its own `dvc repro`."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    result = Measurement.read(path, f"{remedy} anew")
+    check_lineage(path, {"samples": result.samples_sha256}, {"samples": sha256_file(samples)}, f"{remedy} anew")
+    entry = ShownResult(result_sha256=sha256_file(path), budget=budget)
+    CHECKPOINTS.mkdir(exist_ok=True)
+    with FileLock(CHECKPOINTS / "targets.lock"):  # devices may be measured at the same time, each by its own dvc
+        index = read_index() | {name: entry}
+        write_json(TARGET_INDEX, {name: index[name].model_dump() for name in sorted(index)})

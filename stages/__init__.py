@@ -1,7 +1,5 @@
 """One thin program per DVC stage: read the parameters, call the pipeline, write the outputs, show progress."""
 
-from __future__ import annotations
-
 import os
 
 # GNU OpenMP lets the idle threads of torch spin for milliseconds. Beside a busy process they hold the core that the

@@ -1,26 +1,22 @@
-"""Checks all of params.yaml that can be checked without computing, before DVC removes outputs or trains anything.
+"""Checks params.yaml as far as that is possible without computing, before DVC removes outputs or trains anything.
 
 `make repro` runs it first. What it cannot see without decoding every image, or without a download, the stages check.
 """
-
-from __future__ import annotations
 
 import logging
 from pathlib import Path
 
 from pipeline.compute.device import choose_device
 from pipeline.config import Params, load_params
-from pipeline.data.sources import open_source
-from pipeline.data.splits import split
-from pipeline.data.store import check_all_usable, name_problems_of
-from pipeline.distillation.feature_loss import feature_loss
-from pipeline.evaluation.candidates import check_available
-from pipeline.store.atomic import remove_all_leftovers
+from pipeline.data.sources import open_source, split
+from pipeline.data.store import refuse_unusable
+from pipeline.distillation.student import check_networks
+from pipeline.evaluation.runnable import check_available
+from pipeline.portable.files import remove_all_leftovers
 from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
-from pipeline.training.weights import build_network, build_student, check_runs, load_foreign
 from stages.common import run_program
 from stages.curves import check_repository
-from stages.dvc_files import mend
+from stages.dvc_files import repair_dvc_files
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
@@ -35,22 +31,16 @@ def check(params: Params) -> None:
         source = open_source(params.data)
         split(source, params.data)
         total = sum(len(part.labels) for part in source.splits.values())
-        check_all_usable(name_problems_of(source), total, BAD_IMAGES)
+        refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
-    teacher = build_network(params.teacher.network, classes, "teacher.network")
-    check_runs(teacher, "teacher.network", classes, params.data.image_size)
-    if params.teacher.checkpoint is not None:
-        load_foreign(teacher, Path(params.teacher.checkpoint))
-    student = build_student(params.distill, classes)
-    check_runs(student, "distill.network", classes, params.data.image_size)
-    feature_loss(params.distill, student, teacher, params.data.image_size)
+    check_networks(params, classes, params.data.image_size)
     for path in filter(None, (params.teacher.checkpoint, params.distill.initial_weights)):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
 
 
 def main() -> None:
-    mend()
+    repair_dvc_files()
     for folder in (ARTIFACTS, REPORTS, CHECKPOINTS):
         remove_all_leftovers(folder)
     check(load_params())  # takes no lock, so beside any stage

@@ -1,15 +1,15 @@
-"""What all stages share: how a stage starts, shows progress and fails."""
+"""How every stage starts, shows progress, and ends: with its result, one sentence about bad input, or a signal."""
 
 from __future__ import annotations
 
-import csv
+import argparse
 import logging
 import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,20 +18,20 @@ from tqdm import tqdm
 
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
-from pipeline.store.atomic import atomic_file
+from pipeline.portable.files import atomic_file
 from pipeline.store.lock import exclusive
 from pipeline.store.paths import CHECKPOINTS
 from stages import restore_environment
-from stages.refusal import refusal
+from stages.environment_error import environment_error
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
-# the folder in which each of several processes leaves the sentence it ended with, under its rank
-SENTENCES = "ENERGYKD_SENTENCES"
+# environment variable: the folder in which each of several processes leaves its error message, under its rank
+ERROR_MESSAGES = "ENERGYKD_ERROR_MESSAGES"
 _BURST_SECONDS = 1.0  # some send a signal to a process and at once to its group as well
 
 
-def run(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
+def run_stage(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
     """Run a stage on params.yaml; the rest as for :func:`run_program`."""
 
     def program() -> None:
@@ -52,8 +52,8 @@ def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
-    """Run a program of ours; bad input, and a disk or memory that does not suffice, end in one sentence on stderr and
-    exit code 2. SIGTERM and SIGHUP end it as Ctrl-C does, so that what it holds is given back.
+    """Run a program; bad input, and a disk or memory that does not suffice, end in one sentence on stderr and exit
+    code 2. SIGTERM and SIGHUP end it as Ctrl-C does, so that locks are released and temporary files removed.
 
     Args:
         bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
@@ -70,8 +70,15 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
             if signals.received is not None:  # a signal to the whole group ends workers first
                 print(stopped_by(signals.received), file=sys.stderr)
                 sys.exit(128 + signals.received)
-            _end(error, bad_input)
+            _exit_for(error, bad_input)
             raise
+
+
+def device_argument(module: str, doc: str | None) -> str:
+    """The one argument of a program about a device: its name."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
+    parser.add_argument("name", help="folder in targets/")
+    return str(parser.parse_args().name)
 
 
 def stopped_by(number: int) -> str:
@@ -80,8 +87,8 @@ def stopped_by(number: int) -> str:
     return f"{how}; run the same command again to go on"
 
 
-def _end(error: BaseException, bad_input: tuple[type[Exception], ...]) -> None:
-    """Say what is wrong and exit; returns for a defect."""
+def _exit_for(error: BaseException, bad_input: tuple[type[Exception], ...]) -> None:
+    """Show one sentence and exit; returns for a defect of the program, whose traceback is wanted."""
     if isinstance(error, StoppedError):
         sys.exit(BAD_INPUT)
     if isinstance(error, KeyboardInterrupt):
@@ -90,25 +97,25 @@ def _end(error: BaseException, bad_input: tuple[type[Exception], ...]) -> None:
     if isinstance(error, (EnergyKDError, *bad_input)):
         sentence: str | None = str(error)
     else:
-        sentence = refusal(error) if isinstance(error, Exception) else None
+        sentence = environment_error(error) if isinstance(error, Exception) else None
     if sentence is not None:
-        _say(sentence)
+        _show(sentence)
         sys.exit(BAD_INPUT)
 
 
 class _Signals:
     """SIGTERM and SIGHUP raise SystemExit in this process, so that context managers end.
 
-    Those that are ignored stay so, as SIGHUP under nohup. Of several processes each keeps what the system does:
+    Ignored signals stay ignored, as SIGHUP under nohup. Of several processes each keeps the system's handlers:
     torchrun ends them with SIGTERM when one has failed, and it is that one's exit code that counts.
     """
 
     received: int | None = None
-    _deaf_until = 0.0
+    _ignore_until = 0.0
 
     def __enter__(self) -> _Signals:
         self._process = os.getpid()
-        numbers = () if SENTENCES in os.environ else (signal.SIGTERM, signal.SIGHUP)
+        numbers = () if ERROR_MESSAGES in os.environ else (signal.SIGTERM, signal.SIGHUP)
         self._taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
         for number in self._taken:
             signal.signal(number, self._end)
@@ -121,19 +128,19 @@ class _Signals:
             signal.signal(number, then)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker, which has nothing to put in order
+        if os.getpid() != self._process:  # a forked worker, which holds nothing
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif time.monotonic() > self._deaf_until:
+        elif time.monotonic() > self._ignore_until:
             self.received = number
-            self._deaf_until = time.monotonic() + _BURST_SECONDS
+            self._ignore_until = time.monotonic() + _BURST_SECONDS
             raise SystemExit(128 + number)
 
 
-def _say(sentence: str) -> None:
-    """Show what is wrong; one of several processes leaves it for the launcher, which shows it once."""
-    if SENTENCES in os.environ:
-        with atomic_file(Path(os.environ[SENTENCES]) / os.environ["RANK"]) as temporary:
+def _show(sentence: str) -> None:
+    """Print an error message; one of several processes leaves it for the launcher, which prints it once."""
+    if ERROR_MESSAGES in os.environ:
+        with atomic_file(Path(os.environ[ERROR_MESSAGES]) / os.environ["RANK"]) as temporary:
             temporary.write_text(sentence, encoding="utf-8")
     else:
         print(f"error: {sentence}", file=sys.stderr)
@@ -157,11 +164,3 @@ def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.set_postfix_str(what)
 
         yield on_progress
-
-
-def write_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
-    """Columns of equal length as CSV, for `dvc plots`."""
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))

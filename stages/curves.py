@@ -1,60 +1,81 @@
-"""Learning curves while a network trains: a progress bar, and DVCLive files for `dvc plots` and the report."""
+"""How the two training stages run: with a crash checkpoint, a progress bar, and learning curves as DVCLive files."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import torch
 from dvclive import Live
 from scmrepo.exceptions import SCMError
 from tqdm import tqdm
 
-from pipeline.compute.distributed import ALONE, World
+from pipeline.compute.distributed import join
+from pipeline.data.loader import steps_per_epoch
 from pipeline.errors import DataError
-from pipeline.store.paths import CURVES_LINEAGE
-from pipeline.store.tables import write_json
-from pipeline.training.loop import EpochRecord
+from pipeline.lineage import Run
+from pipeline.store.documents import CurvesCard, NetworkCard, Role
+from pipeline.store.paths import CHECKPOINTS, CURVES_CARD
+from pipeline.store.space import require_space
+from pipeline.training.card import EpochRecord
+from pipeline.training.session import Session
 
 
 class Curves:
-    """What the training loop calls after each step and each epoch.
+    """The learning curves in a folder, which is emptied when the first of them is written."""
 
-    Args:
-        open_live: starts the files of DVCLive.
-    """
-
-    def __init__(self, open_live: Callable[[], Live], bar: tqdm) -> None:
-        self._open_live = open_live
-        self._bar = bar
+    def __init__(self, folder: Path, opened: ExitStack, bar: tqdm) -> None:
+        self._folder, self._opened, self._bar = folder, opened, bar
 
     @cached_property
     def live(self) -> Live:
         """The files; they are touched from here on."""
-        return self._open_live()
+        return self._opened.enter_context(_live(self._folder))
 
-    def step(self) -> None:
-        self._bar.update()
-
-    def epoch(self, record: EpochRecord) -> None:
-        self.live.log_metric("train_loss", record.train_loss)
-        self.live.log_metric("val_top1", record.val_top1)
-        self.live.log_metric("learning_rate", record.learning_rate)
+    def add(self, record: EpochRecord) -> None:
+        """Write one epoch and show it."""
+        for name in ("train_loss", "val_top1", "learning_rate"):
+            self.live.log_metric(name, getattr(record, name))
         self.live.next_step()
         self._bar.set_postfix(epoch=record.epoch + 1, loss=f"{record.train_loss:.3f}", val=f"{record.val_top1:.2%}")
 
 
-class NoCurves:
-    """What the training loop of the other processes calls."""
+@contextmanager
+def training_session(run: Run, role: Role, device: torch.device, epochs: int, batch_size: int) -> Iterator[Session]:
+    """The session of a training stage. What is refused before the first epoch ends leaves earlier curves as they were.
 
-    def step(self) -> None:
-        """Show nothing."""
+    Args:
+        batch_size: of all processes together.
 
-    def epoch(self, record: EpochRecord) -> None:
-        """Write nothing."""
+    Raises:
+        DataError: the Git repository around it has no commit yet, which DVCLive needs; raised when it first writes.
+        SpaceError: the disk is full.
+    """
+    folder = run.places.curves[role]
+    with join(device) as world:
+        session = Session(device, world, CHECKPOINTS, keep=True)
+        with world.barrier():
+            total = epochs * steps_per_epoch(run.data.counts.train, batch_size)
+            if world.is_main:
+                require_space(folder, 0, "the learning curves")
+        if not world.is_main:
+            yield session
+            return
+        with (
+            ExitStack() as opened,
+            tqdm(total=total, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
+        ):
+            curves = Curves(folder, opened, bar)
+            yield replace(session, on_step=lambda: bar.update() and None, on_epoch=curves.add)
+            _ = curves.live  # a teacher from a checkpoint has no epochs: the curves of an earlier one must go
+
+
+def sign_curves(run: Run, card: NetworkCard) -> None:
+    """Say in a folder of finished curves whose they are: of the network with this card."""
+    signed = CurvesCard(role=card.role, weights_sha256=card.weights_sha256)
+    signed.write(run.places.curves[card.role] / CURVES_CARD)
 
 
 def check_repository() -> None:
@@ -65,35 +86,6 @@ def check_repository() -> None:
     """
     with TemporaryDirectory() as folder, _live(Path(folder)):
         pass
-
-
-def write_lineage(folder: Path, card: Mapping[str, Any]) -> None:
-    """Say in a folder of finished curves whose they are: of the network with this card."""
-    write_json(folder / CURVES_LINEAGE, {"lineage": {card["role"]: card["weights_sha256"]}})
-
-
-@contextmanager
-def learning_curves(
-    folder: Path, role: str, epochs: int, steps: int, world: World = ALONE
-) -> Iterator[Curves | NoCurves]:
-    """Curves in ``folder``, and a bar over ``epochs * steps`` training steps, from the first process.
-
-    The folder is emptied when the first epoch ends, or when the block ends well without one: what is refused before
-    leaves it as it was.
-
-    Raises:
-        DataError: the Git repository around it has no commit yet, which DVCLive needs; raised when it first writes.
-    """
-    if not world.first:
-        yield NoCurves()
-        return
-    with (
-        ExitStack() as stack,
-        tqdm(total=epochs * steps, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
-    ):
-        curves = Curves(lambda: stack.enter_context(_live(folder)), bar)
-        yield curves
-        _ = curves.live
 
 
 def _live(folder: Path) -> Live:

@@ -1,6 +1,4 @@
-"""Mends the files that dvc itself keeps, which it rewrites in place: one cut short by a kill stops every later dvc."""
-
-from __future__ import annotations
+"""Repairs dvc's own files, which it rewrites in place: one cut short by a kill stops every later dvc."""
 
 import fcntl
 import json
@@ -8,30 +6,31 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import psutil
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML, YAMLError
 from voluptuous import Invalid
 
+from pipeline.store.lock import is_dvc
 from pipeline.store.paths import TARGETS
 
 _TEMPORARY = Path(".dvc/tmp")
 _USERS = _TEMPORARY / "rwlock"
 
 
-def mend() -> None:
-    """Set aside what is damaged, with a warning. Files that a running dvc may be writing are left alone."""
-    with _held(_TEMPORARY / "rwlock.lock") as free:
+def repair_dvc_files() -> None:
+    """Move damaged files out of the way, with a warning. Files that a running dvc may be writing are left alone."""
+    with _locked(_TEMPORARY / "rwlock.lock") as free:
         if free and _USERS.exists():
             users = _users()
             if users is None:
                 _USERS.unlink()
                 logging.warning("%s was cut short when a dvc was killed, and is removed", _USERS)
-            elif not any(_is_dvc(entry["pid"]) for entry in users):
+            elif not any(is_dvc(each) for each in psutil.process_iter() if each.pid in users):
                 # dvc forgets the entries of a killed one unless another program has its number by now
                 _USERS.unlink()
-    with _held(_TEMPORARY / "lock") as free:
+    with _locked(_TEMPORARY / "lock") as free:
         for path in (Path("dvc.lock"), *sorted(TARGETS.glob("*/dvc.lock"))):
             if free and path.exists() and not _is_lockfile(path):
                 aside = _TEMPORARY / f"{'_'.join(path.parts)}.damaged"
@@ -44,7 +43,7 @@ def mend() -> None:
 
 
 @contextmanager
-def _held(lock: Path) -> Iterator[bool]:
+def _locked(lock: Path) -> Iterator[bool]:
     """Take a lock of dvc; False if it is held, or dvc has never run here."""
     if not lock.exists():
         yield _TEMPORARY.is_dir()
@@ -58,22 +57,15 @@ def _held(lock: Path) -> Iterator[bool]:
         yield True
 
 
-def _users() -> list[dict[str, Any]] | None:
-    """The processes that dvc has noted as using files; None if they cannot be read."""
+def _users() -> set[int] | None:
+    """The processes that dvc has recorded as users of files; None if the record cannot be read."""
     try:
         noted = json.loads(_USERS.read_text(encoding="utf-8"))
         readers = [entry for entries in noted.get("read", {}).values() for entry in entries]
-        users = [*readers, *noted.get("write", {}).values()]
-        return users if all(isinstance(entry["pid"], int) for entry in users) else None
+        users = {entry["pid"] for entry in [*readers, *noted.get("write", {}).values()]}
+        return users if all(isinstance(pid, int) for pid in users) else None
     except (ValueError, AttributeError, TypeError, KeyError):
         return None
-
-
-def _is_dvc(pid: int) -> bool:
-    try:
-        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _is_lockfile(path: Path) -> bool:

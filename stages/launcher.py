@@ -1,6 +1,4 @@
-"""Starts the processes that compute a stage together, as ``launcher`` in params.yaml asks for, with torchrun."""
-
-from __future__ import annotations
+"""Starts the processes of a stage with torchrun, as many as ``launcher`` in params.yaml asks for."""
 
 import logging
 import os
@@ -23,14 +21,16 @@ from pipeline.compute.device import choose_device
 from pipeline.compute.distributed import started_by_torchrun
 from pipeline.config import LauncherParams, Params, load_params
 from pipeline.errors import TrainingError
-from stages.common import SENTENCES, only_one, run_program, stopped_by
+from pipeline.portable.text import first_line
+from stages.common import ERROR_MESSAGES, only_one, run_program, stopped_by
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torchrun would not leave ignored ones so
+# torchrun would also handle those that this process ignores
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _STDERR = "stderr.log"  # torchrun's name for it
 
 
 def run_together(stage: Callable[[Params], None], module: str) -> None:
-    """Run a stage on params.yaml, in one process or in several; the rest as for :func:`stages.common.run`.
+    """Run a stage on params.yaml, in one process or in several; the rest as for :func:`stages.common.run_stage`.
 
     Args:
         module: name of the stage's program; each process runs it anew and finds its place in the environment.
@@ -66,10 +66,11 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the stage says what is wrong
     with tempfile.TemporaryDirectory(prefix="energykd-") as temporary:
-        sentences, logs = Path(temporary, "sentences"), Path(temporary, "logs")
-        sentences.mkdir()
-        os.environ[SENTENCES] = str(sentences)
+        messages, logs = Path(temporary, "messages"), Path(temporary, "logs")
+        messages.mkdir()
+        os.environ[ERROR_MESSAGES] = str(messages)
         alone = launcher.machines == 1
+        handled = [number.name for number in _END_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         config = LaunchConfig(
             min_nodes=launcher.machines,
             max_nodes=launcher.machines,
@@ -79,7 +80,7 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             rdzv_endpoint="localhost:0" if alone else str(launcher.rendezvous),
             max_restarts=0,
             monitor_interval=0.1,
-            signals_to_handle=",".join(number.name for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN),
+            signals_to_handle=",".join(handled),
             # the first process shows its progress, the others do not
             logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
@@ -87,19 +88,18 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             elastic_launch(config, sys.executable)("-m", module)
         except ChildFailedError as error:
             code = _exit_code(error)
-            print(_last_words(sentences, logs), file=sys.stderr)
+            print(_error_message(messages, logs), file=sys.stderr)
             sys.exit(code)
         except (RendezvousError, DistNetworkError) as error:
             raise TrainingError(
                 f"the machines did not meet at launcher.rendezvous {launcher.rendezvous} "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); start the stage on all "
-                f"{launcher.machines} of them and check the address"
+                f"({first_line(error)}); start the stage on all {launcher.machines} of them and check the address"
             ) from None
         except SignalException as error:
             print(stopped_by(error.sigval), file=sys.stderr)
             sys.exit(128 + error.sigval)
         finally:
-            del os.environ[SENTENCES]
+            del os.environ[ERROR_MESSAGES]
 
 
 def _exit_code(error: ChildFailedError) -> int:
@@ -108,9 +108,9 @@ def _exit_code(error: ChildFailedError) -> int:
     return max(codes) if max(codes) > 0 else 128 - min(codes, key=lambda code: (code == -signal.SIGTERM, code))
 
 
-def _last_words(sentences: Path, logs: Path) -> str:
-    """The sentence of the first process that left one, else what the silenced ones wrote before they ended."""
-    left = sorted(sentences.iterdir(), key=lambda path: int(path.name))
+def _error_message(messages: Path, logs: Path) -> str:
+    """That of the first process that left one, else what the silenced ones wrote before they ended."""
+    left = sorted(messages.iterdir(), key=lambda path: int(path.name))
     if left:
         return f"error: {left[0].read_text(encoding='utf-8')}"
     written = "".join(path.read_text(errors="replace") for path in sorted(logs.rglob(_STDERR))).strip()

@@ -3,47 +3,35 @@
 python -m stages.measure NAME
 """
 
-from __future__ import annotations
-
-import argparse
-
-from pipeline.evaluation.candidates import candidates
-from pipeline.evaluation.measure import lines, measure, write_measurement
-from pipeline.store.paths import DEVICE_RUNS, EXPORT_MANIFEST
-from pipeline.target_config import find_target
-from pipeline.targets import device_file, result_file, samples_file
-from stages.common import counted, run_program
+from pipeline.evaluation.measure import MeasurementRequest, in_short, measure
+from pipeline.evaluation.runnable import runnable_files
+from pipeline.lineage import Run
+from pipeline.store.paths import DEVICE_RUNS
+from pipeline.targets import device_file, find_target, result_file, samples_file
+from stages.common import counted, device_argument, run_program
 
 PROCESS_SECONDS = 900.0  # at least, for one process: a slow device builds an engine for as long
 
 
 def measure_device(name: str) -> None:
-    target = find_target(name)
-    key = str(device_file(name))
-    chosen = candidates(EXPORT_MANIFEST, target.benchmark.runtimes, f"{key}: benchmark.runtimes", target.files)
-    folder = DEVICE_RUNS / name
+    run, target, key = Run(), find_target(name), str(device_file(name))
     limit = 60 * target.timeout_minutes
+    wanted = MeasurementRequest(
+        files=runnable_files(run, target.benchmark.runtimes, f"{key}: benchmark.runtimes", target.files),
+        settings=target.benchmark,
+        key=key,
+        address=target.address.address(),
+        folder=DEVICE_RUNS / name,
+        result=result_file(name),
+        samples=samples_file(name),
+        timeout_seconds=limit,
+        process_seconds=min(limit, max(limit / 4, PROCESS_SECONDS)),
+    )
     with counted(name, "step") as on_progress:
-        measured = measure(
-            chosen,
-            target.benchmark,
-            target.address.address(),
-            folder,
-            key=key,
-            timeout_seconds=limit,
-            process_seconds=min(limit, max(limit / 4, PROCESS_SECONDS)),
-            on_progress=on_progress,
-        )
-    write_measurement(measured, folder, result_file(name), samples_file(name))
-    print("\n".join(lines(measured)))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.measure", description=__doc__)
-    parser.add_argument("name", help="folder in targets/")
-    arguments = parser.parse_args()
-    run_program(lambda: measure_device(arguments.name))
+        measured = measure(run, wanted, on_progress)
+    print("\n".join(map(in_short, measured.rows)))
 
 
 if __name__ == "__main__":
-    main()
+    device = device_argument("stages.measure", __doc__)
+    run_program(lambda: measure_device(device))

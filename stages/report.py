@@ -1,48 +1,42 @@
 """Stage report: one table of all measurements, one page, and the folder to deploy."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.errors import BudgetError
-from pipeline.report import OnDevice, budget_sentence, build_report, read_inputs, write_deploy
+from pipeline.lineage import Run
+from pipeline.portable.files import atomic_file
+from pipeline.report.build import build_report
+from pipeline.report.deploy import write_deploy
+from pipeline.report.inputs import read_inputs
+from pipeline.report.page import render_page
+from pipeline.report.recommend import budget_sentence
 from pipeline.runtimes import runtime_class
-from pipeline.store.atomic import atomic_file
-from pipeline.store.paths import DEPLOY, EXPORT, METRICS, PAGE, SUMMARY
+from pipeline.store.json_files import write_json
+from pipeline.store.paths import DEPLOY, METRICS, PAGE, SUMMARY
 from pipeline.store.space import require_space
-from pipeline.store.tables import write_json
-from stages.common import run
+from stages.common import run_stage
 
 
 def report(params: Params) -> None:
-    inputs = read_inputs(Path(), params.budget, runtime_class("tensorrt").unavailable())
-    result = build_report(inputs)
-    row = result.recommendation.row
-    require_space(PAGE, len(result.html.encode()), "the page and the tables")
-    size = 0 if row is None else row["size_bytes"]
+    run = Run()
+    found = build_report(read_inputs(run, params.budget, runtime_class("tensorrt").unavailable()))
+    page, row = render_page(found), found.recommendation.row
+    require_space(PAGE, len(page.encode()), "the page and the tables")
+    size = 0 if row is None else row.size_bytes
     require_space(DEPLOY, size, "the files to deploy", output=size)
-    write_json(SUMMARY, result.summary)
-    write_json(METRICS, result.metrics)
+    write_json(SUMMARY, found.summary())
+    write_json(METRICS, found.metrics())
     with atomic_file(PAGE) as temporary:
-        temporary.write_text(result.html, encoding="utf-8")
-    for device in result.devices:
-        print(f"{device.entry['name']}: {_of_device(device)}")
+        temporary.write_text(page, encoding="utf-8")
+    for device in found.devices:
+        print(f"{device.name}: {device.in_short()}")
     if row is None:
         shutil.rmtree(DEPLOY, ignore_errors=True)  # an earlier recommendation must not be taken for this one
-        raise BudgetError(budget_sentence(result.recommendation))
-    write_deploy(DEPLOY, row, EXPORT, inputs.data)
-    print(f"deploy {row['name']} with {row['runtime']}: {DEPLOY}/, see {PAGE}")
-
-
-def _of_device(device: OnDevice) -> str:
-    entry = device.entry
-    chosen = entry["recommended"]
-    if chosen is None:
-        return "; ".join([f"no file is recommended, {entry['not_recommended']}", *entry["notes"]])
-    return "; ".join([f"deploy {chosen['name']} with {chosen['runtime']}", *entry["notes"]])
+        raise BudgetError(budget_sentence(found.recommendation))
+    write_deploy(DEPLOY, row, run.places.export, run.data)
+    print(f"deploy {row.name} with {row.runtime}: {DEPLOY}/, see {PAGE}")
 
 
 if __name__ == "__main__":
-    run(report)
+    run_stage(report)

@@ -3,14 +3,9 @@
 python -m stages.show NAME
 """
 
-from __future__ import annotations
-
-import argparse
-
 from pipeline.store.paths import TARGET_INDEX
-from pipeline.target_config import find_target
-from pipeline.targets import enter_result
-from stages.common import run_program
+from pipeline.targets import enter_result, find_target
+from stages.common import device_argument, run_program
 
 
 def show(name: str) -> None:
@@ -18,12 +13,6 @@ def show(name: str) -> None:
     print(f"{name} is in {TARGET_INDEX}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.show", description=__doc__)
-    parser.add_argument("name", help="folder in targets/")
-    arguments = parser.parse_args()
-    run_program(lambda: show(arguments.name))
-
-
 if __name__ == "__main__":
-    main()
+    device = device_argument("stages.show", __doc__)
+    run_program(lambda: show(device))

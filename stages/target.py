@@ -3,14 +3,13 @@
 python -m stages.target NAME HOST [--like EXAMPLE]
 """
 
-from __future__ import annotations
-
 import argparse
-import re
+
+from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError
+from pipeline.portable.files import atomic_folder
 from pipeline.remote import Address
-from pipeline.store.atomic import atomic_folder
 from pipeline.store.paths import TARGET_EXAMPLES, TARGET_STAGES, TARGETS
 from pipeline.targets import check_name, remeasure
 from stages.common import run_program
@@ -26,31 +25,24 @@ def examples() -> list[str]:
 
 
 def target(name: str, host: str, like: str) -> None:
-    folder = TARGETS / check_name(name)
-    address = {"transport": "local", "host": "null"} if host == THIS_MACHINE else {"host": Address(host=host).host}
+    folder, yaml = TARGETS / check_name(name), YAML()
+    address = {"transport": "local", "host": None} if host == THIS_MACHINE else {"host": Address(host=host).host}
     if folder.exists():
         raise ParamsError(f"{folder} exists already; choose another name, or remove the folder first")
     if like not in examples():
         raise ParamsError(f"{TARGET_EXAMPLES} has no example {like!r}; choose of {', '.join(examples())}")
     # what stands above the first empty line says that the example is one
     _, _, settings = (TARGET_EXAMPLES / f"{like}.yaml").read_text(encoding="utf-8").partition("\n\n")
-    for key, value in address.items():
-        settings = replaced(settings, key, value)
+    device = yaml.load(settings)
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    device["address"].update(address)
     stages = TARGET_STAGES.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
     with atomic_folder(folder) as temporary:
-        (temporary / "device.yaml").write_text(f"{HEAD.format(name)}\n\n{settings}", encoding="utf-8")
+        with (temporary / "device.yaml").open("w", encoding="utf-8") as file:
+            file.write(f"{HEAD.format(name)}\n\n")
+            yaml.dump(device, file)
         (temporary / "dvc.yaml").write_text(stages, encoding="utf-8")
     print(f"{folder}/device.yaml and {folder}/dvc.yaml are written; look into the first, then `{remeasure(name)}`")
-
-
-def replaced(settings: str, key: str, value: str) -> str:
-    """Another value in the line of an address's key, the comment where it was."""
-
-    def line(found: re.Match[str]) -> str:
-        before, space = found.group(2), found.group(3)
-        return f"{found.group(1)}{value:<{len(before) + len(space) - 1}} "
-
-    return re.sub(rf"^(  {key}: )(\S+)( +)", line, settings, count=1, flags=re.MULTILINE)
 
 
 def main() -> None:

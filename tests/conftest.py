@@ -1,9 +1,12 @@
-"""What the tests share: reference figures and small packed stores."""
+"""What the tests share: reference figures, made-up documents, and a tiny run of which nothing was trained."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +15,49 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from pipeline.config import Loss, Params, load_params
-from pipeline.store.tables import sha256_model, write_json
+from pipeline.lineage import Places, Run
+from pipeline.store.json_files import write_json
+from pipeline.store.tables import EnergyLineage, sha256_model, write_table
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 
-# what a whole card of a network holds, beside what write_network adds
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole stages first: at the end, one process would be left alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+# a whole card of a network, but for what write_network adds
 CARD = {
     "role": "student",
     "network": "resnet8",
     "num_classes": 5,
     "class_names": list("abcde"),
     "image_size": 32,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
     "source": "checkpoint",
     "seed": None,
     "epochs": None,
     "val_top1": 0.5,
+    "best_val_top1": None,
+    "best_val_epoch": None,
     "distill": {},
     "heda": {},
     "lineage": dict.fromkeys(("data", "teacher", "energy", "subset"), "0" * 64),
+}
+PARITY = {
+    "images": 8,
+    "max_abs": 1e-6,
+    "mean_abs": 1e-7,
+    "cosine": 1.0,
+    "top1_agreement": 1.0,
+    "largest_flipped_margin": None,
+    "energy_max_abs": 1e-6,
+    "runtime": "onnxruntime",
+    "executed_precision": "fp32",
 }
 
 
@@ -51,12 +77,25 @@ def write_manifest(path: Path, *names: str, **changes: object) -> None:
             "sha256": sha256_model(path.parent / name),
             "size_bytes": 1000,
             "batch": None,
+            "fp32_layers": [],
+            "parity": PARITY,
             **changes,
         }
         for name in names
     ]
     lineage = dict.fromkeys(("data", "teacher", "energy", "student"), "0" * 64)
-    write_json(path, {"schema": 1, "lineage": lineage, "opset": 18, "files": files})
+    write_json(path, {"format": 1, "lineage": lineage, "opset": 18, "files": files})
+
+
+def state_hash(network: Any) -> str:
+    """Hash of all parameters and buffers: equal before and after if nothing moved."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +118,77 @@ def loss_params(name: str, **changes: object) -> Loss:
 def params() -> Params:
     """The parameters as shipped."""
     return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_run_once(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
+    """The folder of :func:`tiny_run`, not to be changed."""
+    from pipeline.data.store import make_store
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    run = Run(places_in(folder))
+    make_store(run.places.data, params.data.model_copy(update={"image_size": 8}))
+    write_chain(run, params)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_run_once: Path, tmp_path: Path) -> Run:
+    """A run up to the student, to work in: the digits at 8 x 8 pixels, two resnet8 with weights as they are drawn, and
+    energies by chance. Its folder is ``tmp_path / "run"``, where its files lie as in a repository."""
+    return Run(places_in(shutil.copytree(tiny_run_once, tmp_path / "run")))
+
+
+def places_in(folder: Path) -> Places:
+    """Where the artifacts of a run lie in a folder."""
+    usual = vars(Places())
+    curves = {role: folder / path for role, path in usual.pop("curves").items()}
+    return Places(**{name: folder / path for name, path in usual.items()}, curves=curves)
+
+
+def write_chain(run: Run, params: Params, seed: int = 0) -> None:
+    """All from the teacher to the student, of the packed data; ``seed`` is that of the weights."""
+    from pipeline.energy.subset import make_subset
+
+    write_untrained(run, "teacher", seed)
+    write_scores(run, "train")
+    write_scores(run, "test", energy=run.energy_sha256)
+    make_subset(run, params.heda, params.seed)
+    lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
+    write_untrained(run, "student", seed, **lineage)
+
+
+def write_untrained(run: Run, role: str, seed: int, **lineage: str) -> None:
+    """A network with weights as they are drawn."""
+    import torch
+
+    from pipeline.training.card import card_facts, checkpoint_facts
+    from pipeline.training.weights import build_network, write_network
+
+    torch.manual_seed(seed + len(role))
+    network = build_network("resnet8", len(run.data.class_names), f"{role}.network")
+    settings = {"distill": {}, "heda": {}} if role == "student" else {}
+    facts = card_facts(role, "resnet8", run.data, lineage) | checkpoint_facts(0.1) | settings
+    write_network(getattr(run.places, role), network, facts)
+
+
+def write_scores(run: Run, split: str, energy: str | None = None) -> None:
+    """Energies by chance, the upper fifth high and the lower fifth low.
+
+    Args:
+        energy: hash of the table of the training split, for that of the test split.
+    """
+    count = getattr(run.data.counts, split)
+    scores = np.random.default_rng(0).normal(-8, 1, count).astype(np.float32)
+    low, high = np.quantile(scores, (0.2, 0.8))
+    columns = {
+        "index": np.arange(count),
+        "label": np.load(run.places.data / f"{split}_labels.npy"),
+        "energy": scores,
+        "confidence": np.full(count, 0.5, np.float32),
+        "correct": np.zeros(count, bool),
+        "group": (1 + (scores > high) - (scores < low)).astype(np.int8),
+    }
+    made_from = {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256, "energy": energy, "split": split}
+    lineage = EnergyLineage(temperature=4.0, low_threshold=float(low), high_threshold=float(high), **made_from)
+    write_table(run.places.energy if split == "train" else run.places.energy_test, [columns], lineage)

@@ -109,6 +109,21 @@ def test_groups_that_overlap_are_refused(tmp_path):
     assert "low_fraction + high_fraction is 1.1" in message
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("training", "compile"), "on", "distill: training.compile is on, but at reads feature maps by hooks"),
+        (("teacher_cache",), True, "distill: teacher_cache keeps the teacher's logits, but at reads its feature maps"),
+    ],
+)
+def test_a_loss_on_feature_maps_is_neither_compiled_nor_cached(tmp_path, keys, value, words):
+    path = changed(tmp_path, "distill", *keys, value=value)
+    with_loss = YAML(typ="safe").load(path)
+    with_loss["distill"]["loss"] = loss_params("at").model_dump()
+    YAML(typ="safe").dump(with_loss, path)
+    assert words in message_of(path)
+
+
 def test_a_step_schedule_needs_milestones(tmp_path):
     assert "milestone" in message_of(changed(tmp_path, "teacher", "training", "schedule", value="step"))
 

@@ -10,10 +10,12 @@ import models
 from pipeline.ablation.schedule import run_study
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.distillation import losses
-from pipeline.distillation.student import ScoredImages, distill
+from pipeline.distillation.losses.dkd import dkd
+from pipeline.distillation.losses.kd import kd
+from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.scoring import score_images
+from pipeline.training.session import Session
 from tests.ablation.conftest import QUICK, make_study  # noqa: F401  a fixture
 
 GPU = "cuda"
@@ -55,9 +57,9 @@ def test_losses_and_their_gradients_are_those_of_the_cpu(loss):
     for device in ("cpu", GPU):
         logits = student.to(device).detach().requires_grad_()
         if loss == "kd":
-            values = losses.kd(logits, teacher.to(device), tau.to(device))
+            values = kd(logits, teacher.to(device), tau.to(device))
         else:
-            values = losses.dkd(logits, teacher.to(device), labels.to(device), tau.to(device), 1.0, 6.0)
+            values = dkd(logits, teacher.to(device), labels.to(device), tau.to(device), 1.0, 6.0)
         values.mean().backward()
         found.append((values.detach().cpu(), logits.grad.cpu()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -85,8 +87,13 @@ def test_the_steps_of_an_epoch_make_the_host_wait_for_nothing(params):
         done += 1
         torch.cuda.set_sync_debug_mode("error" if done < 10 else "default")
 
+    session = Session(torch.device(GPU), on_step=watch)
     try:
-        distill(models.build("resnet8", 10), models.build("resnet20", 10), scored, scored.images, params, on_step=watch)
+        list(
+            train_student(
+                models.build("resnet8", 10), models.build("resnet20", 10), scored, scored.images, params, session
+            )
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert done == 10
@@ -106,6 +113,6 @@ def test_a_study_in_bf16_learns(make_study, tmp_path, compile_):  # noqa: F811
         },
     )
     results = [result for _, result in run_study(study, tmp_path / "study", 1)]
-    assert all(result["device"].startswith(GPU) for result in results)
-    assert all(result["last"]["top1"] > 0.5 for result in results)
-    assert all(result["train_loss"][-1] < result["train_loss"][0] for result in results)
+    assert all(result.device.startswith(GPU) for result in results)
+    assert all(result.last.top1 > 0.5 for result in results)
+    assert all(result.train_loss[-1] < result.train_loss[0] for result in results)

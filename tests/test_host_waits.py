@@ -5,8 +5,6 @@ A step that asks for a value fails by itself, as does one that computes with ten
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -16,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from pipeline.data.loader import Batch, Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.distillation.feature_loss import feature_loss
-from pipeline.distillation.mixing import MIXES, Mixed
-from pipeline.distillation.objective import Companion, Distillation, DistillationStep
+from pipeline.distillation.losses import LOSSES, make_loss
+from pipeline.distillation.mixing import MIXES
+from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.energy.groups import EnergyGroups
 from tests.conftest import loss_params
 
@@ -55,8 +53,7 @@ def images_on_gpu():
 def step_on_gpu(**changes):
     labels, index = torch.zeros(2, BATCH, dtype=torch.int64, device=GPU)
     images = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU)
-    mixed = Mixed(images[:6], index[:6], 0.7)
-    return DistillationStep(Batch(images, labels, index), Companion(mixed, labels[:6]), **changes)
+    return DistillationStep(Batch(images, labels, index), Companion(images[:6], index[:6], 0.7, labels[:6]), **changes)
 
 
 def test_a_blocking_copy_and_a_look_at_a_value_are_found(gpu):
@@ -91,17 +88,17 @@ def test_images_are_mixed_without_waiting(mix):
 
 
 @pytest.mark.parametrize("assignment", ["sample", "view"])
-@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_an_objective_is_computed_without_waiting(gpu, params, loss, assignment):
     chosen = params.distill.model_copy(update={"loss": loss_params(loss), "assignment": assignment})
     heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
     with torch.device(GPU):
-        student, teacher = models.build("resnet8", CLASSES), models.build("resnet20", CLASSES)
-        features = feature_loss(chosen, student, teacher, SIZE)
+        student, teacher = (models.build("resnet8", CLASSES) for _ in range(2))
+        base = make_loss(chosen, student, teacher, SIZE)
     codes = torch.zeros(COUNT, dtype=torch.int8, device=GPU)
-    objective = Distillation(teacher, EnergyGroups(codes, -9.0, -3.0), 4.0, chosen, heda, features)
-    strong = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU) if loss == "mlkd" else None
-    with features.tapped() if features is not None else nullcontext(), NoBlockingCopies():
+    objective = DistillationObjective(teacher, base, EnergyGroups(codes, -9.0, -3.0), 4.0, chosen, heda)
+    strong = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU) if base.strong_views else None
+    with base.reading_features(), NoBlockingCopies():
         value = objective(student, step_on_gpu(strong=strong), 0)
     assert value.device == GPU
     assert value.shape == ()

@@ -1,8 +1,8 @@
-"""What a study leaves behind: every figure as JSON, and a Markdown table and a plot made from it."""
+"""Results of a study: every figure as JSON, and a Markdown table and plots made from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,19 @@ import matplotlib as mpl
 import numpy as np
 
 from pipeline.ablation.statistics import Difference, differences, mean_and_deviation
-from pipeline.ablation.study import Run, Study
-from pipeline.ablation.upstream import fit_groups, read_scores
+from pipeline.ablation.study import Study, Trial
+from pipeline.ablation.trial import TrialResult, places_of
 from pipeline.config import Params
-from pipeline.report.figure import FAINT, INK, LINE, STUDENT, STYLE, new_figure, to_svg
+from pipeline.lineage import Run
+from pipeline.portable.files import atomic_file
 from pipeline.report.formatting import MINUS, NOT_MEASURED, percent, points
-from pipeline.report.inputs import Table
-from pipeline.report.plots import confidence_plot
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import write_json
+from pipeline.report.plots import DASHED, FAINT, INK, LINE, STUDENT, STYLE, confidence_plot, new_figure, to_svg
+from pipeline.store.documents import Document, Part
+from pipeline.store.json_files import write_json
 
-Document = Mapping[str, Any]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
-# column -> key of a result; shown where at least one arm has it
+# column -> key of a moment; shown where every trial has it
 _PARTS = {
     "high-energy": "top1_high_energy",
     "balanced": "balanced_accuracy",
@@ -33,88 +32,117 @@ _PARTS = {
 }
 
 
-def document(
-    study: Study, teachers: Sequence[Mapping[str, Any]], results: Sequence[tuple[Run, Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """The content of <study>.json: what was asked for and every result."""
-    return {
-        "schema": 1,
-        "title": study.title,
-        "note": study.note,
-        "reference": study.reference,
-        "comparisons": [list(pair) for pair in study.comparisons],
-        "seeds": list(study.seeds),
-        "teachers": [dict(teacher) for teacher in teachers],
-        "settings": {
-            name: params.model_dump(mode="json", include={"data", "teacher", "energy", "heda", "distill"})
-            for name, params in study.arms.items()
-        },
-        "rows": [{"arm": run.arm, **result} for run, result in results],
-    }
+class TeacherResult(Part):
+    """The teacher of a study; ``epochs`` is None for a given checkpoint."""
+
+    network: str
+    epochs: int | None
+    val_top1: float
+    test_top1: float
 
 
-def write_results(folder: Path, name: str, content: Document, energy: str) -> list[Path]:
+class Row(TrialResult):
+    """The result of a trial, and its arm."""
+
+    arm: str
+
+
+class StudyResult(Document):
+    """<study>.json: settings and every result.
+
+    Attributes:
+        settings: arm -> the blocks of params.yaml that decide it.
+    """
+
+    title: str
+    note: str
+    reference: str
+    comparisons: list[tuple[str, str]]
+    seeds: list[int]
+    teachers: list[TeacherResult]
+    settings: dict[str, dict[str, Any]]
+    rows: list[Row]
+
+    @classmethod
+    def of(
+        cls, study: Study, root: Path, inputs: Sequence[Params], results: list[tuple[Trial, TrialResult]]
+    ) -> StudyResult:
+        """That of a finished study.
+
+        Args:
+            inputs: one arm's parameters for each different set of energies.
+        """
+        blocks = {"data", "teacher", "energy", "heda", "distill"}
+        return cls(
+            **study.file.model_dump(include={"title", "note", "reference", "comparisons", "seeds"}),
+            # arms with energies of their own may share a teacher
+            teachers=list(dict.fromkeys(_teacher_result(Run(places_of(params, root))) for params in inputs)),
+            settings={arm: params.model_dump(mode="json", include=blocks) for arm, params in study.arms.items()},
+            rows=[Row(arm=trial.arm, **dict(result)) for trial, result in results],
+        )
+
+    def write(self, path: Path) -> StudyResult:
+        """Write the file in one piece, a line for each trial."""
+        write_json(path, self.content(), one_line_each=True)
+        return self
+
+    def per_seed(self, moment: str, key: str) -> dict[str, list[float]]:
+        """Arm -> one value per seed, in the order of the seeds."""
+        return {
+            arm: [
+                getattr(getattr(row, moment), key)
+                for seed in self.seeds
+                for row in self.rows
+                if (row.arm, row.seed) == (arm, seed)
+            ]
+            for arm in self.settings
+        }
+
+
+def write_results(folder: Path, name: str, result: StudyResult, energy: str) -> list[Path]:
     """Write <name>.json, <name>.md, <name>.svg and <name>_energy.svg into ``folder`` and return their paths.
 
     Args:
         energy: of :func:`energy_picture`.
     """
-    figures = folder / f"{name}.json"
-    write_json(figures, content)
+    result.write(folder / f"{name}.json")
     texts = {
-        f"{name}.md": markdown(content, f"{name}.svg"),
-        f"{name}.svg": plot(content, name),
+        f"{name}.md": markdown(result, f"{name}.svg"),
+        f"{name}.svg": plot(result, name),
         f"{name}_energy.svg": energy,
     }
     for file, text in texts.items():
         with atomic_file(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return [figures, *(folder / file for file in texts)]
+    return [folder / f"{name}.json", *(folder / file for file in texts)]
 
 
 def energy_picture(params: Params, root: Path) -> str:
     """Energy against confidence of the training images of a study, as an SVG document."""
-    columns = read_scores(params, root, "train")
-    groups = fit_groups(params, columns["energy"])
-    thresholds = {"low_threshold": groups.low_threshold, "high_threshold": groups.high_threshold}
-    return confidence_plot(Table(columns | {"group": groups.codes.numpy()}, thresholds))
+    return confidence_plot(Run(places_of(params, root)).energy)
 
 
-def markdown(content: Document, figure: str) -> str:
+def markdown(result: StudyResult, figure: str) -> str:
     """The table of a study with what it takes to read it.
 
     Args:
         figure: the plot's file name, relative to the Markdown file.
     """
-    arms = _values(content, "last", "top1")
-    selected = _values(content, "best_validation", "top1")
-    reference, named = content["reference"], [(first, second) for first, second in content["comparisons"]]
+    arms, selected = result.per_seed("last", "top1"), result.per_seed("best_validation", "top1")
+    reference, named = result.reference, result.comparisons
     against = [(name, reference) for name in arms if name != reference]
     total = len(against) + len(named)
-    apart = dict(zip([name for name, _ in against], differences(arms, against, total), strict=True))
-    parts = {title: _values(content, "last", key) for title, key in _shown_parts(content).items()}
-    header = [
-        "arm",
-        "test top-1, last epoch",
-        f"{DELTA} to {reference}",
-        "95 % interval",
-        "test top-1, best validation epoch",
-        *parts,
-        "s / epoch",
-    ]
-    lines = [f"# {content['title']}", "", content["note"], "", _facts(content), ""]
+    to_reference = dict(zip([name for name, _ in against], differences(arms, against, total), strict=True))
+    parts = {title: result.per_seed("last", key) for title, key in _shown_parts(result).items()}
+    header = ["arm", "test top-1, last epoch", f"{DELTA} to {reference}", "95 % interval"]
+    header += ["test top-1, best validation epoch", *parts, "s / epoch"]
+    lines = [f"# {result.title}", "", result.note, "", _facts(result), ""]
     lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
     for name, values in arms.items():
-        difference = apart.get(name)
-        cells = [
-            name,
-            _spread(values),
-            *([NOT_MEASURED] * 2 if difference is None else _difference(difference)),
-            _spread(selected[name]),
-            *(_spread(part[name]) for part in parts.values()),
-            f"{np.median([row['seconds_per_epoch'] for row in content['rows'] if row['arm'] == name]):.1f}",
-        ]
-        lines.append(_line(cells))
+        cells = [name, _spread(values), *_difference(to_reference.get(name)), _spread(selected[name])]
+        cells += [_spread(part[name]) for part in parts.values()]
+        seconds = np.median([row.seconds_per_epoch for row in result.rows if row.arm == name])
+        lines.append(_line([*cells, f"{seconds:.1f}"]))
     if named:
         lines += ["", _line(["comparison", f"{DELTA} test top-1, last epoch", "95 % interval"])]
         lines += [_line(["---", "---:", "---:"])]
@@ -124,13 +152,13 @@ def markdown(content: Document, figure: str) -> str:
     return "\n".join(lines)
 
 
-def plot(content: Document, name: str) -> str:
+def plot(result: StudyResult, name: str) -> str:
     """Every seed of every arm as a dot, the mean as a bar, as an SVG document."""
-    arms = _values(content, "last", "top1")
-    with mpl.rc_context(STYLE):
+    arms = result.per_seed("last", "top1")
+    with mpl.rc_context(fname=STYLE):
         figure, (axes,) = new_figure(0.9 + 0.3 * len(arms), 1)
-        reference = 100 * float(np.mean(arms[content["reference"]]))
-        axes.axvline(reference, color=LINE, linewidth=1.0, linestyle=(0, (4, 3)))
+        reference = 100 * float(np.mean(arms[result.reference]))
+        axes.axvline(reference, color=LINE, linewidth=1.0, linestyle=DASHED)
         for place, values in enumerate(arms.values()):
             shares = 100 * np.asarray(values)
             axes.plot(shares, [place] * len(shares), "o", color=STUDENT, markersize=5, alpha=0.55, markeredgewidth=0)
@@ -139,46 +167,45 @@ def plot(content: Document, name: str) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"test top-1 in %, last epoch; bar: mean, dashed: mean of {content['reference']}", color=FAINT)
+        axes.set_xlabel(f"test top-1 in %, last epoch; bar: mean, dashed: mean of {result.reference}", color=FAINT)
         return to_svg(figure, name)
 
 
-def _values(content: Document, moment: str, key: str) -> dict[str, list[float]]:
-    """Arm -> one value per seed, in the order of the seeds."""
-    found: dict[str, dict[int, float]] = {}
-    for row in content["rows"]:
-        found.setdefault(row["arm"], {})[row["seed"]] = row[moment][key]
-    return {arm: [by_seed[seed] for seed in content["seeds"]] for arm, by_seed in found.items()}
-
-
-def _shown_parts(content: Document) -> dict[str, str]:
-    long_tail = any(row["long_tail"] for row in content["rows"])
-    keys = dict(_PARTS)
-    if not long_tail:
-        keys = {title: key for title, key in keys.items() if not title.endswith("-shot")}
-    # on a balanced test split it repeats the top-1
-    if all(abs(row["last"]["balanced_accuracy"] - row["last"]["top1"]) < 1e-9 for row in content["rows"]):
-        del keys["balanced"]
-    return {title: key for title, key in keys.items() if all(row["last"][key] is not None for row in content["rows"])}
-
-
-def _facts(content: Document) -> str:
-    teachers = "; ".join(
-        f"{teacher['network']}, {_epochs(teacher)}test top-1 {percent(teacher['test_top1'], 2)} %"
-        for teacher in content["teachers"]
+def _teacher_result(run: Run) -> TeacherResult:
+    card, right = run.teacher, run.energy_test.columns["correct"]
+    return TeacherResult(
+        network=card.network, epochs=card.epochs, val_top1=card.val_top1, test_top1=float(right.mean())
     )
-    students = sorted({settings["distill"]["network"] for settings in content["settings"].values()})
-    epochs = sorted({settings["distill"]["training"]["epochs"] for settings in content["settings"].values()})
-    where = sorted({f"{row['device']} with {row['threads']} thread(s)" for row in content["rows"]})
-    code = sorted({row["code"] for row in content["rows"]})
+
+
+def _shown_parts(result: StudyResult) -> dict[str, str]:
+    long_tail = any(row.long_tail for row in result.rows)
+    # on a balanced test split it repeats the top-1
+    balanced = all(abs(row.last.balanced_accuracy - row.last.top1) < 1e-9 for row in result.rows)
+    return {
+        title: key
+        for title, key in _PARTS.items()
+        if not (title.endswith("-shot") and not long_tail)
+        and not (title == "balanced" and balanced)
+        and all(getattr(row.last, key) is not None for row in result.rows)
+    }
+
+
+def _facts(result: StudyResult) -> str:
+    teachers = "; ".join(
+        f"{teacher.network}, {f'{teacher.epochs} epochs, ' if teacher.epochs else ''}test top-1 "
+        f"{percent(teacher.test_top1, 2)} %"
+        for teacher in result.teachers
+    )
+    distill = [settings["distill"] for settings in result.settings.values()]
+    students = sorted({settings["network"] for settings in distill})
+    epochs = sorted({settings["training"]["epochs"] for settings in distill})
+    where = sorted({f"{row.device} with {row.threads} thread(s)" for row in result.rows})
+    code = sorted({row.code for row in result.rows})
     return (
         f"Teacher: {teachers}. Student: {', '.join(students)}, {', '.join(map(str, epochs))} epochs, "
-        f"{len(content['seeds'])} seeds. Run on {', '.join(where)}; code {', '.join(code)}."
+        f"{len(result.seeds)} seeds. Run on {', '.join(where)}; code {', '.join(code)}."
     )
-
-
-def _epochs(teacher: Mapping[str, Any]) -> str:
-    return f"{teacher['epochs']} epochs, " if teacher["epochs"] else ""
 
 
 def _legend(comparisons: int) -> str:
@@ -197,16 +224,13 @@ def _spread(values: Sequence[float]) -> str:
     return percent(mean, 2) if deviation is None else f"{percent(mean, 2)} {PLUS_MINUS} {100 * deviation:.2f}"
 
 
-def _difference(difference: Difference) -> list[str]:
+def _difference(difference: Difference | None) -> list[str]:
     """Value, starred if it stands out, and interval."""
-    value = points(difference.value, 2) + r"\*" * difference.stands_out
-    return [value, _interval(difference.value, difference.half_width)]
-
-
-def _interval(value: float, half_width: float | None) -> str:
-    if half_width is None:
-        return NOT_MEASURED
-    return f"{points(value - half_width, 2)} to {points(value + half_width, 2)}"
+    if difference is None:
+        return [NOT_MEASURED] * 2
+    value, half = difference.value, difference.half_width
+    interval = NOT_MEASURED if half is None else f"{points(value - half, 2)} to {points(value + half, 2)}"
+    return [points(value, 2) + r"\*" * difference.stands_out, interval]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,7 +1,5 @@
 """Means, spread and differences of arms over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a study is made of: a YAML file of arms, each a change to params.yaml, and the seeds that every arm is run with.
+"""A study: a YAML file of arms, each a change to params.yaml, and the seeds that every arm is run with.
 
 title: one line
 note: what the reader of the table has to know
@@ -8,8 +8,6 @@ params: {...}            # changes to params.yaml that all arms share
 arms:
   KD: {...}              # changes of this arm alone
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ class StudyFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One arm with one seed. ``params.seed`` is that of data and teacher; ``seed`` is the student's."""
 
     arm: str
@@ -60,16 +58,12 @@ class Study:
     """A study with the parameters of every arm checked."""
 
     name: str
-    title: str
-    note: str
-    reference: str
-    comparisons: tuple[tuple[str, str], ...]
-    seeds: tuple[int, ...]
+    file: StudyFile
     arms: dict[str, Params]
 
-    def runs(self) -> list[Run]:
-        """All runs, seed by seed, so that a study that was stopped early has whole rounds to compare."""
-        return [Run(arm, seed, params) for seed in self.seeds for arm, params in self.arms.items()]
+    def trials(self) -> list[Trial]:
+        """All trials, seed by seed, so that a study that was stopped early has whole rounds to compare."""
+        return [Trial(arm, seed, params) for seed in self.file.seeds for arm, params in self.arms.items()]
 
 
 def load_study(path: Path, params_path: Path) -> Study:
@@ -85,7 +79,7 @@ def load_study(path: Path, params_path: Path) -> Study:
         name: validated(Params, _merged(_merged(base, file.params), changes), f"{path}: arm {name!r}")
         for name, changes in file.arms.items()
     }
-    return Study(path.stem, file.title, file.note, file.reference, tuple(file.comparisons), tuple(file.seeds), arms)
+    return Study(path.stem, file, arms)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Where and in which precision networks are computed."""
 
-from __future__ import annotations
-
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -19,11 +17,7 @@ _GRAPHS = 64
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that ``device`` in params.yaml asks for.
-
-    Raises:
-        ParamsError: cuda is asked for and there is none.
-    """
+    """The device that ``device`` in params.yaml asks for. Raises ParamsError: cuda is asked for and there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ParamsError("params.yaml: device is cuda, but torch sees no GPU here; set device to auto or cpu")
     if name == "auto":
@@ -57,7 +51,7 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
 
 @contextmanager
 def fastest_kernels() -> Iterator[None]:
-    """While it lasts, cuDNN times its kernels for each new size of a batch and keeps the fastest; nothing on a CPU.
+    """Within the block, cuDNN times its kernels for each new size of a batch and keeps the fastest; nothing on a CPU.
 
     Which one is the fastest may differ from run to run, and the last bits of the results with it.
     """
@@ -66,7 +60,7 @@ def fastest_kernels() -> Iterator[None]:
 
 @contextmanager
 def full_fp32() -> Iterator[None]:
-    """While it lasts, a GPU computes fp32 convolutions in fp32; else torch lets it round what enters them to TF32.
+    """Within the block, a GPU computes fp32 convolutions in fp32; else torch lets it round what enters them to TF32.
 
     Not by ``conv.fp32_precision``: while that is set, torch's compiler fails where it reads ``allow_tf32``.
     """
@@ -83,11 +77,11 @@ def _cudnn(name: str, value: bool) -> Iterator[None]:
 
 
 @contextmanager
-def whole_gradients(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """While it lasts, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
+def bf16_conv_workaround(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
 
-    Of their bf16 gradient on a CPU, torch (2.14, oneDNN) leaves what belongs to weights that only ever meet the padding
-    as it was in memory, so that these become anything, nan too; seen with kernels of 3 and 5 on maps of one pixel.
+    In bf16 on a CPU, torch (2.14, oneDNN) does not write the gradient of weights that only ever meet padding: it stays
+    uninitialised memory, which may be nan; seen with kernels of 3 and 5 on maps of one pixel.
     """
     found = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
     chosen = found if device.type == "cpu" else []
@@ -109,7 +103,7 @@ def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
-    """The network with its passes compiled by torch.compile, all parameters shared; unchanged where that is not wanted.
+    """The network with its passes compiled by torch.compile, all parameters shared; unchanged if compiling is off.
 
     Batches of one size are one graph each, so a training step has two or three. Hooks are not seen by the graph.
     """

@@ -1,10 +1,8 @@
-"""The processes that compute together: who this one is, which part of the work it has, and how results come together.
+"""Data-parallel processes: rank, share of the work, and collective operations.
 
 One process is the ordinary case and needs no process group; everything here is then free. Several are started by
 torchrun (:mod:`stages.launcher`), which sets the environment that :func:`join` reads.
 """
-
-from __future__ import annotations
 
 import gc
 import os
@@ -22,7 +20,7 @@ from pipeline.errors import EnergyKDError, StoppedError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one computation.
+    """The data-parallel processes of one computation.
 
     Attributes:
         rank: of this process, 0 <= rank < size.
@@ -35,7 +33,7 @@ class World:
     local_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
@@ -44,8 +42,8 @@ class World:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def weight(self, part: int, whole: int) -> float:
-        """What the mean over this process's part is multiplied by, so that the mean over the processes is that over the
-        whole, also where the parts are uneven."""
+        """Weight of this process's mean, such that the mean over the processes is that over the whole batch, also where
+        the parts are uneven."""
         return self.size * part / whole
 
     def parallel(self, network: nn.Module) -> nn.Module:
@@ -55,10 +53,10 @@ class World:
         return network if self.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A block at whose end all processes meet; an error of input in one of them ends all of them.
+    def barrier(self) -> Iterator[None]:
+        """A block at whose end all processes meet; an input error in one of them ends all of them.
 
-        Without it a process that fails leaves the others waiting for it in vain.
+        Without it the others would wait for the failed process for ever.
 
         Raises:
             EnergyKDError: the one of the lowest rank, in the first process, so that it is shown once.
@@ -76,7 +74,7 @@ class World:
         dist.all_gather_object(errors, error)
         for rank, found in enumerate(errors):
             if found is not None:
-                raise found if self.first else StoppedError(f"process {rank} stopped: {found}")
+                raise found if self.is_main else StoppedError(f"process {rank} stopped: {found}")
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes of a tensor that has the same shape in each."""
@@ -89,27 +87,22 @@ class World:
         """The parts of all processes one after the other; they may differ in their first dimension."""
         if self.size == 1:
             return part
-        counts = torch.zeros(self.size, dtype=torch.int64, device=part.device)
-        counts[self.rank] = len(part)
-        sizes = self.total(counts).tolist()
-        padded = part.new_zeros((max(sizes), *part.shape[1:]))
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([found[:size] for found, size in zip(parts, sizes, strict=True)])
+        parts = [part] * self.size
+        dist.all_gather_object(parts, part.cpu())
+        return torch.cat(parts).to(part.device)
 
 
 ALONE = World()
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process has a place among others."""
+    """Whether torchrun started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """This process's place among those that torchrun started with it; :data:`ALONE` where it did not.
+    """This process's rank among the processes that torchrun started; :data:`ALONE` without torchrun.
 
     Args:
         device: where tensors are exchanged; a GPU is the one of this process's local rank from here on.
@@ -132,5 +125,5 @@ def join(device: torch.device) -> Iterator[World]:
     try:
         yield world
     finally:
-        gc.collect()  # what is left of DDP in cycles holds the group, whose threads must end before the process does
+        gc.collect()  # DDP objects in reference cycles hold the group, whose threads must end before the process does
         dist.destroy_process_group()

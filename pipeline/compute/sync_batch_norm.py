@@ -1,7 +1,5 @@
 """Batch statistics taken over all processes that share a batch, so that their number does not change the result."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +17,7 @@ _GROUP = "process_group"  # an attribute that nn.SyncBatchNorm has beside those 
 
 @contextmanager
 def synchronised_batch_norm(network: nn.Module, world: World) -> Iterator[None]:
-    """While it lasts, the batch norms of the network take their statistics over all processes.
+    """Within the block, the batch norms of the network take their statistics over all processes.
 
     The class of each module is exchanged, not the module: parameters, names and hooks stay as they are.
 
@@ -49,7 +47,7 @@ def synchronised_batch_norm(network: nn.Module, world: World) -> Iterator[None]:
 
 
 class _SynchronisedOnCpu(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm computes, which itself is for GPUs only."""
+    """The same computation as nn.SyncBatchNorm, which itself is for GPUs only."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W], B of this process -> the same shape."""

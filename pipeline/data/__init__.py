@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are split and packed, and how batches of views are drawn from them."""
+"""Data sets: sources, splits, the packed store, decoding of images, and batches of augmented views."""

@@ -1,6 +1,4 @@
-"""Image files: which there are below a folder, and one of them as an upright RGB image of 8 bits per channel."""
-
-from __future__ import annotations
+"""List the image files of a folder, and decode a file to an upright RGB image with 8 bits per channel."""
 
 import logging
 import os
@@ -12,60 +10,56 @@ from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from pipeline.errors import DataError, brief
+from pipeline.errors import DataError
+from pipeline.portable.text import brief
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-# what is inside decides, not the ending; other decoders of Pillow stay out of reach of foreign files
+# the content decides, not the suffix; Pillow tries no other decoder on files from outside
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
-# control characters would break the one line that a file has in a message, surrogates are bytes that are no text
+# control characters would break a message into several lines; surrogates are bytes outside of UTF-8
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
-# Pillow's own warning, from 89 megapixels on, would come on top of our sentence
+# Pillow warns from 89 megapixels on, in addition to the error below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All image files below ``folder``, sorted by path; files with other endings are left out, with one warning.
+    """List all image files below ``folder``, sorted by path; skip files with other suffixes, with one warning.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    found: list[Path] = []
-    others: list[Path] = []
+    images, others = list[Path](), list[Path]()
     for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         folders.sort()
         for name in names:
             path = Path(parent) / name
-            (found if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
+            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
     others = [path for path in others if not path.name.startswith(".")]
     if others:
-        logging.warning("%s: %d files with other endings were left out, such as %s", folder, len(others), min(others))
-    return sorted(found)
+        logging.warning("%s: skipped %d files without an image suffix, such as %s", folder, len(others), min(others))
+    return sorted(images)
 
 
 def name_problems(paths: Iterable[Path]) -> list[str]:
-    """One sentence for each path that cannot go into a manifest, or that another computer would take for its twin."""
+    """Describe in one sentence each path that has control characters or differs from another path in case only."""
     problems = []
     by_case: dict[str, Path] = {}
     for path in paths:
         if _UNUSABLE.search(str(path)):
-            problems.append(f"{str(path)!a} is a name with characters that cannot be shown; rename the file")
+            problems.append(f"{str(path)!a} is a file name with characters that cannot be shown; rename the file")
             continue
-        twin = by_case.setdefault(str(path).casefold(), path)
-        if twin is not path:
-            problems.append(f"{path} and {twin} differ in case only; rename or remove one of them")
+        other = by_case.setdefault(str(path).casefold(), path)
+        if other is not path:
+            problems.append(f"{path} and {other} differ in case only; rename or remove one of them")
     return problems
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, sorted.
-
-    Raises:
-        DataError: the folder cannot be read.
-    """
+    """List the names of the folders in ``folder``, sorted. Raises DataError: it cannot be read."""
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_dir())
     except OSError as error:
@@ -73,24 +67,24 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def decode(path: Path) -> Image.Image:
-    """One image file as RGB, turned upright by its EXIF orientation; of 16 bits per channel the upper 8 are kept.
+    """Decode an image file to RGB, upright by its EXIF orientation; 16-bit channels keep their upper 8 bits.
 
-    Transparency is left out, as torchvision's ImageFolder does: the colour below it stays.
+    The alpha channel is dropped and the colours stay, as in torchvision's ImageFolder.
 
     Raises:
-        DataError: the file cannot be read, is empty, damaged, of another format, larger than 64 megapixels, or holds
-            floats.
+        DataError: the file is unreadable, empty, damaged, of another format, above 64 megapixels, or contains floats.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _too_large(path, f"{width} x {height} pixels, more than")
-            upright = ImageOps.exif_transpose(image)
-            return _as_rgb(_upper_8_bits(upright, path))
-    except Image.DecompressionBombError:  # Pillow refuses at 179 megapixels, before it tells the size
+            upright = _upper_8_bits(ImageOps.exif_transpose(image), path)
+            # by way of RGBA, because Pillow warns when it converts a palette with transparency directly
+            return (upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB")
+    except Image.DecompressionBombError:  # Pillow raises from 179 megapixels on, before the size is known
         raise _too_large(path, "more than") from None
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path} cannot be read ({error.strerror}); make it readable or remove it") from None
         reason = brief(error) if path.stat().st_size else "it is empty"
@@ -98,12 +92,12 @@ def decode(path: Path) -> Image.Image:
 
 
 def decode_at(path: str | Path, size: int) -> NDArray[np.uint8]:
-    """One image file as uint8 [size, size, 3]; the rest as for :func:`decode` and :func:`resize`."""
-    return np.array(resize(decode(Path(path)), size))  # a writable copy, as torch wants it
+    """Decode and resize an image file to uint8 [size, size, 3]."""
+    return np.array(resize(decode(Path(path)), size))  # a writable copy, because torch warns about read-only arrays
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """The image at ``size`` x ``size`` pixels, bilinear with antialiasing; the aspect ratio is not kept."""
+    """Resize to ``size`` x ``size`` pixels, bilinear with antialiasing; the aspect ratio is not kept."""
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -111,15 +105,10 @@ def _too_large(path: Path, size: str) -> DataError:
     return DataError(f"{path} has {size} {MAX_PIXELS / 1e6:.0f} megapixels; scale it down or remove it")
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    # straight from a palette with transparency Pillow warns, though the colours are the same
-    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-
-
 def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Grey images of 16 bits, which Pillow would cut off at 255; in colour it keeps the upper 8 bits by itself."""
+    """Reduce 16-bit grey images to 8 bits; Pillow would clip them at 255. It reduces 16-bit colours by itself."""
     if image.mode == "F":
-        raise DataError(f"{path} holds floats, whose range is not known; convert it to 8 bits per channel")
+        raise DataError(f"{path} holds floats of an unknown range; convert it to 8 bits per channel")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)

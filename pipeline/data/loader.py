@@ -1,9 +1,7 @@
-"""Batches of views of images. Crop, flip and normalisation are one gather for the whole batch, on the device.
+"""Batches of augmented views: crop, flip and normalisation are one gather per batch, on the device.
 
-All randomness comes from a generator that the caller seeds, so the numbers do not depend on where pixels come from.
+The caller seeds the random generator, so packed and streamed pixels give the same numbers.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,77 +18,50 @@ from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.errors import TrainingError
 
-_STRONG_GROUP = 8  # images that share the operations of a strong view
+_STRONG_GROUP = 8  # images with the same operations in a strong view
 
 
 class Views(TypedDict):
-    """What random views of training images are made of: see :class:`Images`."""
+    """Arguments of :func:`open_images` for random views."""
 
     crop_padding: int
     horizontal_flip: bool
 
 
 def training_views(params: DataParams) -> Views:
-    """The views that ``params`` ask for."""
+    """Arguments of :func:`open_images` for the training views of ``params``."""
     return {"crop_padding": params.crop_padding, "horizontal_flip": params.horizontal_flip}
 
 
-# which places of a batch are wanted
-Part = slice | Tensor
+Part = slice | Tensor  # positions in a batch
 
 
 class Drawn(NamedTuple):
-    """Random views of images.
+    """Random views of images."""
 
-    Attributes:
-        images: normalised, float32 [M, 3, S, S], channels_last.
-        views: int64 [M], which crop and flip each is: in [0, :attr:`Images.view_count`).
-    """
-
-    images: Tensor
-    views: Tensor
+    images: Tensor  # normalised, float32 [M, 3, S, S], channels_last
+    views: Tensor  # int64 [M], number of the crop and flip, in [0, Images.view_count)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step.
+    """Images and labels of one training step."""
 
-    Attributes:
-        images: normalised, float32 [B, 3, S, S], channels_last.
-        labels: int64 [B].
-        index: int64 [B], in the split.
-        weight: of their mean in the objective; 1 unless they are one process's part of a larger batch.
-        views: int64 [B], which crop and flip of its image each is, see :class:`Drawn`; None if they are un-augmented.
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    weight: float = 1.0
-    views: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Consecutive:
-    """The batches of ranges of images, each index made on the host when it is asked for."""
-
-    rows: Sequence[range]
-    batch_size: int
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for rows in self.rows:
-            for start in range(rows.start, rows.stop, self.batch_size):
-                yield torch.arange(start, min(start + self.batch_size, rows.stop))
+    images: Tensor  # normalised, float32 [B, 3, S, S], channels_last
+    labels: Tensor  # int64 [B]
+    index: Tensor  # int64 [B], positions in the split
+    process_weight: float = 1.0  # of the mean over this process's part, see World.weight; 1 for a whole batch
+    views: Tensor | None = None  # int64 [B], as in Drawn; None if the images are un-augmented
 
 
 class Images:
-    """One split, with views of its images on the device.
+    """One split; makes views of its images on the device.
 
     Args:
-        pixels: of the N images, with the border that random crops reach into.
+        pixels: of the N images, with the border for random crops.
         labels: int64 [N], on the device.
-        mean, std: per channel, on the scale [0, 1].
-        horizontal_flip: whether views are mirrored half of the time.
+        mean, std: per channel, for pixel values in [0, 1].
+        horizontal_flip: mirror each view with probability 0.5.
     """
 
     def __init__(
@@ -118,15 +89,14 @@ class Images:
 
     @property
     def view_count(self) -> int:
-        """How many different random views an image has."""
+        """Number of different random views of an image."""
         return (2 * self._pixels.padding + 1) ** 2 * (2 if self._flip else 1)
 
     def centre(self, index: Tensor) -> Tensor:
-        """The un-augmented images of ``index`` [B]: float32 [B, 3, S, S]."""
-        return next(self.centres([index]))
+        """Return the un-augmented images of ``index`` [B]: normalised, float32 [B, 3, S, S]."""
+        return next(self._centres([index]))
 
-    def centres(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The un-augmented images of each index [B]: float32 [B, 3, S, S]."""
+    def _centres(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         inner = slice(self._pixels.padding, self._pixels.padding + self.size)
         for stored, places in self._pixels.fetch(indices):
             yield self._normalised(stored[places][:, inner, inner])
@@ -134,11 +104,11 @@ class Images:
     def views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
     ) -> Iterator[Drawn]:
-        """Random crops and flips of the images of each index [B].
+        """Draw a random crop and flip for each image of each index [B].
 
         Args:
             generator: on the device of the images.
-            parts: the places of each index that are wanted, M of them, the same views as without; all unless given.
+            parts: the M positions of each index to return, default all; the views do not depend on it.
         """
         for crops, views in self._crops(indices, generator, parts):
             yield Drawn(self._normalised(crops), views)
@@ -146,14 +116,10 @@ class Images:
     def strong_views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
     ) -> Iterator[Tensor]:
-        """Random crops and flips under RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [B, 3, S, S].
+        """Random crops and flips with RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [M, 3, S, S].
 
-        Operations are drawn once for every few images, not for each, so that they run on whole tensors. They are drawn
-        from torch's global generator, because RandAugment takes no other.
-
-        Args:
-            generator: of the crops and flips; on the device of the images.
-            parts: as for :meth:`views`; the operations are drawn for each process's part by itself.
+        Groups of 8 images share the drawn operations, so that these run on whole tensors. RandAugment draws from
+        torch's global generator, because it accepts no other. Arguments as in :meth:`views`.
         """
         for crops, _ in self._crops(indices, generator, parts):
             groups = torch.split(crops.permute(0, 3, 1, 2), _STRONG_GROUP)
@@ -161,26 +127,30 @@ class Images:
             yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
 
     def batches(self, batch_size: int, rows: Sequence[range] | None = None) -> Iterator[Batch]:
-        """The images of each range of ``rows``, un-augmented and in order; the last batch of a range may be smaller.
-
-        Args:
-            rows: ranges of step 1, one after the other; all images unless given.
+        """Yield the un-augmented images of each range of ``rows`` (step 1, default all images) in order; the last batch
+        of a range may be smaller.
         """
-        indices = _Consecutive([range(len(self))] if rows is None else rows, batch_size)
-        for index, images in zip(indices, self.centres(indices), strict=True):
-            there = index.to(self.device, non_blocking=True)
-            yield Batch(images, self.labels[there], there)
+        whole = [range(len(self))] if rows is None else rows
+
+        def indices() -> Iterator[Tensor]:  # on the host, made on demand
+            for part in whole:
+                for start in range(part.start, part.stop, batch_size):
+                    yield torch.arange(start, min(start + batch_size, part.stop))
+
+        for index, images in zip(indices(), self._centres(indices()), strict=True):
+            device_index = index.to(self.device, non_blocking=True)
+            yield Batch(images, self.labels[device_index], device_index)
 
     def _crops(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 [M, S, S, 3] of each index, and which view each is."""
+        """Yield the crops uint8 [M, S, S, 3] of each index, and the numbers of the views [M]."""
         device, padding = self.device, self._pixels.padding
         pixels = torch.arange(self.size, device=device)
         chosen = [slice(None)] * len(indices) if parts is None else parts
-        wanted = [index[part] for index, part in zip(indices, chosen, strict=True)]
-        for (stored, places), index, part in zip(self._pixels.fetch(wanted), indices, chosen, strict=True):
-            # drawn for the whole batch, so that a process's part of it is the same however many processes there are
+        part_indices = [index[part] for index, part in zip(indices, chosen, strict=True)]
+        for (stored, places), index, part in zip(self._pixels.fetch(part_indices), indices, chosen, strict=True):
+            # drawn for the whole batch, so that the views do not depend on the number of processes
             batch = index.numel()
             offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)[:, part]
             rows, columns = offsets[0] + pixels, pixels
@@ -193,13 +163,13 @@ class Images:
             yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]], views[:, 0]
 
     def _normalised(self, images: Tensor) -> Tensor:
-        # NHWC in memory seen as NCHW is channels_last, the layout that convolutions are fastest in
+        # NHWC memory permuted to NCHW is channels_last, the fastest layout for convolutions
         return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
 
 
 @cache
 def _rand_augment() -> Callable[[Tensor], Tensor]:
-    from torchvision.transforms.v2 import RandAugment  # noqa: PLC0415  slow import that one loss needs
+    from torchvision.transforms.v2 import RandAugment  # noqa: PLC0415  slow import for one loss
 
     augment: Callable[[Tensor], Tensor] = RandAugment(num_ops=2, magnitude=10)
     return augment
@@ -208,22 +178,19 @@ def _rand_augment() -> Callable[[Tensor], Tensor]:
 def open_images(
     folder: Path, name: str, device: torch.device, *, crop_padding: int = 0, horizontal_flip: bool = False
 ) -> Images:
-    """One split of the store in ``folder``, normalised as the store's card says; packed images go to the device."""
+    """Open a split of the store in ``folder``; mean and std are those of the data card."""
     card, split = read_card(folder), read_split(folder, name)
-    pixels: Pixels
-    if isinstance(split, PackedSplit):
-        pixels = ResidentPixels(split.images, device, crop_padding)
-    else:
-        pixels = StreamedPixels(split.paths, card["image_size"], device, crop_padding)
+    pixels: Pixels = (
+        ResidentPixels(split.images, device, crop_padding)
+        if isinstance(split, PackedSplit)
+        else StreamedPixels(split.paths, card.image_size, device, crop_padding)
+    )
     labels = torch.tensor(split.labels, device=device)
-    return Images(pixels, labels, card["mean"], card["std"], horizontal_flip=horizontal_flip)
+    return Images(pixels, labels, card.mean, card.std, horizontal_flip=horizontal_flip)
 
 
 def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """The batches of one epoch over ``count`` images: int64 [B] each, on the generator's device.
-
-    The last partial batch is left out, unless it is the only one.
-    """
+    """Shuffle ``count`` images into the full batches int64 [B] of one epoch; one smaller batch if there is none."""
     order = torch.randperm(count, generator=generator, device=generator.device)
     return list(torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)])
 
@@ -231,7 +198,7 @@ def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) ->
 def shuffled_batches(
     images: Images, batch_size: int, generator: torch.Generator, world: World = ALONE
 ) -> Iterator[Batch]:
-    """One epoch of random views: this process's part of each batch of :func:`shuffled_indices`."""
+    """Yield one epoch of random views: this process's part of each batch of :func:`shuffled_indices`."""
     indices = shuffled_indices(len(images), batch_size, generator)
     return view_batches(images, indices, generator, world)
 
@@ -239,7 +206,7 @@ def shuffled_batches(
 def view_batches(
     images: Images, indices: Sequence[Tensor], generator: torch.Generator, world: World
 ) -> Iterator[Batch]:
-    """Random views of this process's part of each batch, with labels and weight."""
+    """Yield random views of this process's part of each batch, with labels and weight."""
     parts = shares(indices, world)
     for whole, part, drawn in zip(indices, parts, images.views(indices, generator, parts), strict=True):
         index = whole[part]
@@ -247,22 +214,18 @@ def view_batches(
 
 
 def shares(indices: Sequence[Tensor], world: World) -> list[slice]:
-    """This process's part of each batch.
-
-    Raises:
-        TrainingError: a batch has fewer images than there are processes.
-    """
+    """This process's part of each batch. Raises TrainingError: a batch has fewer images than processes."""
     smallest = min(len(index) for index in indices)
     if smallest < world.size:
         raise TrainingError(
-            f"a batch of {smallest} images cannot be divided among {world.size} processes; raise batch_size (or "
+            f"a batch size of {smallest} cannot be divided among {world.size} processes; raise batch_size (or "
             "heda.fraction), or lower launcher.processes"
         )
     return [world.share(len(index)) for index in indices]
 
 
 def cycled_indices(members: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """``steps`` batches of exactly ``batch_size`` indices out of ``members`` [M], each member once before any twice."""
+    """``steps`` batches of ``batch_size`` indices from repeated shuffles of ``members`` [M]."""
     rounds = -(-batch_size * steps // members.numel())
     order = torch.cat(
         [members[torch.randperm(members.numel(), generator=generator, device=members.device)] for _ in range(rounds)]
@@ -271,5 +234,5 @@ def cycled_indices(members: Tensor, batch_size: int, steps: int, generator: torc
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Full batches in ``count`` images; 1 if there is none."""
+    """Number of full batches in ``count`` images, at least 1."""
     return max(1, count // batch_size)

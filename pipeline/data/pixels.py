@@ -1,13 +1,12 @@
-"""Where the pixels of a split come from: one uint8 tensor on the device, or image files decoded by worker processes.
+"""Pixels of a split: one uint8 tensor on the device, or image files that worker processes decode.
 
-Both hand out the same thing, so that crops, flips and normalisation are the same code and the same numbers.
+Both have the same interface, so crops, flips and normalisation use the same code and give the same numbers.
 """
-
-from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,86 +22,64 @@ from pipeline.errors import DataError, SpaceError
 from pipeline.store.space import SMALL
 
 MOST_WORKERS = 16
-_AHEAD = 4  # batches that each worker has ready
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where torch hands batches over
-_BLOCK = 256  # batches whose indices are moved at once
+_AHEAD = 4  # batches that each worker prefetches
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  workers pass batches through it
+_BLOCK = 256  # indices of so many batches are moved at once
 
 
 class Pixels(Protocol):
-    """Pixels of N images, with a black border for crops.
+    """Pixels of N images, with a black border for crops."""
 
-    Attributes:
-        size: side of the images without the border.
-        padding: width of the border, pixels.
-    """
-
-    size: int
-    padding: int
-
-    @property
-    def device(self) -> torch.device: ...
+    size: int  # side of the images without the border
+    padding: int  # width of the border, pixels
 
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index int64 [B], in order: uint8 [M, P, P, 3] with border, and where in it the B images are."""
+        """Yield for each index int64 [B]: uint8 [M, P, P, 3] with border, and the positions [B] of the images in it."""
         ...
 
 
 class ResidentPixels:
-    """All images on the device: nothing is moved or decoded in the training loop.
-
-    Args:
-        images: uint8 [N, S, S, 3].
-    """
+    """All images, uint8 [N, S, S, 3], on the device; the training loop neither decodes nor moves pixels."""
 
     def __init__(self, images: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device, padding: int) -> None:
         self.size, self.padding = images.shape[1], padding
-        # ascontiguousarray would keep a read-only map; torch wants memory of its own
+        # torch.tensor copies: from_numpy would keep the read-only memory map
         self._padded = _bordered(torch.tensor(images, device=device), padding)
 
-    @property
-    def device(self) -> torch.device:
-        return self._padded.device
-
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`Pixels`; the whole split and the index itself."""
+        """As in :class:`Pixels`: the whole split and the index itself."""
         for index in indices:
-            yield self._padded, index.to(self.device, non_blocking=True)
+            yield self._padded, index.to(self._padded.device, non_blocking=True)
 
 
 class StreamedPixels:
-    """Image files, decoded ahead of time in worker processes and moved to the device as uint8.
+    """Image files that worker processes decode ahead of time; the images move to the device as uint8.
 
-    Processes and not threads: on two idle cores two threads decode 0.48 times as many 64x64 images a second as two
-    forked processes, and 1.09 times as many of 500x375 (bench/decoding.py). Most of the work on a small file is Python,
-    which threads take turns at, so they stay at what one core does; only where other work keeps the second core busy
-    are they as fast or faster (1.0 to 1.4).
+    Processes instead of threads: on two idle cores, two threads decode 0.48 times as many 64x64 images per second as
+    two forked processes, and 1.09 times as many 500x375 images (bench/decoding.py). Small files need mostly Python
+    code, and only one thread at a time can run it. If the second core is busy, threads are as fast or faster.
 
     Args:
-        paths: of N files; a sequence that holds millions without a Python object each.
-        size: side that images are resized to.
+        paths: of N files; a pyarrow array holds millions without one Python object each.
+        size: images are resized to ``size`` x ``size``.
     """
 
     def __init__(self, paths: Sequence[str], size: int, device: torch.device, padding: int) -> None:
-        self.size, self.padding = size, padding
-        self._device = device
+        self.size, self.padding, self._device = size, padding, device
         self._files = _Files(paths, size)
 
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`Pixels`. A bounded number of batches is decoded ahead; the workers end with the iterator.
+        """As in :class:`Pixels`. The workers decode a bounded number of batches ahead and end with the iterator.
 
         Raises:
-            DataError: a file was removed or damaged since it was prepared.
-            SpaceError: what is decoded ahead does not fit into shared memory.
+            DataError: a file was removed or damaged after the stage prepare.
+            SpaceError: the prefetched batches do not fit into shared memory.
         """
         batches = (index.tolist() for index in _on_cpu(indices))
-        most = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-        first = list(islice(batches, max(most, 2)))
-        # a lone batch is decoded here: there is nothing to be ahead of
-        workers = min(most, len(first)) if len(first) > 1 else 0
+        max_workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        first = list(islice(batches, max(max_workers, 2)))
+        # a single batch is decoded in this process
+        workers = min(max_workers, len(first)) if len(first) > 1 else 0
         if workers:
             _check_shared_memory((workers * _AHEAD + 1) * len(first[0]) * 3 * self.size**2)
         loader: DataLoader[Any] = DataLoader(
@@ -110,63 +87,58 @@ class StreamedPixels:
             batch_sampler=chain(first, batches),
             num_workers=workers,
             prefetch_factor=_AHEAD if workers else None,
-            collate_fn=_together,
+            collate_fn=_collate,
             pin_memory=self._device.type == "cuda",
-            # in a spawned process the default would be to spawn, which takes seconds at the start of every pass
+            # the default in a spawned process is to spawn, which takes seconds at the start of every pass
             multiprocessing_context="fork" if workers else None,
-            generator=torch.Generator(),  # it seeds workers, from the global generator unless told
+            generator=torch.Generator(),  # seeds the workers; the default would draw from the global generator
         )
-        for batch in _from_living(loader):
+        for batch in _loaded(loader):
             if isinstance(batch, str):
-                raise DataError(f"{batch}; it was whole when the data were prepared, so run `dvc repro -f prepare`")
+                raise DataError(f"{batch}; the file was readable in the stage prepare, so run `dvc repro -f prepare`")
             moved = batch.to(self._device, non_blocking=True)
             yield _bordered(moved, self.padding), torch.arange(len(moved), device=self._device)
 
 
+@dataclass
 class _Files(Dataset[Any]):
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self._paths = paths
-        self._size = size
+    paths: Sequence[str]
+    size: int
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return torch.from_numpy(decode_at(str(self._paths[index]), self._size))
-        except DataError as error:  # an exception would cross the process border as a traceback
+            return torch.from_numpy(decode_at(str(self.paths[index]), self.size))
+        except DataError as error:  # an exception would reach the parent process as a traceback
             return str(error)
 
 
-def _together(items: list[Tensor | str]) -> Tensor | str:
-    """The images as one tensor, or the first problem among them."""
+def _collate(items: list[Tensor | str]) -> Tensor | str:
+    """Stack the images to one tensor; if there are errors, return the first one."""
     images = [item for item in items if isinstance(item, Tensor)]
-    problems = [item for item in items if isinstance(item, str)]
-    if problems:
-        return problems[0]
+    if len(images) < len(items):
+        return next(item for item in items if isinstance(item, str))
     if get_worker_info() is None:
         return torch.stack(images)
-    # Left to the thread that sends it, the batch would be lost where shared memory is full, and the parent would wait.
+    # Allocated here, because in the sending thread a full memory would lose the batch and the parent would wait.
     batch = torch.empty(len(images), *images[0].shape, dtype=torch.uint8)
     batch.share_memory_()  # type: ignore[no-untyped-call]
     return torch.stack(images, out=batch)
 
 
-def _from_living(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches. A worker that is gone is one kind of error, also where torch meets it in the middle of a batch."""
+def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield the batches; a dead worker always raises the same RuntimeError."""
     try:
         yield from loader
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # of the socket over which memory is handed on
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # the worker died in the middle of a batch
         raise RuntimeError(f"DataLoader worker exited unexpectedly: {type(error).__name__}") from error
 
 
 def _check_shared_memory(needed: int) -> None:
-    """Refuse more than shared memory can hold: workers would die of it at some later moment.
-
-    Args:
-        needed: bytes of the batches that are decoded ahead.
-    """
+    """Raise SpaceError if shared memory has less than ``needed`` bytes free; the workers would crash later."""
     if not _SHARED_MEMORY.exists():
         return
     usage = shutil.disk_usage(_SHARED_MEMORY)
-    if usage.total and needed + SMALL > usage.free:  # a size of 0: without a limit
+    if usage.total and needed + SMALL > usage.free:  # a total of 0 means no limit
         raise SpaceError(
             f"the images that are decoded ahead need {(needed + SMALL) / 1e6:,.1f} MB, but {_SHARED_MEMORY} has "
             f"{usage.free / 1e6:,.1f} MB free; enlarge it (docker run --shm-size), lower batch_size of the training, "
@@ -175,7 +147,7 @@ def _check_shared_memory(needed: int) -> None:
 
 
 def _on_cpu(indices: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each index, on the CPU. Many at a time, because every transfer from a GPU waits for all of its work."""
+    """Yield each index on the CPU, moved in blocks, because every transfer from a GPU waits for all of its work."""
     remaining = iter(indices)
     while block := list(islice(remaining, _BLOCK)):
         yield from torch.split(torch.cat(block).cpu(), [len(index) for index in block])

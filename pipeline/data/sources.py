@@ -1,8 +1,6 @@
-"""Where images come from. A source gives every image as a Pillow RGB image with its label, split by split."""
+"""Data sources, which read images as Pillow RGB images with labels, and their split into train, val and test."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,58 +11,62 @@ from PIL import Image
 from pipeline.config import DataParams
 from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, name_problems, subfolders
 from pipeline.errors import DataError
+from pipeline.portable.text import first_line
 
 SPLITS = ("train", "val", "test")
+Members = dict[str, tuple[str, NDArray[np.int64]]]  # split -> name of the source split, ascending indices in it
+_IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education"
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """One split as published.
-
-    Attributes:
-        labels: int64 [N].
-        read: decodes image i; safe to call from several threads.
-        paths: of the N files, where each image is one.
-        problems: one sentence for each file that cannot be used, as far as its name tells.
-    """
+    """One published split of N images."""
 
     labels: NDArray[np.int64]
-    read: Callable[[int], Image.Image]
-    paths: Sequence[Path] | None = None
-    problems: Sequence[str] = ()
+    read: Callable[[int], Image.Image]  # decodes image i; safe to call from several threads
+    paths: Sequence[Path] | None = None  # None if the images are not files
+    problems: Sequence[str] = ()  # one sentence for each file with an unusable name
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as published: class names, the splits it has (train always), and where it is from."""
+    """A published data set: class names, splits (at least train), origin and licence."""
 
     class_names: tuple[str, ...]
     splits: dict[str, SourceSplit]
     origin: str
     licence: str
 
+    @property
+    def problems(self) -> list[str]:
+        """Problems of all splits."""
+        return [problem for split in self.splits.values() for problem in split.problems]
+
 
 def open_source(params: DataParams) -> Source:
-    """The data set that ``data.name`` and ``data.root`` ask for.
+    """Open the data set of ``data.name`` and ``data.root``.
 
     Raises:
         DataError: the folder is missing, has another layout, or the download failed.
     """
+    root = Path(params.root)
     match params.name:
         case "digits":
             return _digits()
         case "cifar10" | "cifar100":
-            return _cifar(params.name, Path(params.root))
+            return _cifar(params.name, root)
         case "tiny-imagenet":
-            return _tiny_imagenet(Path(params.root))
-        case "imagenet":
-            return _imagenet(Path(params.root))
+            return _tiny_imagenet(root)
+        case "imagenet":  # the official val split, the only other labelled one, is the test split here
+            origin = f"ImageNet in folder {root.name}; its validation split is the test split"
+            return _from_folders(root, {"test": "val", "train": "train"}, origin, _IMAGENET_LICENCE)
         case "imagefolder":
-            return _image_folder(Path(params.root))
+            folders = {name: name for name in SPLITS if name == "train" or (root / name).is_dir()}
+            return _from_folders(root, folders, f"folder {root.name}", "that of the images in data.root")
 
 
 def _digits() -> Source:
-    from sklearn.datasets import load_digits  # noqa: PLC0415  a second of import that other sources need not pay
+    from sklearn.datasets import load_digits  # noqa: PLC0415  one second of import, needed by this source only
 
     digits = load_digits()
     scans = np.round(digits.images * (255 / 16)).astype(np.uint8)
@@ -83,10 +85,9 @@ def _cifar(name: str, root: Path) -> Source:
     try:
         parts = {split: data_set(str(root), train=split == "train", download=True) for split in ("train", "test")}
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name} could not be downloaded to {root} or failed its checksum ({reason}); put {data_set.filename} from "
-            f"{data_set.url} into {root} by hand or set data.root to a folder that has it"
+            f"{name} could not be downloaded to {root} or failed its checksum ({first_line(error)}); put "
+            f"{data_set.filename} from {data_set.url} into {root} by hand or set data.root to a folder with it"
         ) from None
     return Source(
         class_names=tuple(parts["train"].classes),
@@ -101,50 +102,37 @@ def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Source
 
 
 def _tiny_imagenet(root: Path) -> Source:
-    """The official layout. Its val split, the only labelled one beside train, is the test split here.
+    """Read the official layout; its val split, the only other labelled one, is the test split here.
 
-    The folders of train/ are the classes; wnids.txt, which repeats them and is cut short in a copy in circulation, is
-    not read. That none is missing is seen in the annotations of val/.
+    The folders of train/ are the classes; the check of the annotations of val/ finds a missing one. wnids.txt is not
+    read, because it is incomplete in some copies of the data set.
     """
     wnids = _class_names(_folder(root, "train"))
-    words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
+    words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     train = [list_images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
-    answers = [line.split("\t")[:2] for line in _lines(root, "val/val_annotations.txt")]
+    answers = [line.split("\t")[:2] for line in _lines(root / "val/val_annotations.txt")]
     unknown = [name for name, *wnid in answers if not wnid or wnid[0] not in label_of]
     if unknown:
         raise DataError(
-            f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class that train/ has; unpack the data set anew"
+            f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class of train/; unpack the data set again"
         )
     test = [[root / "val/images" / name for name, wnid in answers if wnid == own] for own in wnids]
-    # some classes share their first word
+    # the id distinguishes classes with the same first word
     names = [f"{words.get(wnid, wnid).split(',')[0]} ({wnid})" for wnid in wnids]
     return Source(
         tuple(names),
         {"train": _from_files(root / "train", train, names), "test": _from_files(root / "val", test, names)},
         origin=f"Tiny ImageNet in folder {root.name}; its validation split is the test split",
-        licence="ImageNet terms of access: non-commercial research and education",
+        licence=_IMAGENET_LICENCE,
     )
 
 
-def _imagenet(root: Path) -> Source:
-    """train/<wnid>/ and val/<wnid>/; the official val split, whose labels are public, is the test split here."""
+def _from_folders(root: Path, folders: Mapping[str, str], origin: str, licence: str) -> Source:
+    """Read <folder>/<class>/<image> for each split."""
     names = _class_names(_folder(root, "train"))
-    if not subfolders(_folder(root, "val")):
-        raise DataError(f"{root / 'val'} has no class folders; sort its images into {root / 'val'}/<wnid>/ first")
-    splits = {"train": _folder_split(root / "train", names), "test": _folder_split(root / "val", names)}
-    return Source(
-        names,
-        splits,
-        origin=f"ImageNet in folder {root.name}; its validation split is the test split",
-        licence="ImageNet terms of access: non-commercial research and education",
-    )
-
-
-def _image_folder(root: Path) -> Source:
-    names = _class_names(_folder(root, "train"))
-    splits = {name: _folder_split(root / name, names) for name in SPLITS if (root / name).is_dir()}
-    return Source(names, splits, origin=f"folder {root.name}", licence="that of the images in data.root")
+    splits = {name: _folder_split(_folder(root, folder), names) for name, folder in folders.items()}
+    return Source(names, splits, origin, licence)
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -155,12 +143,12 @@ def _folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _lines(root: Path, name: str) -> list[str]:
+def _lines(path: Path) -> list[str]:
     try:
-        return (root / name).read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"{root / name} cannot be read ({reason}); set data.root to the unpacked data set") from None
+        raise DataError(f"{path} cannot be read ({reason}); set data.root to the unpacked data set") from None
 
 
 def _class_names(train: Path) -> tuple[str, ...]:
@@ -178,7 +166,10 @@ def _class_names(train: Path) -> tuple[str, ...]:
 
 
 def _folder_split(folder: Path, class_names: Sequence[str]) -> SourceSplit:
-    unknown = sorted(set(subfolders(folder)) - set(class_names))
+    class_folders = subfolders(folder)
+    if not class_folders:
+        raise DataError(f"{folder} has no class folders; sort its images into {folder}/<class>/ first")
+    unknown = sorted(set(class_folders) - set(class_names))
     if unknown:
         raise DataError(f"{folder / unknown[0]} is a class that train/ does not have; remove it or add it to train/")
     files = [list_images(folder / name) if (folder / name).is_dir() else [] for name in class_names]
@@ -186,7 +177,7 @@ def _folder_split(folder: Path, class_names: Sequence[str]) -> SourceSplit:
 
 
 def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequence[str]) -> SourceSplit:
-    """A split of image files, given class by class."""
+    """Make a split of image files; ``files`` has one list per class."""
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         more = f" and {len(empty) - 1} other classes" if len(empty) > 1 else ""
@@ -198,3 +189,77 @@ def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequ
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
     problems = [problem for found in files for problem in name_problems(found)]
     return SourceSplit(labels, lambda i: decode(paths[i]), paths, problems)
+
+
+def split(source: Source, params: DataParams) -> Members:
+    """Choose the images of train, val and test.
+
+    Splits of the source are kept; a missing one is held out of ``train``, stratified by class, test first. Then
+    ``train`` is thinned to ``max_images_per_class`` and to the long tail of ``imbalance_factor``; val and test keep the
+    class balance of the source.
+
+    Raises:
+        DataError: a class has too few images, also by the long tail, or fewer images than classes would be held out.
+    """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  one second of import, needed by prepare only
+
+    labels, names = source.splits["train"].labels, source.class_names
+    remaining = np.arange(len(labels))
+    result = {name: (name, np.arange(len(part.labels))) for name, part in source.splits.items()}
+    _check_class_sizes(labels, names)
+    for name, key in (("test", "test_fraction"), ("val", "validation_fraction")):
+        if name in source.splits:
+            continue
+        fraction: float = getattr(params, key)
+        count = round(fraction * len(remaining))
+        if count < len(names):
+            raise DataError(
+                f"data.{key} {fraction} of {len(remaining)} images holds out {count}, fewer than the {len(names)} "
+                f"classes; raise it, or add a {name}/ folder"
+            )
+        _check_class_sizes(labels[remaining], names)
+        kept, held_out = train_test_split(
+            remaining, test_size=count, stratify=labels[remaining], random_state=params.seed
+        )
+        result[name] = ("train", np.sort(held_out))
+        remaining = np.sort(kept)
+    result["train"] = ("train", _thin(remaining, labels[remaining], names, params))
+    return result
+
+
+def class_counts(count: int, classes: int, imbalance_factor: float) -> NDArray[np.int64]:
+    """Number of images per class of an exponential long tail: int(count * IF^(-c / (K - 1))) for class c of K >= 2,
+    with imbalance factor IF >= 1 (Cao et al., arXiv 1906.07413, section 4).
+    """
+    exponents = np.arange(classes) / (classes - 1)
+    # 1e-6 compensates rounding: the last share is 1 / IF exactly, but slightly less in floating point
+    return (count * imbalance_factor**-exponents + 1e-6).astype(np.int64)
+
+
+def _thin(
+    indices: NDArray[np.int64], labels: NDArray[np.int64], class_names: tuple[str, ...], params: DataParams
+) -> NDArray[np.int64]:
+    """Draw the training images of each class at random; a class with too few images keeps all of them."""
+    if params.max_images_per_class is None and params.imbalance_factor == 1:
+        return indices
+    sizes = np.bincount(labels, minlength=len(class_names))
+    largest = int(min(sizes.max(), params.max_images_per_class or sizes.max()))
+    wanted = np.minimum(sizes, class_counts(largest, len(class_names), params.imbalance_factor))
+    if (wanted < 1).any():
+        raise DataError(
+            f"data.imbalance_factor {params.imbalance_factor:g} leaves class {class_names[int(wanted.argmin())]!r} "
+            f"none of {largest} images; lower it to at most {largest}"
+        )
+    generator = np.random.default_rng(params.seed)
+    kept = [generator.permutation(indices[labels == label])[:count] for label, count in enumerate(wanted)]
+    return np.sort(np.concatenate(kept))
+
+
+def _check_class_sizes(labels: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+    sizes = np.bincount(labels, minlength=len(class_names))
+    if sizes.min() < 2:  # each split needs an image of the class
+        smallest = class_names[int(sizes.argmin())]
+        raise DataError(
+            f"class {smallest!r} has {sizes.min()} training image(s) to split, but needs at least 2; add images to "
+            f"train/{smallest}/ or remove the class"
+        )

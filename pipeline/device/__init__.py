@@ -1,5 +1,4 @@
-"""The benchmark: what is measured, how, and what the numbers can carry.
+"""The benchmark: measurements, their statistics, and the program that runs them on a device.
 
-This package and ``pipeline.runtimes`` travel to target devices as they are, so that the code that
-measures here is the code that measures there: standard library and numpy only, Python 3.10 or newer.
+This package and ``pipeline.runtimes`` run unchanged on this machine and on devices. They need Python 3.10 and numpy.
 """

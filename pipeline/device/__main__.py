@@ -1,4 +1,4 @@
-"""What Python runs first in a bundle; written for any Python, so that an old one can refuse in a sentence."""
+"""Entry point of a bundle. Its syntax is valid in every Python, so an old Python can print the error sentence."""
 
 import sys
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 class FeatureTap:
     """The outputs of named submodules of one network, as its latest forward pass made them.
 
-    Hooks are in place between `open` and `close`, or inside ``with tap:``; nothing else of the network is touched. The
-    features are the very tensors of the forward pass, with their gradients; a following in-place layer shows in them.
-    Where a submodule runs more than once, its last output counts. A copy of the network carries the hooks it was
-    copied with, so copy and export while the tap is closed.
+    Hooks are in place inside ``with tap:``; nothing else of the network is touched. The features are the very tensors
+    of the forward pass, with their gradients; a following in-place layer shows in them. Where a submodule runs more
+    than once, its last output counts. A copy of the network carries the hooks it was copied with, so copy and export it
+    outside.
 
     Args:
         network: the network to look into; kept as it is.
@@ -39,26 +38,14 @@ class FeatureTap:
         self._handles: list[RemovableHandle] = []
         self._outputs: dict[str, Any] = {}
 
-    def open(self) -> FeatureTap:
-        """Put the hooks in place; a second call does nothing."""
-        if not self._handles:
-            self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
+    def __enter__(self) -> FeatureTap:
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
         return self
 
-    def close(self) -> None:
-        """Remove the hooks and forget the features; a second call does nothing."""
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
         self._outputs.clear()
-
-    def __enter__(self) -> FeatureTap:
-        return self.open()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def features(self) -> list[Tensor]:
         """The captured outputs in the order of ``names``, handed out once: afterwards the tap holds no tensors.

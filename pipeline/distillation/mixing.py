@@ -1,11 +1,8 @@
-"""High-energy data augmentation (HE-DA): which images are augmented, and how they are mixed.
+"""CutMix and MixUp of the companion batch of HE-DA (Kim et al., arXiv 2311.14334, second half of the method).
 
-Kim et al., arXiv 2311.14334, second half of the method. The subset is the share of the training split with the highest
-energy. Each step draws a companion batch from it, mixes it within itself, and adds the distillation loss on the mixed
-images; the clean batch is unchanged.
+Each step draws a companion batch from the high-energy subset, mixes its images with one another, and adds the
+distillation loss on the mixed images; the clean batch is unchanged.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,41 +13,27 @@ from torch import Tensor
 
 
 def companion_size(batch_size: int, fraction: float) -> int:
-    """Images in the companion batch of a step: fixed, for static shapes; at least 2, as it is mixed within itself."""
+    """Images in the companion batch of a step: the same in all steps, for static shapes; at least 2, to be mixed."""
     return max(2, round(fraction * batch_size))
 
 
-class Mixed(NamedTuple):
-    """Images mixed within a batch.
-
-    Attributes:
-        images: [B, C, H, W], ``share`` of each from itself and the rest from its partner.
-        partner: int64 [B], index of the partner in the batch.
-        share: float in [0, 1], lambda; for CutMix the exact share of pixels that were kept.
-    """
-
-    images: Tensor
-    partner: Tensor
-    share: float
-
-
 class Mixing(NamedTuple):
-    """How a batch of images will be mixed within itself, drawn before any of them is there.
+    """A drawn mixing of a batch of images within itself, before the images are loaded.
 
     Attributes:
         partner: int64 [B] on the CPU, index of each image's partner in the batch.
-        share: lambda, what is kept of each image; for CutMix the exact share of pixels.
+        lam: lambda, the weight of each image itself in its mixture; for CutMix the exact share of pixels.
         box: rows and columns that CutMix takes from the partner; None for MixUp.
     """
 
     partner: Tensor
-    share: float
+    lam: float
     box: tuple[slice, slice] | None
 
     def apply(self, images: Tensor, pool: Tensor, partner: Tensor) -> Tensor:
         """Mix each of ``images`` [M, C, H, W] with the image of ``pool`` that ``partner`` int64 [M] points to."""
         if self.box is None:
-            return torch.lerp(pool[partner], images, self.share)
+            return torch.lerp(pool[partner], images, self.lam)
         rows, columns = self.box
         mixed = images.clone(memory_format=torch.preserve_format)
         mixed[:, :, rows, columns] = pool[partner, :, rows, columns]
@@ -87,35 +70,8 @@ def draw_mixup(batch: int, height: int, width: int, generator: torch.Generator) 
     return Mixing(partner, float(np.random.default_rng(seed).beta(0.2, 0.2)), None)
 
 
-def cutmix(images: Tensor, generator: torch.Generator) -> Mixed:
-    """Replace one box of each image by its partner's; see :func:`draw_cutmix`.
-
-    Args:
-        images: [B, C, H, W].
-        generator: a CPU generator.
-    """
-    batch, _, height, width = images.shape
-    return _mixed_within(images, draw_cutmix(batch, height, width, generator))
-
-
-def mixup(images: Tensor, generator: torch.Generator) -> Mixed:
-    """lambda * image + (1 - lambda) * partner; see :func:`draw_mixup`.
-
-    Args:
-        images: [B, C, H, W], floating.
-        generator: a CPU generator.
-    """
-    batch, _, height, width = images.shape
-    return _mixed_within(images, draw_mixup(batch, height, width, generator))
-
-
 # batch size, height, width, CPU generator -> how to mix
 MIXES: dict[str, Callable[[int, int, int, torch.Generator], Mixing]] = {"cutmix": draw_cutmix, "mixup": draw_mixup}
-
-
-def _mixed_within(images: Tensor, mixing: Mixing) -> Mixed:
-    partner = mixing.partner.to(images.device, non_blocking=True)
-    return Mixed(mixing.apply(images, images, partner), partner, mixing.share)
 
 
 def _clipped(centre: float, half_side: float, length: int) -> tuple[int, int]:

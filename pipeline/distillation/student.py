@@ -1,34 +1,69 @@
-"""Train a student on one set of scored images: the objective, its clean batches and its companion batches together."""
+"""The student: trained on a scored training split, with clean batches and companion batches together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.compute.device import compiled
-from pipeline.compute.distributed import ALONE, World
+from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
-from pipeline.config import FeatureParams, MlkdParams, Params, TrainingParams
-from pipeline.data.loader import Images, Part, cycled_indices, shares, shuffled_indices, steps_per_epoch, view_batches
-from pipeline.distillation.feature_loss import feature_loss
-from pipeline.distillation.mixing import MIXES, Mixed, companion_size
-from pipeline.distillation.objective import Companion, Distillation, DistillationStep
-from pipeline.distillation.teacher_cache import TeacherMemo
+from pipeline.config import HedaParams, Params
+from pipeline.data.loader import (
+    Images,
+    Part,
+    cycled_indices,
+    open_images,
+    shares,
+    shuffled_indices,
+    steps_per_epoch,
+    training_views,
+    view_batches,
+)
+from pipeline.distillation.losses import make_loss
+from pipeline.distillation.losses.base import BaseLoss
+from pipeline.distillation.mixing import MIXES, companion_size
+from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
+from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
-from pipeline.errors import ParamsError
+from pipeline.lineage import Run
+from pipeline.store.documents import NetworkCard
+from pipeline.store.space import require_space
+from pipeline.training import weights
+from pipeline.training.card import EpochRecord, card_facts, training_facts
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.inference import answers
-from pipeline.training.loop import EpochRecord, train
+from pipeline.training.inference import predict
+from pipeline.training.loop import Task, train
+from pipeline.training.predictions import Predictions
+from pipeline.training.session import Session
+
+
+def check_networks(params: Params, num_classes: int, image_size: int) -> None:
+    """Build teacher and student and run them once, so that a mistake shows before anything is trained.
+
+    Raises:
+        ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
+        CheckpointError: the given weights do not fit their network.
+    """
+    teacher = weights.build_network(params.teacher.network, num_classes, "teacher.network")
+    weights.check_runs(teacher, "teacher.network", num_classes, image_size)
+    if params.teacher.checkpoint is not None:
+        weights.load_pretrained(teacher, Path(params.teacher.checkpoint))
+    student = weights.build_student(params.distill, num_classes)
+    weights.check_runs(student, "distill.network", num_classes, image_size)
+    make_loss(params.distill, student, teacher, image_size)
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The training split and what the teacher's scores say of it.
+    """The training split with its energy groups and HE-DA subset.
 
     Attributes:
         images: N training images on the compute device.
@@ -42,43 +77,108 @@ class ScoredImages:
     energy_temperature: float
     subset: Tensor
 
+    @classmethod
+    def of(cls, run: Run, params: Params, device: torch.device) -> ScoredImages:
+        """The scored training split of a run."""
+        energy, subset = run.energy, run.subset.columns["index"]
+        codes = torch.from_numpy(energy.columns["group"].copy()).to(device)
+        groups = EnergyGroups(codes, energy.lineage.low_threshold, energy.lineage.high_threshold)
+        images = open_images(run.places.data, "train", device, **training_views(params.data))
+        return cls(images, groups, energy.lineage.temperature, torch.from_numpy(subset.copy()).to(device))
 
-def distill(
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student after its last epoch; its crash checkpoint still exists.
+
+    Attributes:
+        facts: of its card.
+    """
+
+    network: nn.Module
+    records: list[EpochRecord]
+    facts: dict[str, Any]
+    checkpoint: Checkpoint
+
+
+def make_student(run: Run, params: Params, session: Session) -> NetworkCard | None:
+    """Distill the student that ``params`` ask for and write it to its place in the run.
+
+    Returns:
+        Its card; None in all processes but the first.
+
+    Raises:
+        SpaceError: the disk cannot hold the weights.
+        EnergyKDError: as of :func:`trained_student`.
+    """
+    with trained_student(run, params, session) as student:
+        # inside the block: the crash checkpoint is removed after the student is written
+        return (
+            weights.write_network(run.places.student, student.network, student.facts) if session.world.is_main else None
+        )
+
+
+@contextmanager
+def trained_student(run: Run, params: Params, session: Session) -> Iterator[TrainedStudent]:
+    """Distill the student that ``params`` ask for; its crash checkpoint is held while the block runs.
+
+    Raises:
+        ParamsError: there is no such network, it cannot take the images, or the loss does not fit the networks.
+        CheckpointError: the weights that it is to start from do not fit.
+        SpaceError: the disk cannot hold the weights, or the epochs that are stored while it trains.
+        TrainingError: as of :func:`pipeline.training.loop.train`.
+    """
+    torch.manual_seed(params.seed)
+    data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
+    lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
+    scored = ScoredImages.of(run, params, session.device)
+    student = weights.build_student(params.distill, len(data.class_names))
+    lineage |= weights.initial_weights_lineage(params.distill)
+    weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
+    with session.world.barrier():
+        if session.world.is_main:
+            size = weights.state_bytes(student)
+            require_space(run.places.student, size, "the weights of the student", output=size)
+    validation = open_images(run.places.data, "val", session.device)
+    choices = {"distill": params.distill.model_dump(mode="json"), "heda": _heda_in_use(params.heda)}
+    key_parts = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
+    with session.checkpoint("student", key_parts | {"data": data.fingerprint}, student) as checkpoint:
+        records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
+        facts = card_facts("student", params.distill.network, data, lineage) | training_facts(records, params.seed)
+        yield TrainedStudent(student, records, facts | choices, checkpoint)
+
+
+def train_student(
     student: nn.Module,
     teacher: nn.Module,
     scored: ScoredImages,
     validation: Images,
     params: Params,
-    *,
-    world: World = ALONE,
+    session: Session,
     checkpoint: Checkpoint | None = None,
-    on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-) -> list[EpochRecord]:
-    """Train ``student`` in place under ``params.distill`` and ``params.heda``; ``params.seed`` decides every draw.
+) -> Iterator[EpochRecord]:
+    """Train ``student`` in place under ``params.distill`` and ``params.heda``, an epoch for each record asked for.
 
-    Args:
-        world, checkpoint, on_step, on_epoch: as for :func:`pipeline.training.loop.train`.
-
-    Returns:
-        One record per epoch.
+    ``params.seed`` decides every draw.
 
     Raises:
         TrainingError: the loss was not finite.
-        ParamsError: the stages of a feature loss do not fit the networks, or it is asked for compiled or with a memo;
-            or the memo does not fit into memory.
+        ParamsError: the stages of a feature loss do not fit the networks, or the cache does not fit into memory.
     """
-    images, training = scored.images, _training(params)
-    groups = scored.groups
-    if params.distill.assignment == "random":
-        groups = groups.shuffled(params.seed)
-    features = feature_loss(params.distill, student, teacher, images.size)
-    teacher, memo = teacher.to(images.device).to(memory_format=torch.channels_last), None
-    if params.distill.teacher_memo:
-        memo = TeacherMemo(teacher, len(images), images.view_count, images.device, world.size)
-    else:  # what the memo leaves to the teacher has many sizes, each of which would be compiled
+    images, world = scored.images, session.world
+    base = make_loss(params.distill, student, teacher, images.size)
+    training = params.distill.training
+    if base.reads_features:  # by hooks, which a compiled network does not run
+        training = training.model_copy(update={"compile": "off"})
+    groups = scored.groups.shuffled(params.seed) if params.distill.assignment == "random" else scored.groups
+    teacher, cache = teacher.to(images.device).to(memory_format=torch.channels_last), None
+    if params.distill.teacher_cache:
+        cache = TeacherCache(teacher, len(images), images.view_count, images.device, world.size)
+    else:  # with a cache the teacher sees batches of many sizes, each of which would be compiled
         teacher = compiled(teacher, training.compile, images.device)
-    objective = Distillation(teacher, groups, scored.energy_temperature, params.distill, params.heda, features, memo)
+    objective = DistillationObjective(
+        teacher, base, groups, scored.energy_temperature, params.distill, params.heda, cache
+    )
     steps = steps_per_epoch(len(images), training.batch_size)
 
     def epoch_steps(epoch: int) -> Iterator[DistillationStep]:
@@ -89,61 +189,36 @@ def distill(
         indices = shuffled_indices(len(images), training.batch_size, generator)
         clean = view_batches(images, indices, generator, world)
         strong: Iterable[Tensor | None] = repeat(None, steps)
-        if _wants_strong_views(params):
+        if base.strong_views:
             strong = images.strong_views(indices, strong_generator, shares(indices, world))
         companions = _companions(scored, params, epoch, steps, world)
         for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
             yield DistillationStep(batch, companion, strong_views)
 
-    with features.tapped() if features is not None else nullcontext():
-        return train(
-            student if features is None else _StudentWithConnectors(student, features),
-            epoch_steps,
-            steps,
-            objective,
-            training,
-            seed=params.seed,
-            device=images.device,
-            validate=lambda trained: answers(student, validation, world),
-            world=world,
-            checkpoint=checkpoint,
-            on_step=on_step,
-            on_epoch=on_epoch,
-        )
+    def validate() -> Predictions:
+        return predict(student, validation, world)
+
+    with base.reading_features():
+        trained = _StudentWithConnectors(student, base) if base.reads_features else student
+        task = Task(epoch_steps, steps, objective, validate, params.seed)
+        yield from train(trained, task, training, session, checkpoint)
 
 
 class _StudentWithConnectors(nn.Module):
-    """The student, and beside it the connectors of a feature loss, which are trained with it and then thrown away."""
+    """The student and the connectors of a feature loss, which are trained together; only the student is kept."""
 
-    def __init__(self, student: nn.Module, features: nn.Module) -> None:
+    def __init__(self, student: nn.Module, base: BaseLoss) -> None:
         super().__init__()
         self.student = student
-        self.features = features
+        self.loss = base
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.student(images)
         return logits
 
 
-def _training(params: Params) -> TrainingParams:
-    training = params.distill.training
-    if not isinstance(params.distill.loss, FeatureParams):
-        return training
-    if training.compile == "on":
-        raise ParamsError(
-            f"params.yaml: distill.training.compile is on, but {params.distill.loss.name} reads feature maps by hooks, "
-            "which a compiled network does not run; set it to auto"
-        )
-    if params.distill.teacher_memo:
-        raise ParamsError(
-            f"params.yaml: distill.teacher_memo keeps the teacher's logits, but {params.distill.loss.name} reads its "
-            "feature maps; set it to false"
-        )
-    return training.model_copy(update={"compile": "off"})
-
-
-def _wants_strong_views(params: Params) -> bool:
-    return isinstance(params.distill.loss, MlkdParams) and params.distill.loss.strong_view
+def _heda_in_use(heda: HedaParams) -> dict[str, Any]:
+    return heda.model_dump(mode="json") if heda.mix != "none" else {"mix": "none"}
 
 
 def _companions(
@@ -155,23 +230,23 @@ def _companions(
         return
     images = scored.images
     size = companion_size(min(params.distill.training.batch_size, len(images)), params.heda.fraction)
-    # streams of their own, so that the clean batches are the same with and without HE-DA
+    # separate random streams, so that the clean batches are the same with and without HE-DA
     on_device = torch.Generator(images.device).manual_seed(stream_seed(params.seed, COMPANIONS, epoch))
     on_host = torch.Generator().manual_seed(stream_seed(params.seed, MIXING, epoch))
     draw = MIXES[params.heda.mix]
     mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
-    # moved at once, not in each step
+    # one transfer for all steps
     partners = torch.stack([mixing.partner for mixing in mixings]).to(images.device)
     indices = cycled_indices(scored.subset, size, steps, on_device)
-    share = shares(indices[:1], world)[0]
-    own = torch.arange(size, device=images.device)[share]
-    weight = world.weight(len(own), size)
-    parts: list[Part] = [slice(None)] * steps
-    if world.size > 1:  # partners may be in another process's part, so they are made here as well
-        parts = [torch.cat([own, partner[share]]) for partner in partners]
-        partners = torch.arange(len(own), 2 * len(own), device=images.device).expand(steps, -1)
-    for whole, part, mixing, partner, (views, _) in zip(
-        indices, parts, mixings, partners, images.views(indices, on_device, parts), strict=True
+    my_part = shares(indices[:1], world)[0]
+    mine = torch.arange(size, device=images.device)[my_part]  # places in the batch
+    weight = world.weight(len(mine), size)
+    loaded: list[Part] = [slice(None)] * steps
+    if world.size > 1:  # a partner may belong to another process's part: load it here too
+        loaded = [torch.cat([mine, partner[my_part]]) for partner in partners]
+        partners = torch.arange(len(mine), 2 * len(mine), device=images.device).expand(steps, -1)
+    for index, places, mixing, partner, (views, _) in zip(
+        indices, loaded, mixings, partners, images.views(indices, on_device, loaded), strict=True
     ):
-        mixed = mixing.apply(views[: len(own)], views, partner)
-        yield Companion(Mixed(mixed, partner, mixing.share), images.labels[whole[part]], weight)
+        mixed = mixing.apply(views[: len(mine)], views, partner)
+        yield Companion(mixed, partner, mixing.lam, images.labels[index[places]], weight)

@@ -4,31 +4,28 @@ A random crop and flip has few different results: 162 for an image of CIFAR unde
 views that 240 epochs draw, 48 % were drawn before.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
-from pipeline.store.memory import host_memory
+from pipeline.store.space import host_memory
 
-# The teacher is given a multiple of so many images, if need be with some among them whose logits are known: kernels are
-# chosen by the size of a batch, which then has few values; a single image gets another one than several do.
+# The teacher gets batches of a multiple of so many images, filled up with images whose logits are known: kernels are
+# chosen by the batch size, which then has few values, and a single image would get another kernel than several do.
 _MULTIPLE = 8
 
 
-class TeacherMemo:
-    """The frozen teacher with a table of what it said.
+class TeacherCache:
+    """The frozen teacher with a table of its logits.
 
-    Where the device computes an image's logits alike in all batches, which is so on the one CPU we looked at and is not
-    promised for GPUs, the logits are bit for bit those of the teacher itself. The table is not part of a crash
-    checkpoint: a run that goes on fills it anew.
+    The logits equal the teacher's own bit for bit where the device computes an image alike in all batches: true on the
+    CPU that was tested, not promised for GPUs. Crash checkpoints do not hold the table; a resumed run fills it anew.
 
     Args:
         teacher: in eval mode, on the device.
         images: N of the training split.
         views: V, how many different views an image has.
-        processes: that compute together; on a CPU they share its memory.
+        processes: number of data-parallel processes; on a CPU they share its memory.
     """
 
     def __init__(self, teacher: nn.Module, images: int, views: int, device: torch.device, processes: int = 1) -> None:
@@ -38,19 +35,19 @@ class TeacherMemo:
         memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else host_memory() // processes
         self._most_bytes = memory // 4
         self._known = torch.zeros(images * views, dtype=torch.bool, device=device)
-        self._logits: Tensor | None = None  # [N * V, K], in the precision that the teacher answers in
+        self._logits: Tensor | None = None  # [N * V, K], in the precision of the teacher's output
 
     @torch.no_grad()
     def __call__(self, images: Tensor, index: Tensor, views: Tensor) -> Tensor:
         """The teacher's logits [M, K].
 
-        On a GPU the host waits once, to learn how many images are new.
+        On a GPU the host waits once, for the number of unknown images.
 
         Args:
             images: [M, 3, S, S].
-            index: int64 [B], B <= M: which images of the split the first B are, each once. The others are computed
-                and not kept.
-            views: int64 [B], which view of it each is.
+            index: int64 [B], B <= M: indices in the split of the first B images, each once. The logits of the others
+                are computed and not stored.
+            views: int64 [B], the view of each of them.
 
         Raises:
             ParamsError: the table would fill more than a quarter of the device's memory.
@@ -77,7 +74,7 @@ class TeacherMemo:
             needed = shape[0] * shape[1] * logits.element_size()
             if needed > self._most_bytes:
                 raise ParamsError(
-                    f"params.yaml: distill.teacher_memo would keep {needed / 1e9:.1f} GB ({self._images} images x "
+                    f"params.yaml: distill.teacher_cache would keep {needed / 1e9:.1f} GB ({self._images} images x "
                     f"{self._views} views x {shape[1]} classes), more than a quarter of the memory; set it to false"
                 )
             self._logits = logits.new_empty(shape)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.compute.seeds import GROUPS, stream_seed
+from pipeline.compute.seeds import RANDOM_GROUPS, stream_seed
 from pipeline.errors import DataError
+from pipeline.portable.accuracy import GROUPS
 
-LOW, MIDDLE, HIGH = 0, 1, 2
-GROUP_NAMES = {LOW: "low", MIDDLE: "mid", HIGH: "high"}
-_SAYS_NOTHING = (
-    "the teacher answers alike whatever it is shown, or its logits are too large for float32; check its accuracy, or "
-    "use another teacher or energy.temperature"
+LOW, MID, HIGH = GROUPS["low"], GROUPS["mid"], GROUPS["high"]
+_DEGENERATE = (
+    "the teacher gives the same answer whatever it is shown, or its logits are too large for float32; check its "
+    "accuracy, or use another teacher or energy.temperature"
 )
 
 
@@ -71,7 +71,7 @@ class EnergyGroups:
         order = energy_order(energy)
         count = energy.numel()
         low_count, high_count = int(count * low_fraction), int(count * high_fraction)
-        codes = torch.full((count,), MIDDLE, dtype=torch.int8, device=energy.device)
+        codes = torch.full((count,), MID, dtype=torch.int8, device=energy.device)
         codes[order[:low_count]] = LOW
         codes[order[count - high_count :]] = HIGH
         low_threshold = float(energy[order[low_count]]) if low_count < count else float("inf")
@@ -79,8 +79,9 @@ class EnergyGroups:
         return cls(codes, low_threshold, high_threshold)
 
     def shuffled(self, seed: int) -> EnergyGroups:
-        """The same group sizes, dealt to the images at random: the control of the method."""
-        order = torch.randperm(self.codes.numel(), generator=torch.Generator().manual_seed(stream_seed(seed, GROUPS)))
+        """The same group sizes, assigned to the images at random: the control of the method."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, RANDOM_GROUPS))
+        order = torch.randperm(self.codes.numel(), generator=generator)
         return EnergyGroups(self.codes[order.to(self.codes.device)], self.low_threshold, self.high_threshold)
 
     def assign(self, energy: Tensor) -> Tensor:
@@ -88,8 +89,8 @@ class EnergyGroups:
         return assign_groups(energy, self.low_threshold, self.high_threshold)
 
 
-def telling_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
-    """:meth:`EnergyGroups.fit` of the energies [N] of a training split, whose groups say something of its images.
+def fit_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
+    """:meth:`EnergyGroups.fit` of the energies [N] of a training split; degenerate groups are refused.
 
     Raises:
         DataError: all images are in one group though several are asked for, all have one energy, or the low and the
@@ -98,26 +99,26 @@ def telling_groups(energy: Tensor, low_fraction: float, high_fraction: float) ->
     """
     groups = EnergyGroups.fit(energy, low_fraction, high_fraction)
     count = energy.numel()
-    if low_fraction + high_fraction > 0 and bool((groups.codes == MIDDLE).all()):
+    if low_fraction + high_fraction > 0 and bool((groups.codes == MID).all()):
         raise DataError(
             f"energy.low_fraction {low_fraction:g} and high_fraction {high_fraction:g} of {count} images are less than "
             "one image, so that all are in the middle group; raise them or add images"
         )
     if low_fraction + high_fraction > 0 and count > 1 and bool((energy == energy[0]).all()):
-        raise DataError(f"all {count:,} images (0, 1, ...) have the energy {float(energy[0]):g}: {_SAYS_NOTHING}")
+        raise DataError(f"all {count:,} images (0, 1, ...) have the energy {float(energy[0]):g}: {_DEGENERATE}")
     low, high = energy[groups.codes == LOW], energy[groups.codes == HIGH]
     if len(low) and len(high) and low.max() == high.min():
         tied = (energy == low.max()).nonzero().flatten()[:8].tolist()
         raise DataError(
             f"low and high energy group meet at the energy {float(low.max()):g}, which images "
-            f"{', '.join(map(str, tied))}, ... have: {_SAYS_NOTHING}"
+            f"{', '.join(map(str, tied))}, ... have: {_DEGENERATE}"
         )
     return groups
 
 
 def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
     """int8 [B]: 0 where the energy is below ``low_threshold``, 2 where it is above ``high_threshold``, else 1."""
-    codes = torch.full_like(energy, MIDDLE, dtype=torch.int8)
+    codes = torch.full_like(energy, MID, dtype=torch.int8)
     return codes.masked_fill_(energy < low_threshold, LOW).masked_fill_(energy > high_threshold, HIGH)
 
 

@@ -1,13 +1,12 @@
 """One pass of the frozen teacher over a split: energy, confidence and correctness of every image, at any size.
 
-The split is scored in parts of consecutive images, whole batches each, so no energy depends on how many processes
-score. A part is one small Parquet file, written whole or not at all: what a killed run has finished is not done twice.
-In memory grow with N only a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the
-ranks (8, and about as much again inside the sort); for a manifest, the text of the paths.
+The split is scored in parts of consecutive images, whole batches each, so no energy depends on the number of processes.
+A part is one small Parquet file, written whole or not at all: a resumed run does not score it again. Memory grows with
+N by a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the ranks (8, and about as
+much again inside the sort); for a manifest also by the text of the paths.
 """
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,11 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.compute.distributed import ALONE, World
-from pipeline.data.loader import Images
-from pipeline.energy.groups import GROUP_NAMES, energy_score
+from pipeline.config import EnergyParams
+from pipeline.data.loader import Images, open_images
+from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups
 from pipeline.errors import DataError
-from pipeline.store.tables import read_table, write_table, write_table_parts
+from pipeline.lineage import Places, Run
+from pipeline.portable.accuracy import GROUPS
+from pipeline.portable.files import sha256_file
+from pipeline.store.space import require_space
+from pipeline.store.tables import ROW_BYTES, EnergyLineage, ScoreLineage, read_table, write_table
 from pipeline.training.inference import inference_batch, logits_in_batches
+from pipeline.training.session import Session
+from pipeline.training.weights import read_network
 
 BATCHES_PER_PART = 256  # at most: 65,536 small images, seconds on a GPU, about a megabyte
 _PIXELS_PER_PART = 2**28  # large images: what a kill costs, and how long processes wait for one another, stays minutes
@@ -67,20 +73,13 @@ class ScoreParts:
 
     def write(self, rows: range, scores: Scores) -> None:
         """Keep the scores of a part. Atomic: after a kill the part is there or not."""
-        write_table(self.path(rows), vars(scores), {})
+        write_table(self.path(rows), [vars(scores)], ScoreLineage())
 
     def read(self, rows: range) -> Scores:
-        """The scores of a part.
-
-        Raises:
-            DataError: it is missing or damaged.
-        """
+        """The scores of a part. Raises DataError: it is missing or damaged."""
         path = self.path(rows)
-        columns, _ = read_table(path)
-        try:
-            scores = Scores(**columns)
-        except TypeError:
-            raise DataError(f"{path} has not the columns of scores; run `dvc repro` to make it anew") from None
+        columns = read_table(path, ScoreLineage).columns
+        scores = Scores(*(columns[name] for name in Scores.__dataclass_fields__))
         if len(scores.energy) != len(rows):
             raise DataError(f"{path} has {len(scores.energy)} images, not {len(rows)}; run `dvc repro` to make it anew")
         return scores
@@ -97,11 +96,9 @@ class ScoreParts:
         return energy
 
     def _is_whole(self, rows: range) -> bool:
-        if not self.path(rows).exists():
-            return False
         try:
             self.read(rows)
-        except DataError:  # scoring it again is what its message would ask for
+        except DataError:  # missing or damaged: it is scored again
             return False
         return True
 
@@ -119,14 +116,13 @@ def score_images(
     """Score the un-augmented images with the teacher in float32 (METHOD: energy score).
 
     All processes of ``world`` call it with the same arguments and share the missing parts; when it returns, every part
-    is there. They meet after each part: an error in one is found at once, and none waits long for another.
+    exists. The processes meet after each part, so that an error in one is noticed at once by all.
 
     Args:
         temperature: T_E.
-        folder: where the parts are kept; those of this split under this teacher that are there already are not done
-            again.
+        folder: of the parts; existing parts, which must be of this split and teacher, are not scored again.
         batches_per_part: at most; :data:`BATCHES_PER_PART` unless given.
-        on_images: told how many more images are done, in all processes together.
+        on_images: called with the number of further images that are done, in all processes together.
 
     Raises:
         DataError: an energy is not finite; names the first such image.
@@ -141,7 +137,7 @@ def score_images(
         for turn in range(0, len(todo), world.size):
             at_once = todo[turn : turn + world.size]
             done = 0
-            with world.together():
+            with world.barrier():
                 if world.rank < len(at_once):
                     rows = at_once[world.rank]
                     columns: list[tuple[Tensor, ...]] = []
@@ -156,12 +152,77 @@ def score_images(
     return parts
 
 
-def write_scores(path: Path, parts: ScoreParts, groups: Tensor, lineage: dict[str, Any]) -> None:
-    """Merge the parts into one table, a part at a time: index, label, energy, confidence, correct, group.
+@dataclass(frozen=True)
+class Scored:
+    """Energies and groups of both splits.
 
-    Args:
-        groups: int8 [N].
+    Attributes:
+        energy: of the training images, float32 [N].
+        groups: fitted on them.
+        train_top1, test_top1: of the teacher.
+        train_group_top1: of the teacher in the low, mid and high group.
     """
+
+    energy: Tensor
+    groups: EnergyGroups
+    train_top1: float
+    test_top1: float
+    train_group_top1: dict[str, float | None]
+
+
+def score_splits(run: Run, params: EnergyParams, session: Session) -> Scored | None:
+    """Score the training and the test images, and write both energy tables into their places in the run.
+
+    Returns:
+        None in all processes but the first.
+
+    Raises:
+        DataError: as of :func:`score_images`, or the groups mean nothing.
+        SpaceError: the disk cannot hold the tables.
+    """
+    world, places = session.world, run.places
+    with world.barrier():
+        teacher = read_network(places.teacher, run.teacher)
+        splits = {name: open_images(places.data, name, session.device) for name in ("train", "test")}
+        if world.is_main:
+            size = sum(map(len, splits.values())) * ROW_BYTES
+            require_space(session.checkpoints / "energy", size, "the scores that are stored in parts")
+            require_space(places.energy, size, "the energy tables", output=size)
+    teacher.to(session.device).to(memory_format=torch.channels_last)
+    made_from = {"temperature": params.temperature, "data": run.data.fingerprint}
+    made_from |= {"teacher": run.teacher.weights_sha256}
+    # a CPU and a GPU round differently, so neither continues with the energies of the other
+    key_parts = made_from | {"device": session.device.type}
+    with session.folder("energy", key_parts, "scoring these images") as folder:
+        train, test = (
+            score_images(teacher, images, params.temperature, folder / name, world=world, on_images=session.on_images)
+            for name, images in splits.items()
+        )
+        return _write(places, train, test, params, made_from) if world.is_main else None
+
+
+def _write(places: Places, train: ScoreParts, test: ScoreParts, params: EnergyParams, made_from: Any) -> Scored:
+    energy = train.energy()
+    groups = fit_groups(energy, params.low_fraction, params.high_fraction)
+    test_codes = groups.assign(test.energy())
+    seen, fitted = test_codes.unique(), groups.codes.unique()  # type: ignore[no-untyped-call]
+    if len(seen) == 1 and len(fitted) > 1:
+        logging.warning(
+            "all %d test images fall into the %s energy group of the training images: accuracy by group says nothing",
+            len(test_codes),
+            list(GROUPS)[int(seen[0])],
+        )
+    made_from |= {"low_threshold": groups.low_threshold, "high_threshold": groups.high_threshold}
+    _write_table(places.energy, train, groups.codes, EnergyLineage(**made_from, split="train"))
+    # the groups of the test images are those of this table's thresholds
+    lineage = EnergyLineage(**made_from, split="test", energy=sha256_file(places.energy))
+    _write_table(places.energy_test, test, test_codes, lineage)
+    train_top1, by_group = scored_top1(train, groups.codes)
+    return Scored(energy, groups, train_top1, scored_top1(test, test_codes)[0], by_group)
+
+
+def _write_table(path: Path, parts: ScoreParts, groups: Tensor, lineage: EnergyLineage) -> None:
+    """Merge the parts into one table, a part at a time: index, label, energy, confidence, correct, group."""
     tables = (
         {
             "index": np.arange(rows.start, rows.stop, dtype=np.int64),
@@ -170,7 +231,7 @@ def write_scores(path: Path, parts: ScoreParts, groups: Tensor, lineage: dict[st
         }
         for rows, scores in parts
     )
-    write_table_parts(path, tables, lineage)
+    write_table(path, tables, lineage)
 
 
 def scored_top1(parts: ScoreParts, groups: Tensor) -> tuple[float, dict[str, float | None]]:
@@ -179,19 +240,19 @@ def scored_top1(parts: ScoreParts, groups: Tensor) -> tuple[float, dict[str, flo
     Args:
         groups: int8 [N].
     """
-    sizes, hits = (np.zeros(len(GROUP_NAMES), dtype=np.int64) for _ in range(2))
+    sizes, hits = (np.zeros(len(GROUPS), dtype=np.int64) for _ in range(2))
     for rows, scores in parts:
         codes = groups[rows.start : rows.stop].numpy()
         sizes += np.bincount(codes, minlength=len(sizes))
         hits += np.bincount(codes[scores.correct], minlength=len(sizes))
-    by_group = {name: int(hits[code]) / int(sizes[code]) if sizes[code] else None for code, name in GROUP_NAMES.items()}
+    by_group = {name: int(hits[code]) / int(sizes[code]) if sizes[code] else None for name, code in GROUPS.items()}
     return int(hits.sum()) / parts.images, by_group
 
 
 def _agreed(parts: ScoreParts, world: World, device: torch.device) -> list[range]:
-    """The parts to score, as the first process sees them: what they share out must be the same in all."""
+    """The parts to score, as the first process sees them, so that all processes share the same list."""
     flags = torch.zeros(len(parts.rows), dtype=torch.int64, device=device)
-    if world.first:
+    if world.is_main:
         missing = set(parts.missing())
         flags = torch.tensor([rows in missing for rows in parts.rows], dtype=torch.int64, device=device)
     return [rows for rows, flag in zip(parts.rows, world.total(flags).tolist(), strict=True) if flag]

@@ -1,15 +1,22 @@
-"""Which images HE-DA mixes: the share of the training split with the highest energy, or one of its two controls.
+"""The subset for HE-DA: the share of the training split with the highest energy, or one of its two controls.
 
 Kim et al., arXiv 2311.14334, second half of the method.
 """
 
-from __future__ import annotations
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.seeds import SUBSET, stream_seed
+from pipeline.config import HedaParams
 from pipeline.energy.groups import energy_order
+from pipeline.errors import DataError
+from pipeline.lineage import Run
+from pipeline.store.space import require_space
+from pipeline.store.tables import ROW_BYTES, SubsetLineage, write_table
 
 PAPER_RANGE = (0.2, 0.5)
 
@@ -46,3 +53,25 @@ def select_subset(energy: Tensor, fraction: float, subset: str = "high_energy", 
         case _:
             raise ValueError(f"there is no HE-DA subset {subset!r}")
     return chosen.sort().values
+
+
+def make_subset(run: Run, params: HedaParams, seed: int) -> NDArray[np.int64]:
+    """Choose the subset that ``params`` ask for, write it to its place in the run, and return its indices [M].
+
+    Raises:
+        DataError: the fraction selects no image.
+        SpaceError: the disk cannot hold the table.
+    """
+    scores: dict[str, Any] = dict(run.energy.columns)
+    require_space(run.places.subset, (size := len(scores["label"]) * ROW_BYTES), "the chosen images", output=size)
+    try:
+        energy = torch.from_numpy(scores["energy"].copy())
+        chosen = select_subset(energy, params.fraction, params.subset, seed).numpy()
+    except ValueError as error:
+        raise DataError(f"params.yaml: heda.fraction: {error}; raise the fraction or add images") from None
+    lineage = SubsetLineage(
+        data=run.data.fingerprint, energy=run.energy_sha256, fraction=params.fraction, subset=params.subset
+    )
+    columns = {"index": chosen, "label": scores["label"][chosen], "energy": scores["energy"][chosen]}
+    write_table(run.places.subset, [columns], lineage)
+    return chosen

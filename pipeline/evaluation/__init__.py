@@ -1,1 +1,1 @@
-"""Exported files measured: accuracy on this machine, accuracy and latency on the device that runs them."""
+"""Evaluation of exported files: accuracy on this machine; accuracy and latency on the target device."""

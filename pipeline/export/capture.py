@@ -1,8 +1,10 @@
-"""From a network to a torch.export program, which all files are written from."""
-
-from __future__ import annotations
+"""Trace a network to a torch.export program, the common source of all exported files."""
 
 import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,37 +12,57 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from pipeline.errors import ExportError, brief
-from pipeline.export.quiet import quiet
+from pipeline.errors import ExportError
+from pipeline.portable.text import first_line
 
-_CHUNK = 32  # images per forward pass: bounds memory at large image sizes
+_IMAGES_AT_ONCE = 32  # bounds memory at large image sizes
+# these loggers report progress, advice about options, and fallbacks, which the checks of this package find anyway
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "onnxruntime", None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the exporters' warnings and their log records below CRITICAL inside the block; exceptions pass.
+
+    The ONNX checker, :mod:`pipeline.export.structure` and the parity check judge a file; the log is not needed.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def deployable(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, float32, on the CPU, without gradients; the network itself is left as it is."""
+    """Return a float32 copy on the CPU, in eval mode and without gradients; the original network is not changed."""
     twin = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     for module in twin.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False  # type: ignore[assignment]  # the same numbers, but torch.onnx takes twice as long for in-place activations
+            module.inplace = False  # type: ignore[assignment]  # in-place activations double the time of torch.onnx
     return twin.to(memory_format=torch.contiguous_format)
 
 
 def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Float32 logits [N, K] of a network from :func:`deployable` on images [N, 3, S, S].
+    """Compute float32 logits [N, K] of a network from :func:`deployable` on images [N, 3, S, S].
 
     Raises:
-        ExportError: the network refuses the images, or its output is not finite logits [N, K].
+        ExportError: the network fails on the images, or does not return finite logits [N, K].
     """
-    parts = []
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), _CHUNK):
-                parts.append(network(torch.tensor(images[start : start + _CHUNK])))  # noqa: PERF401
+            starts = range(0, len(images), _IMAGES_AT_ONCE)
+            parts = [network(torch.tensor(images[start : start + _IMAGES_AT_ONCE])) for start in starts]
     except Exception as error:  # a network may raise anything
         side = images.shape[-1]
         raise ExportError(
-            f"the {name} cannot run images of {side} x {side} ({first_line(error)}); set data.image_size to what "
-            "its network takes, or choose another network"
+            f"the {name} cannot run images of {side} x {side} ({first_line(error)}); set data.image_size to the "
+            "size that the network expects, or choose another network"
         ) from error
     if not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
         raise ExportError(f"the {name} does not return logits [N, K] alone; choose a classifier")
@@ -51,34 +73,23 @@ def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str)
 
 
 def capture(network: nn.Module, image_size: int, name: str) -> ExportedProgram:
-    """Program of a network from :func:`deployable`: float32 [N, 3, S, S] to [N, K], any N >= 1.
+    """Trace a network from :func:`deployable` for any batch size N >= 1: float32 [N, 3, S, S] -> [N, K].
 
     Raises:
         ExportError: torch.export cannot trace the network, or the network fixes the batch size.
     """
-    # Two images, because torch.export takes a size of one for a constant.
+    # a batch of two, because torch.export treats a batch of one as a constant
     example = torch.zeros(2, 3, image_size, image_size)
     try:
         with quiet():
             program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
-    except Exception as error:  # torch.export raises errors of all its parts
+    except Exception as error:  # torch.export raises many types of errors
         raise ExportError(
-            f"torch.export cannot trace the {name} with a free batch size ({first_line(error)}); choose a network "
+            f"torch.export cannot trace the {name} with a dynamic batch size ({first_line(error)}); choose a network "
             "without control flow that depends on the images or on their number"
         ) from error
-    _drop_stack_traces(program)
-    return program
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, shortened to fit a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if any(sign.isalnum() for sign in line)]
-    return brief(lines[0] if lines else type(error).__name__).rstrip(" .:")
-
-
-def _drop_stack_traces(program: ExportedProgram) -> None:
-    # They hold paths of this machine and would be written into every file.
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)
+                node.meta.pop("stack_trace", None)  # it contains paths of this machine
+    return program

@@ -1,209 +1,170 @@
-"""Write all files of one run and prove each of them."""
+"""The stage export: write all files of a run and compare each with its network."""
 
-from __future__ import annotations
-
+import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.config import ExportParams
+from pipeline.config import ExportParams, Precision
+from pipeline.data.loader import open_images
+from pipeline.data.store import preprocessing
 from pipeline.errors import ExportError
-from pipeline.export.base import Format, Source
-from pipeline.export.capture import deployable, reference_logits
-from pipeline.export.onnx_file import OnnxFile
-from pipeline.export.openvino_ir import OpenVinoIr
-from pipeline.export.parity import Parity, check_energy, check_parity
-from pipeline.export.torch_program import TorchProgram
-from pipeline.runtimes import Answers, joined, load, run_padded
-from pipeline.runtimes.errors import RuntimesError
+from pipeline.export.calibration import select
+from pipeline.export.formats import FORMATS, ExportSource, FormatName
+from pipeline.export.parity import check_energy, check_parity
+from pipeline.lineage import Run
+from pipeline.portable.accuracy import Outputs
+from pipeline.portable.files import atomic_folder
+from pipeline.runtimes import RuntimesError, joined, load, run_padded
+from pipeline.store.documents import CalibrationRecord, ExportedFile, ExportManifest, FileParity, Role
+from pipeline.store.paths import MANIFEST, model_files
+from pipeline.store.space import require_space
 from pipeline.store.tables import sha256_model
+from pipeline.training.weights import read_network, state_bytes
 
-# What a file takes beside the fp32 weights, at most: the graph, with all that a format notes of each operation. No
-# precision takes more for the weights.
+# largest size of a file's graph and metadata; the weights need at most their fp32 size in every precision
 GRAPH_BYTES = 4 * 2**20
-_CHUNK = 32  # images per call of a runtime
-_PRECISIONS = ("fp32", "fp16", "int8")
+_IMAGES_AT_ONCE = 32  # per call of a runtime
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+Progress = Callable[[int, int, str], None]  # files written, files in total, name of the next file
 
 
 @dataclass(frozen=True)
 class PlannedFile:
     """One file to write."""
 
-    role: str
-    format: Format
-    precision: str
+    role: Role
+    format: FormatName
+    precision: Precision
 
     @property
     def name(self) -> str:
-        """File name, the one that a runtime is given."""
-        return f"{self.role}_{self.precision}{self.format.suffix}"
+        """Name of the file that a runtime loads; a second file, the .bin of an OpenVINO IR, lies beside it."""
+        return f"{self.role}_{self.precision}{FORMATS[self.format].suffix}"
 
 
-@dataclass(frozen=True)
-class ExportedFile:
-    """One file that was written and compared with its network.
-
-    Attributes:
-        name: of the file in the folder; an IR is known by its .xml.
-        role: "student" or "teacher".
-        format: "onnx", "openvino" or "torch".
-        precision: "fp32", "fp16" or "int8".
-        sha256: over the bytes of all its parts, the named one first.
-        size_bytes: of all its parts.
-        batch: images per call, fixed in the file; None for any number.
-        float_nodes: convolutions and matrix products that stay fp32 in an int8 file, in the order of computation.
-        parity: with the torch network's float32 logits.
-        energy_max_abs: largest difference of the file's energies from the torch network's.
-        runtime: that computed the file's logits for the comparison.
-        executed_precision: what that runtime reports it computed in on this machine.
-    """
-
-    name: str
-    role: str
-    format: str
-    precision: str
-    sha256: str
-    size_bytes: int
-    batch: int | None
-    float_nodes: tuple[str, ...]
-    parity: Parity
-    energy_max_abs: float
-    runtime: str
-    executed_precision: str
-
-    def entry(self) -> dict[str, Any]:
-        """The file's entry in export.json."""
-        entry = asdict(self)
-        parity = entry.pop("parity")
-        parity |= {key: entry.pop(key) for key in ("energy_max_abs", "runtime", "executed_precision")}
-        return {**entry, "float_nodes": list(self.float_nodes), "parity": parity}
-
-
-def plan(params: ExportParams, *, teacher: bool) -> list[PlannedFile]:
-    """The files that :func:`export_all` writes, in its order."""
+def plan(params: ExportParams) -> list[PlannedFile]:
+    """List the files of an export in the order of the manifest."""
     precisions = [precision for precision in _PRECISIONS if precision in params.precisions]
-    files = [PlannedFile("student", TorchProgram(), "fp32")]
-    files += [PlannedFile("student", OnnxFile(), precision) for precision in precisions]
-    if params.openvino:
-        files += [PlannedFile("student", OpenVinoIr(), precision) for precision in precisions]
-    if teacher and params.teacher:
-        files.append(PlannedFile("teacher", OnnxFile(), "fp32"))
+    files = [PlannedFile("student", "torch", "fp32")]
+    files += [PlannedFile("student", "onnx", precision) for precision in precisions]
+    files += [PlannedFile("student", "openvino", precision) for precision in precisions if params.openvino]
+    return [*files, PlannedFile("teacher", "onnx", "fp32")] if params.teacher else files
+
+
+def make_export(run: Run, params: ExportParams, on_progress: Progress) -> ExportManifest:
+    """Write the files of :func:`plan`, the calibration record and the manifest into the run's export folder.
+
+    Raises:
+        ExportError: see :func:`write_files`.
+        SpaceError: the disk cannot hold the files.
+        DataError, LineageError, CheckpointError: an artifact of the run is missing, damaged or from another run.
+    """
+    scores, temperature, calibration = run.energy.columns, run.energy.lineage.temperature, params.calibration
+    networks: dict[Role, nn.Module] = {
+        "student": read_network(run.places.student, run.student),
+        "teacher": read_network(run.places.teacher, run.teacher),
+    }
+    train_index = select(scores["label"], scores["energy"], calibration.images, calibration.selection, calibration.seed)
+    val_index = np.arange(min(params.parity.images, run.data.counts.val))
+    images = _images(run, "train", train_index), _images(run, "val", val_index)
+    sources = {role: ExportSource(network, role, params, temperature, *images) for role, network in networks.items()}
+    planned = plan(params)
+    needed = sum(state_bytes(networks[file.role]) + GRAPH_BYTES for file in planned)
+    require_space(run.places.export, needed, "the exported files", output=needed)
+    with atomic_folder(run.places.export) as folder:
+        files = write_files(planned, sources, _metadata(run), folder, on_progress)
+        CalibrationRecord(
+            data=run.made_from.data,
+            energy=run.made_from.energy,
+            selection=calibration.selection,
+            seed=calibration.seed,
+            int8=params.int8.model_dump(),
+            sha256=hashlib.sha256(train_index.astype("<i8").tobytes()).hexdigest(),
+            indices=train_index.tolist(),
+        ).write(folder / "calibration.json")
+        return ExportManifest(lineage=run.made_from, opset=params.opset, files=files).write(folder / MANIFEST)
+
+
+def write_files(
+    planned: Sequence[PlannedFile],
+    sources: Mapping[Role, ExportSource],
+    metadata: Mapping[str, str],
+    folder: Path,
+    on_progress: Progress,
+) -> list[ExportedFile]:
+    """Write the files and check each one; equal inputs and library versions give equal bytes.
+
+    Args:
+        planned: files to write; an OpenVINO IR comes after its ONNX file.
+        metadata: written into every file, together with the file's "role" and "precision".
+
+    Raises:
+        ExportError: a network cannot be exported, or a file fails the check of its structure, parity or energy.
+    """
+    files: list[ExportedFile] = []
+    for file in planned:
+        on_progress(len(files), len(planned), file.name)
+        source, form, path = sources[file.role], FORMATS[file.format], folder / file.name
+        reference = source.reference  # before the file, so that a failure of the network is reported as one
+        layers = source.int8_graph.fp32_layers if file.precision == "int8" else ()
+        file_metadata = {**metadata, "role": file.role, "precision": file.precision}
+        if layers:
+            file_metadata["fp32_layers"] = json.dumps(layers)
+        form.write(source, file.precision, path, file_metadata)
+        batch = None if file.format == "torch" else source.params.batch
+        outputs, executed = _run(file, path, source.parity_images, batch)
+        parity = check_parity(file.name, file.precision, reference, outputs.logits, source.params.parity)
+        energy_max_abs = check_energy(file.name, outputs, reference, source.energy_temperature)
+        files.append(
+            ExportedFile(
+                name=file.name,
+                **vars(file),
+                sha256=sha256_model(path),
+                size_bytes=sum(part.stat().st_size for part in model_files(path)),
+                batch=batch,
+                fp32_layers=list(layers),
+                parity=FileParity(
+                    **vars(parity), energy_max_abs=energy_max_abs, runtime=form.runtime, executed_precision=executed
+                ),
+            )
+        )
+    on_progress(len(files), len(planned), "")
     return files
 
 
-def export_all(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    *,
-    params: ExportParams,
-    image_size: int,
-    energy_temperature: float,
-    calibration_images: NDArray[np.float32],
-    parity_images: NDArray[np.float32],
-    metadata: Mapping[str, str],
-    out: Path,
-    on_progress: Callable[[str], None],
-) -> list[ExportedFile]:
-    """Write the student in all formats and precisions, and the teacher in fp32, and compare each file with its network.
-
-    The networks stay where and as they are. Equal inputs and library versions give equal bytes.
-
-    Args:
-        student, teacher: networks with their weights; the teacher is None or left out by ``params.teacher``.
-        image_size: side S of the square images, pixels.
-        energy_temperature: T_E of the output "energy".
-        calibration_images: float32 [n, 3, S, S], normalised, n >= 1; set the int8 ranges.
-        parity_images: float32 [m, 3, S, S], normalised, m >= 1; real images that each file is compared on.
-        metadata: written into every file, with "role" and "precision" of the file added.
-        out: a folder, made if it is not there; files of these names are replaced.
-        on_progress: called with the name of each file before it is written.
-
-    Returns:
-        One entry per file, in the order of :func:`plan`.
-
-    Raises:
-        ExportError: images of another shape or type, a network or a file that cannot be exported, a file that is not
-            what it claims to be or is too far from its network, or a file where the folder is to be.
-        OSError: the folder cannot be written.
-    """
-    for name, images in (("calibration", calibration_images), ("parity", parity_images)):
-        if images.ndim != 4 or images.shape[1:] != (3, image_size, image_size) or images.dtype != np.float32:
-            raise ExportError(
-                f"the {name} images are {images.dtype} {list(images.shape)} where float32 [N, 3, {image_size}, "
-                f"{image_size}] is needed; run the stage prepare again"
-            )
-        if len(images) == 0 or not np.isfinite(images).all():
-            raise ExportError(
-                f"the {name} images are none, or hold values that are not finite; run the stage prepare again"
-            )
+def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int | None) -> tuple[Outputs, str]:
+    """Run a file on images; return its outputs and the precision that the runtime reports."""
+    size = batch or _IMAGES_AT_ONCE
+    chunks = (images[start : start + size] for start in range(0, len(images), size))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ExportError(f"{out} is a file; remove it, or choose another folder") from None
-    networks = {"student": student, "teacher": teacher}
-    exported: list[ExportedFile] = []
-    sources: dict[str, Source] = {}
-    references: dict[str, NDArray[np.float32]] = {}
-    for file in plan(params, teacher=teacher is not None):
-        on_progress(file.name)
-        network = networks[file.role]
-        if file.role not in sources and network is not None:
-            twin = deployable(network)
-            references[file.role] = reference_logits(twin, parity_images, file.role)
-            sources[file.role] = Source(
-                network=twin,
-                role=file.role,
-                image_size=image_size,
-                energy_temperature=energy_temperature,
-                opset=params.opset,
-                ir_version=params.ir_version,
-                batch=params.batch,
-                calibration_images=calibration_images,
-                int8=params.int8,
-            )
-        source = sources[file.role]
-        float_nodes = source.int8_graph.float_nodes if file.precision == "int8" else ()
-        described = {**metadata, "role": file.role, "precision": file.precision}
-        if float_nodes:
-            described["float_nodes"] = json.dumps(float_nodes)
-        path = out / file.name
-        parts = file.format.write(source, file.precision, path, described)
-        batch = None if file.format.name == "torch" else params.batch
-        answers, executed = _run(file, path, parity_images, batch)
-        reference = references[file.role]
-        parity = check_parity(file.name, file.precision, reference, answers.logits, params.parity)
-        energy_max_abs = check_energy(file.name, answers, reference, energy_temperature)
-        exported.append(
-            ExportedFile(
-                name=file.name,
-                role=file.role,
-                format=file.format.name,
-                precision=file.precision,
-                sha256=sha256_model(path),
-                size_bytes=sum(part.stat().st_size for part in parts),
-                batch=batch,
-                float_nodes=float_nodes,
-                parity=parity,
-                energy_max_abs=energy_max_abs,
-                runtime=file.format.runtime,
-                executed_precision=executed,
-            )
-        )
-    return exported
-
-
-def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int | None) -> tuple[Answers, str]:
-    """Answers of a file by its runtime, and the precision that the runtime reports."""
-    try:
-        runtime = load(file.format.runtime, path, precision=file.precision)
-        size = batch or _CHUNK
-        chunks = (images[start : start + size] for start in range(0, len(images), size))
+        runtime = load(FORMATS[file.format].runtime, path, precision=file.precision)
         return joined(run_padded(runtime, chunk, batch) for chunk in chunks), runtime.executed().precision
     except RuntimesError as error:
         raise ExportError(str(error).rstrip(".")) from error
+
+
+def _images(run: Run, split: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    images = open_images(run.places.data, split, torch.device("cpu")).centre(torch.from_numpy(index))
+    return images.contiguous().numpy()
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    """Collect the metadata that all files share: preprocessing, labels, lineage, licence."""
+    data = run.data
+    return {
+        "energy_temperature": json.dumps(run.energy.lineage.temperature),
+        "parameters": json.dumps(run.student.model_dump(include={"network", "seed", "distill", "heda"})),
+        "class_names": json.dumps(data.class_names),
+        "preprocessing": json.dumps(preprocessing(data)),
+        "lineage": json.dumps(run.made_from.model_dump()),
+        "data": data.source,
+        "data_licence": data.licence,
+    }

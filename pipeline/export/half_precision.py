@@ -1,11 +1,9 @@
-"""A typed float16 graph: weights and arithmetic in float16, float32 only at the boundary.
+"""Convert a float32 graph to a typed float16 graph: float16 weights and arithmetic, float32 input and outputs.
 
-Converting the exported float32 graph, rather than exporting a half-precision network, rounds each weight once, after
-batch normalisation was folded into it in float32, and keeps both files the same graph. The precision is in the types,
-so a strongly typed runtime (TensorRT, where the flag exists) executes what the file says.
+The float32 graph is converted, instead of a half-precision network being exported: batch normalisation is folded in
+float32, each weight is rounded only once, and both files have the same graph. The tensor types are float16, so a
+strongly typed runtime (TensorRT, where it has the flag) must execute float16.
 """
-
-from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
@@ -24,56 +22,49 @@ _SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float16 copy of a float32 onnx.ModelProto; input and output keep their names and float32 types.
+    """Return a float16 copy of a float32 onnx.ModelProto; input and outputs keep their names and float32 types.
 
-    Inputs that an operator only takes in float32 (the scales of Resize) stay float32.
+    Operator inputs without a float16 type (the scales of Resize) stay float32.
 
     Raises:
-        ExportError: the graph holds control flow, or an operator without a float16 form.
+        ExportError: the graph contains control flow, or an operator without a float16 version.
     """
     types = element_types(model)
     model = copy.deepcopy(model)
     graph = model.graph
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    kept: dict[str, str] = {}  # float32 value -> its name where it must stay float32
-    nodes: list[onnx.NodeProto] = []
-    half_name = {value.name: f"{value.name}_fp16" for value in (*graph.input, *graph.output)}
-    nodes.extend(
-        helper.make_node("Cast", [value.name], [half_name[value.name]], f"{value.name}_to_fp16", to=TensorProto.FLOAT16)
-        for value in graph.input
-    )
+    fp32: dict[str, str] = {}  # value -> name of its float32 copy
+    inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    half_name = {name: f"{name}_fp16" for name in (*inputs, *outputs)}
+    nodes = [_cast(name, half_name[name], f"{name}_to_fp16", TensorProto.FLOAT16) for name in inputs]
     for node in graph.node:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
         _convert_attributes(node)
         for index, name in enumerate(node.input):
             if types.get(name) == TensorProto.FLOAT and not _takes_half(schema.inputs, index):
-                if name not in kept:
-                    kept[name] = f"{name}_fp32"
+                if name not in fp32:
+                    fp32[name] = f"{name}_fp32"
                     if name not in weights:
-                        source = half_name.get(name, name)
-                        nodes.append(helper.make_node("Cast", [source], [kept[name]], kept[name], to=TensorProto.FLOAT))
-                node.input[index] = kept[name]
+                        nodes.append(_cast(half_name.get(name, name), fp32[name], fp32[name], TensorProto.FLOAT))
+                node.input[index] = fp32[name]
             elif name in half_name:
                 node.input[index] = half_name[name]
         for index, name in enumerate(node.output):
             if types.get(name) == TensorProto.FLOAT and not _takes_half(schema.outputs, index):
                 raise ExportError(
-                    f"operator {node.op_type} of the network has no float16 form; take fp16 out of export.precisions"
+                    f"operator {node.op_type} of the network has no float16 version; take fp16 out of export.precisions"
                 )
             if name in half_name:
                 node.output[index] = half_name[name]
         nodes.append(node)
-    nodes.extend(
-        helper.make_node("Cast", [half_name[value.name]], [value.name], f"{value.name}_to_fp32", to=TensorProto.FLOAT)
-        for value in graph.output
-    )
-    read = {name for node in nodes for name in node.input}
+    nodes += [_cast(half_name[name], name, f"{name}_to_fp32", TensorProto.FLOAT) for name in outputs]
+    used = {name for node in nodes for name in node.input}
     initializers = [tensor for tensor in graph.initializer if tensor.name not in weights]
     for name, tensor in weights.items():
-        if name in kept:
-            initializers.append(numpy_helper.from_array(numpy_helper.to_array(tensor), kept[name]))
-        if name in read:
+        if name in fp32:
+            initializers.append(numpy_helper.from_array(numpy_helper.to_array(tensor), fp32[name]))
+        if name in used:
             initializers.append(numpy_helper.from_array(_halve(numpy_helper.to_array(tensor)), name))
     _replace(graph.node, nodes)
     _replace(graph.initializer, initializers)
@@ -81,8 +72,12 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _cast(source: str, result: str, name: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], name, to=to)
+
+
 def _halve(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Nearest float16; finite values stay finite, and a constant that is not zero (an epsilon) does not become zero."""
+    """Round to float16; finite values stay finite, and a single non-zero value (an epsilon) stays non-zero."""
     values = np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), values)
     if values.size == 1:
         values = np.where((values != 0) & (np.abs(values) < _SMALLEST), np.copysign(_SMALLEST, values), values)
@@ -90,18 +85,18 @@ def _halve(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _takes_half(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> bool:
-    """Whether an operator's input or output at ``index`` may be float16; the last formal one stands for all further."""
+    """True if an operator's input or output at ``index`` may be float16; the last formal parameter may repeat."""
     formal = formals[min(index, len(formals) - 1)]
     return "tensor(float16)" in formal.types or "tensor(float)" not in formal.types
 
 
 def _convert_attributes(node: onnx.NodeProto) -> None:
-    """Make the types and constants that an operator carries in its attributes float16."""
+    """Convert the types and constants in an operator's attributes to float16."""
     for attribute in node.attribute:
         if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
             raise ExportError(
-                f"the network holds control flow ({node.op_type}), which has no float16 form here; take fp16 out of "
-                "export.precisions"
+                f"the network contains control flow ({node.op_type}), which cannot be converted to float16; take fp16 "
+                "out of export.precisions"
             )
         if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16

@@ -1,6 +1,4 @@
-"""Measuring on another machine: what is sent there, and how it comes back."""
-
-from __future__ import annotations
+"""The client that measures on another machine: it sends a bundle, follows the run and fetches the result."""
 
 from pipeline.remote.address import Address
 from pipeline.remote.build import BundleContent, write_bundle

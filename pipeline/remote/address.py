@@ -1,6 +1,4 @@
-"""Where a device is, checked so that no part of it can be taken for an option or for a command."""
-
-from __future__ import annotations
+"""The address of a device, validated so that no part can act as an option or a command."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +6,7 @@ from pathlib import Path
 
 from pipeline.remote.errors import RemoteError
 
-# A name, an alias of the ssh config, or an IPv4 or IPv6 address, perhaps with a user.
+# A host name, an alias of the ssh config, or an IPv4 or IPv6 address, optionally with a user.
 _HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._+-]*@)?[A-Za-z0-9_:][A-Za-z0-9._:-]*")
 _PATH = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+@,=-]*")
 
@@ -17,18 +15,18 @@ _LOCAL_PATH = re.compile(r"[^-~\0\n][^\0\n]*")
 
 @dataclass(frozen=True)
 class Address:
-    """A device.
+    """Address and settings of a device.
 
     Attributes:
         host: name, ``user@name`` or alias of the ssh config; None is this machine.
-        port: of its ssh server; None leaves it to the ssh config.
+        port: port of the ssh server; None uses the ssh config.
         ssh_config: file to use in place of ~/.ssh/config.
-        python: of the device, 3.10 or newer with numpy; on this machine "python3" is the one that runs this program.
-        folder: of bundles and runs; relative to the home folder there, or absolute. Runs that share it take turns.
-        connect_timeout_seconds: for the connection and for every answer to a short question.
+        python: Python 3.10 or newer with numpy on the device; "python3" on this machine is the running Python.
+        folder: folder of bundles and runs, absolute or relative to the home folder. It has one lock for all its runs.
+        connect_timeout_seconds: time limit of the connection and of each short request.
 
     Raises:
-        RemoteError: a value that could be taken for something else, or is out of range.
+        RemoteError: a value is unsafe or out of range.
     """
 
     host: str | None = None
@@ -47,9 +45,9 @@ class Address:
         if self.port is not None and not 0 < self.port < 65536:
             raise RemoteError(f"port {self.port} of {self.name} does not exist; use 1 to 65535.")
         for key, value in (("python", self.python), ("folder", self.folder)):
-            # No shell reads the paths of this machine.
-            plain = _PATH if self.host is not None else _LOCAL_PATH
-            if not plain.fullmatch(value) or ".." in value.split("/"):
+            # Paths on this machine are not passed through a shell.
+            pattern = _PATH if self.host is not None else _LOCAL_PATH
+            if not pattern.fullmatch(value) or ".." in value.split("/"):
                 raise RemoteError(
                     f"{key} {value!r} of {self.name} is no plain path; use letters, digits and ._/+@,=- without `..`, "
                     "relative to the home folder there or absolute."
@@ -63,5 +61,5 @@ class Address:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the device in messages."""
         return "this machine" if self.host is None else self.host

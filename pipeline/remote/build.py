@@ -1,6 +1,4 @@
-"""Writing a bundle: the same content gives the same bytes, whenever and wherever it is written."""
-
-from __future__ import annotations
+"""Writes a bundle. The same content always gives the same bytes."""
 
 import dataclasses
 import hashlib
@@ -18,67 +16,60 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.device.benchmark.plan import Plan
-from pipeline.device.service.bundle import EXPECTED, INPUTS, MANIFEST, MODELS, SCHEMA, is_safe_name, moved
+from pipeline.device.service import bundle
+from pipeline.portable.accuracy import Expected
+from pipeline.portable.files import atomic_file, sha256_file
 from pipeline.remote.errors import RemoteError
-from pipeline.store.atomic import atomic_file
-from pipeline.store.tables import model_files, sha256_file
+from pipeline.store.paths import model_files
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
-_CODE = ("__init__.py", "device/**/*.py", "runtimes/*.py")
-_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that an archive can hold
+_CODE = ("__init__.py", "portable/*.py", "device/**/*.py", "runtimes/*.py")  # code that devices need
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date of the zip format
 _UNIX = 3
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class BundleContent:
-    """What a device measures.
+    """Content of a bundle: plan, images and reference outputs.
 
     Attributes:
-        plan: with this machine's paths of the models; ``inputs`` and ``expected`` are replaced by the arrays below.
-        inputs: float32 [N, 3, H, W], preprocessed.
-        logits: float32 [N, K], of the network that the files were exported from.
-        energy: float32 [N], of these logits.
-        labels: int64 [N].
-        groups: int8 [N], 0 low, 1 middle, 2 high energy, -1 unknown.
-        card: names, labels, preprocessing and lineage, ready for JSON.
+        plan: plan with the model paths on this machine. Its ``inputs`` and ``expected`` are replaced by those below.
+        inputs: preprocessed images, float32 [N, 3, H, W].
+        expected: reference outputs and labels of these images.
+        card: names, labels, preprocessing and lineage, as JSON values.
+
+    Raises:
+        ValueError: an array has a wrong type, shape or number of images.
     """
 
     plan: Plan
     inputs: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    energy: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int8]
+    expected: Expected
     card: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         images = len(self.inputs)
-        for key, kind, dimensions in (
-            ("inputs", np.float32, 4),
-            ("logits", np.float32, 2),
-            ("energy", np.float32, 1),
-            ("labels", np.int64, 1),
-            ("groups", np.int8, 1),
-        ):
-            array = getattr(self, key)
+        kinds: dict[str, tuple[type[np.generic], int]] = {"labels": (np.int64, 1), "groups": (np.int8, 1)}
+        kinds |= {"inputs": (np.float32, 4), "logits": (np.float32, 2), "energy": (np.float32, 1)}
+        for key, (kind, dimensions) in kinds.items():
+            array = self.inputs if key == "inputs" else getattr(self.expected, key)
             if array.dtype != kind or array.ndim != dimensions or len(array) != images or images == 0:
                 raise ValueError(f"{key} is {array.dtype} {list(array.shape)}, not {kind.__name__} for {images} images")
 
 
 def write_bundle(path: Path, content: BundleContent) -> str:
-    """Write a bundle in one piece.
-
-    Returns:
-        its SHA-256.
+    """Write a bundle atomically and return its SHA-256.
 
     Raises:
-        RemoteError: a model file is missing or has a name that a bundle cannot hold.
-        ValueError: the card is not ready for JSON.
+        RemoteError: a model file is missing, or its name is not allowed in a bundle.
+        ValueError: the card has values that JSON does not have.
     """
     models = _archive_names(content.plan)
-    plan = dataclasses.replace(content.plan, inputs=INPUTS, expected=EXPECTED)
-    plan = moved(plan, lambda name: models.get(Path(name), name))
+    plan = dataclasses.replace(content.plan, inputs=bundle.INPUTS, expected=bundle.EXPECTED)
+    plan = plan.map_paths(lambda name: models.get(Path(name), name))
+    expected = io.BytesIO()
+    content.expected.save(expected)
     with atomic_file(path) as temporary:
         with temporary.open("wb") as file:
             file.write(_SHEBANG)
@@ -90,51 +81,42 @@ def write_bundle(path: Path, content: BundleContent) -> str:
                     writer.add(source.relative_to(root.parent).as_posix(), source.read_bytes())
                 for source, name in models.items():
                     writer.add_file(name, source)
-                writer.add_array(INPUTS, content.inputs)
-                writer.add(EXPECTED, _expected(content))
+                writer.add_array(bundle.INPUTS, content.inputs)
+                writer.add(bundle.EXPECTED, expected.getvalue())
                 manifest = {
-                    "schema": SCHEMA,
+                    "schema": bundle.SCHEMA,
                     "plan": json.loads(plan.to_json()),
                     "card": dict(content.card),
-                    "files": {name: writer.files[name] for name in sorted(writer.files)},
+                    "files": writer.files,
                 }
-                writer.add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode())
+                text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+                writer.add(bundle.MANIFEST, text.encode())
         sha256 = sha256_file(temporary)
     path.chmod(0o755)
     return sha256
 
 
 def _archive_names(plan: Plan) -> dict[Path, str]:
-    """All model files with their places in the bundle; files of one name from different folders are kept apart."""
+    """Map each model file to its name in the bundle. Files with the same name get different folders."""
     names: dict[Path, str] = {}
     for variant in plan.variants:
         path = Path(variant.path)
         if path in names:
             continue
-        folder = MODELS
-        if f"{folder}{path.name}" in names.values():
-            folder = f"{MODELS}{variant.name}/"
+        clash = f"{bundle.MODELS}{path.name}" in names.values()
+        folder = f"{bundle.MODELS}{variant.name}/" if clash else bundle.MODELS
         for part in model_files(path):
-            name = f"{folder}{part.name}"
+            names[part] = f"{folder}{part.name}"
             if not part.is_file():
                 raise RemoteError(f"{part} does not exist; run `dvc repro export` to make it.")
-            if not is_safe_name(name):
-                raise RemoteError(f"{part} has a name that no bundle can hold; use letters, digits and ._+- only.")
-            names[part] = name
+            if not bundle.is_safe_name(names[part]):
+                raise RemoteError(f"{part} has a name that bundles do not allow; use letters, digits and ._+- only.")
     return names
-
-
-def _expected(content: BundleContent) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer, logits=content.logits, energy=content.energy, labels=content.labels, groups=content.groups
-    )  # numpy dates its members 1980
-    return buffer.getvalue()
 
 
 @dataclass
 class _Writer:
-    """Adds files to an archive and keeps their hashes. Nothing is compressed: compressed bytes differ between zlibs."""
+    """Adds uncompressed files to an archive and records their hashes. Compressed bytes depend on the zlib version."""
 
     archive: zipfile.ZipFile
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -147,7 +129,7 @@ class _Writer:
             self._add(name, iter(lambda: source.read(_CHUNK), b""), path.stat().st_size)
 
     def add_array(self, name: str, array: NDArray[Any]) -> None:
-        """As np.save does, but without a second copy of the array in memory."""
+        """Write the format of np.save without a second copy of the array in memory."""
         array = np.ascontiguousarray(array)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))

@@ -1,191 +1,139 @@
-"""What can be asked of a device: one method for each question, each a conversation of its own."""
+"""Requests to a device. Each method is one request over its own connection."""
 
 from __future__ import annotations
 
 import base64
-import getpass
 import hashlib
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.device.service.attend import BEAT_SECONDS
-from pipeline.device.service.session import BUNDLE
+from pipeline.device.service.bundle import BUNDLE
+from pipeline.device.service.detached import ALIVE_SECONDS
+from pipeline.device.service.lock import owner
 from pipeline.remote import scripts
 from pipeline.remote.address import Address
 from pipeline.remote.errors import RemoteError
-from pipeline.remote.local import LocalTransport
 from pipeline.remote.ssh import SshTransport
-from pipeline.remote.transport import RefusedError, Transport, converse
+from pipeline.remote.transport import LocalTransport, RefusedError, Transport, converse
 
-Json = dict[str, Any]
+Message = dict[str, Any]  # one line of the device
 
 _LOCKED = 3
-# A slow device hashes 20 MB/s at least.
-_HASH_BYTES_PER_SECOND = 20e6
+_HASH_BYTES_PER_SECOND = 20e6  # lower limit, for a slow device
 _STALL_SECONDS = 60.0
-_SILENT_BEATS = 6
-_MOST_BYTES = 1 << 30  # of a fetched file, which is held in memory
-
-
-def transport_to(address: Address) -> Transport:
-    """The way to a device."""
-    return LocalTransport(address) if address.host is None else SshTransport(address)
+_MISSED_HEARTBEATS = 6  # the connection counts as dead after this many
+_MAX_BYTES = 1 << 30  # limit for a fetched file, because it is kept in memory
 
 
 class Device:
     """One run of one bundle on one device.
 
     Args:
-        bundle: on this machine.
-        sha256: of it.
-        run: hexadecimal id.
-        deadline: of ``time.monotonic``, for everything.
+        bundle: path of the bundle on this machine.
+        sha256: SHA-256 of the bundle.
+        run: hexadecimal id of the run.
+        deadline: value of ``time.monotonic`` at which all requests end.
     """
 
     def __init__(self, address: Address, bundle: Path, sha256: str, run: str, deadline: float) -> None:
-        self._address = address
-        self._transport = transport_to(address)
+        self._address, self._bundle, self._deadline = address, bundle, deadline
         self.sha256 = sha256
-        self._bundle = bundle
-        self._deadline = deadline
-        self._short = address.connect_timeout_seconds
-        self._hashing = bundle.stat().st_size / _HASH_BYTES_PER_SECOND
-        self._place = {"folder": address.folder, "sha256": sha256, "run": run}
-        self._program = f"{address.folder}/{sha256}/{BUNDLE}"
-        self._choice = ["--folder", address.folder, "--bundle", sha256, "--run", run]
+        self._transport: Transport = LocalTransport(address) if address.host is None else SshTransport(address)
+        self.name, self.python = self._transport.name, self._transport.python
+        self._answer_seconds = address.connect_timeout_seconds + _STALL_SECONDS
+        self._hash_seconds = bundle.stat().st_size / _HASH_BYTES_PER_SECOND
+        self._location = {"folder": address.folder, "sha256": sha256, "run": run}
 
-    @property
-    def name(self) -> str:
-        return self._transport.name
-
-    @property
-    def python(self) -> str:
-        return self._transport.python
-
-    def facts(self, modules: list[str]) -> Json:
-        """What ``scripts.PREFLIGHT`` finds."""
-        return self._ask(scripts.words(scripts.PREFLIGHT, **self._place, modules=modules), self._hashing)
+    def facts(self, modules: list[str]) -> Message:
+        """Run ``scripts.PREFLIGHT``; returns properties and state of the device."""
+        words = scripts.words(scripts.PREFLIGHT, **self._location, modules=modules)
+        return self._last(self._converse(words, self._answer_seconds + self._hash_seconds))
 
     def install(self, on_progress: Callable[[int], None]) -> None:
-        """Copy the bundle.
-
-        Raises:
-            RemoteError: what arrived is not what was sent, or there is no room for it.
-        """
-        words = scripts.words(scripts.INSTALL, **self._place)
-        silence = _STALL_SECONDS + self._hashing
-        answer = self._only(
-            converse(
-                self._transport,
-                words,
-                silence_seconds=silence,
-                deadline=self._deadline,
-                source=self._bundle,
-                on_sent=on_progress,
-            )
-        )
+        """Copy the bundle; RemoteError if the copy is damaged or the device has no space for it."""
+        words = scripts.words(scripts.INSTALL, **self._location)
+        limit = _STALL_SECONDS + self._hash_seconds
+        answer = self._last(self._converse(words, limit, source=self._bundle, on_sent=on_progress))
         if "installed" in answer:
             return
         if "wrong" in answer:
             raise RemoteError(
-                f"the bundle arrived on {self.name} with sha256 {answer['wrong'][:12]} and not "
-                f"{self._place['sha256'][:12]}, so it was removed there; run the same command again, and check the "
-                "disks and memory of both machines if that does not help."
+                f"the bundle arrived on {self.name} with sha256 {answer['wrong'][:12]} and not {self.sha256[:12]}, "
+                "so it was removed there; run the same command again, and check the disks and memory of both machines "
+                "if that does not help."
             )
         remedy = "free space there or set address.folder to another disk" if answer["full"] else "set address.folder"
         reason = "no space was left" if answer["full"] else answer["error"]
         raise RemoteError(f"the bundle could not be copied to {self.name} ({reason}); {remedy}.")
 
-    def start(self, limit_seconds: float) -> str:
-        """Start the run; harmless if it was started before. As ``detached.start``."""
-        choice = [*self._choice, "--owner", owner(), "--limit", f"{max(limit_seconds, 1):.0f}"]
-        return str(self._command("start", choice)["start"])
+    def start(self, until: float) -> None:
+        """Start the run, with a time limit at ``until`` on ``time.monotonic``. A second start has no effect."""
+        limit = f"{max(until - time.monotonic(), 1):.0f}"
+        self._last(self._command("start", self._answer_seconds, "--owner", owner(), "--limit", limit))
 
-    def follow(self) -> Iterator[Json]:
-        """What ``attend.follow`` tells; the last has "end"."""
-        yield from self._converse("follow", self._choice, _SILENT_BEATS * BEAT_SECONDS + self._short)
+    def follow(self) -> Iterator[Message]:
+        """Yield the messages of ``detached.follow``; the last one has the key "end"."""
+        yield from self._command("follow", _MISSED_HEARTBEATS * ALIVE_SECONDS + self._address.connect_timeout_seconds)
 
     def stop(self) -> None:
         """End the run."""
-        self._command("stop", self._choice)
-
-    def other(self, sha256: str, run: str) -> Device:
-        """Another run there."""
-        return Device(self._address, self._bundle, sha256, run, self._deadline)
+        self._last(self._command("stop", self._answer_seconds))
 
     def clean(self) -> None:
-        self._command("clean", self._choice)
+        """Remove the run and old bundles from the device."""
+        self._last(self._command("clean", self._answer_seconds))
+
+    def other_run(self, sha256: str, run: str) -> Device:
+        """Return another run on the same device."""
+        return Device(self._address, self._bundle, sha256, run, self._deadline)
 
     def fetch(self, sha256: Mapping[str, str]) -> dict[str, bytes]:
-        """Files of the run.
-
-        Args:
-            sha256: of each name.
-
-        Raises:
-            RemoteError: one did not arrive as it was written.
-        """
-        words = scripts.words(scripts.FETCH, **self._place, names=list(sha256))
-        found = dict.fromkeys(sha256, b"")
-        for told in converse(self._transport, words, silence_seconds=_STALL_SECONDS, deadline=self._deadline):
-            if isinstance(told.get("name"), str) and told["name"] in found:
-                found[told["name"]] += _piece(told.get("piece"))
-                if len(found[told["name"]]) > _MOST_BYTES:
-                    raise RemoteError(f"{told['name']} of {self.name} is larger than any result; measure less.")
-        for name, content in found.items():
+        """Fetch files of the run and return their contents by name; RemoteError if a SHA-256 differs."""
+        words = scripts.words(scripts.FETCH, **self._location, names=list(sha256))
+        contents = dict.fromkeys(sha256, b"")
+        for line in self._converse(words, _STALL_SECONDS):
+            name = line.get("name")
+            if isinstance(name, str) and name in contents:
+                contents[name] += _decode(line.get("piece"))
+                if len(contents[name]) > _MAX_BYTES:
+                    raise RemoteError(f"{name} of {self.name} is larger than any result; measure less.")
+        for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != sha256[name]:
                 raise RemoteError(
                     f"{name} arrived from {self.name} with another sha256; run the same command to fetch it again."
                 )
-        return found
+        return contents
 
-    def _command(self, command: str, choice: list[str]) -> Json:
-        return self._only(self._converse(command, choice, self._short + _STALL_SECONDS))
-
-    def _converse(self, command: str, choice: list[str], silence_seconds: float) -> Iterator[Json]:
-        words = [self._program, command, *choice]
+    def _command(self, command: str, silence_seconds: float, *options: str) -> Iterator[Message]:
+        """Run a command of the bundle on the device and yield its messages."""
+        folder, sha256, run = self._location.values()
+        words = [f"{folder}/{sha256}/{BUNDLE}", command, "--folder", folder, "--bundle", sha256, "--run", run, *options]
         try:
-            yield from converse(self._transport, words, silence_seconds=silence_seconds, deadline=self._deadline)
+            yield from self._converse(words, silence_seconds)
         except RefusedError as error:
             if error.code == _LOCKED:
                 raise RemoteError(f"{self.name} is {error.sentence}") from None
             raise
 
-    def _ask(self, words: list[str], extra_seconds: float) -> Json:
-        silence = self._short + _STALL_SECONDS / 2 + extra_seconds
-        return self._only(converse(self._transport, words, silence_seconds=silence, deadline=self._deadline))
+    def _converse(self, words: list[str], silence_seconds: float, **options: Any) -> Iterator[Message]:
+        deadline = self._deadline
+        return converse(self._transport, words, silence_seconds=silence_seconds, deadline=deadline, **options)
 
-    def _only(self, answers: Iterator[Json]) -> Json:
-        found = list(answers)
-        if not found:
+    def _last(self, answers: Iterator[Message]) -> Message:
+        messages = list(answers)
+        if not messages:
             raise RemoteError(
                 f"{self.name} gave no answer to {self.python}; check that address.python is Python 3.10 or newer "
                 "and that its login scripts run nothing else."
             )
-        return found[-1]
+        return messages[-1]
 
 
-def _piece(text: object) -> bytes:
-    """Bytes of a file; none for what is no such text, after which its hash does not fit."""
+def _decode(text: object) -> bytes:
+    """Decode base64 text; invalid text gives no bytes, and the hash check then fails."""
     try:
         return base64.b64decode(text) if isinstance(text, str) else b""
     except ValueError:
         return b""
-
-
-def owner() -> str:
-    """Who measures: user@host of this client."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
-def remaining(deadline: float) -> float:
-    """Seconds until a deadline of ``time.monotonic``."""
-    return max(deadline - time.monotonic(), 0.0)

@@ -1,13 +1,11 @@
-"""What can go wrong between this machine and a device. Each message is one sentence that names the device."""
-
-from __future__ import annotations
+"""Errors of the connection to a device. Each message is one sentence that names the device."""
 
 from pipeline.errors import EnergyKDError
 
 
 class RemoteError(EnergyKDError):
-    """Nothing could be measured on a device."""
+    """A measurement on a device failed."""
 
 
 class LinkError(RemoteError):
-    """The connection failed in a way that may pass: no answer, a refused or a dropped connection."""
+    """The connection failed, and a new attempt may succeed: no answer, a refused or a dropped connection."""

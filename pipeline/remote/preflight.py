@@ -1,6 +1,4 @@
-"""Whether a device can measure a bundle, found out before anything is copied there."""
-
-from __future__ import annotations
+"""Checks whether a device can measure a bundle, before anything is copied to it."""
 
 import json
 from collections.abc import Mapping
@@ -8,76 +6,67 @@ from typing import Any
 
 from pipeline.device.service.bundle import Bundle
 from pipeline.device.service.lock import Holder
-from pipeline.device.service.selftest import MODULES
+from pipeline.device.service.main import INSTALL
+from pipeline.remote.device import Device
 from pipeline.remote.errors import RemoteError
 
 _OLDEST = (3, 10)
 _ROOM = 16 << 20  # for the result, the log and the workers' own small files
+Facts = Mapping[str, Any]  # message of :data:`pipeline.remote.scripts.PREFLIGHT`
 
 
 def modules(bundle: Bundle) -> list[str]:
-    """The modules that the device is asked for."""
-    return ["numpy", *sorted({MODULES[variant.runtime][0] for variant in bundle.plan.variants})]
+    """Python modules that the bundle needs on the device."""
+    return ["numpy", *sorted({variant.runtime for variant in bundle.plan.variants})]
 
 
-def holder_of(facts: Mapping[str, Any]) -> Holder | None:
-    """Who holds the device's lock; None if nobody, or nobody knows."""
+def holder_of(facts: Facts) -> Holder | None:
+    """Return the holder of the device's lock; None if it is free or unknown."""
     try:
         return Holder(**json.loads(facts["holder"])) if facts["locked"] else None
     except (TypeError, ValueError):
         return None
 
 
-def holds(facts: Mapping[str, Any], bundle: str, run: str) -> bool:
-    """Whether this run holds the device's lock."""
-    holder = holder_of(facts)
-    return holder is not None and (holder.bundle, holder.run) == (bundle, run)
-
-
-def check_python(name: str, python: str, facts: Mapping[str, Any]) -> None:
-    """Raises RemoteError: the device's Python is too old, or has no numpy."""
+def check_python(device: Device, facts: Facts) -> None:
+    """Raise RemoteError if the device's Python is too old or has no numpy."""
     version = tuple(facts["python"])
     if version < _OLDEST:
         raise RemoteError(
-            f"{python} on {name} is Python {'.'.join(map(str, version))}, too old for the benchmark, "
+            f"{device.python} on {device.name} is Python {'.'.join(map(str, version))}, too old for the benchmark, "
             "which needs 3.10 or newer; install one and set address.python to it."
         )
     if not facts["modules"]["numpy"]:
-        raise RemoteError(f"{python} on {name} has no numpy; install it there with `{python} -m pip install numpy`.")
+        remedy = f"install it there with `{device.python} -m pip install numpy`"
+        raise RemoteError(f"{device.python} on {device.name} has no numpy; {remedy}.")
 
 
-def check_runtimes(name: str, python: str, bundle: Bundle, facts: Mapping[str, Any]) -> None:
-    """Raises RemoteError: none of the bundle's runtimes is on the device. One of several may be missing."""
-    runtimes = sorted({variant.runtime for variant in bundle.plan.variants})
-    if not any(facts["modules"][MODULES[runtime][0]] for runtime in runtimes):
-        installs = " or ".join(f"`{MODULES[runtime][1]}`" for runtime in runtimes)
-        raise RemoteError(
-            f"{python} on {name} has no runtime for these files ({', '.join(runtimes)}); install one there: {installs}."
-        )
+def check_ready(device: Device, bundle: Bundle, facts: Facts, missing_bytes: int) -> None:
+    """Check that the device is free and has one of the bundle's runtimes and enough disk space.
 
+    Args:
+        missing_bytes: bytes of the bundle that must still be copied.
 
-def check_lock(name: str, facts: Mapping[str, Any]) -> None:
-    """Raises RemoteError: another run holds the device."""
+    Raises:
+        RemoteError: another run holds the device, none of the runtimes is installed, the folder cannot be written, or
+            the disk has no space for the bundle and its extracted files.
+    """
     if facts["locked"]:
         holder = holder_of(facts)
         who = holder.describe(facts["boot"], facts["uptime"]) if holder else "a run that has just begun"
-        raise RemoteError(f"{name} is locked by {who}; wait for its end or ask its owner to stop it.")
-
-
-def check_space(name: str, size: int, bundle: Bundle, facts: Mapping[str, Any]) -> None:
-    """Check the folder of the device.
-
-    Args:
-        size: bytes of the bundle that are still to be copied.
-
-    Raises:
-        RemoteError: it cannot be written, or has no room for the bundle and what is extracted from it.
-    """
+        raise RemoteError(f"{device.name} is locked by {who}; wait for its end or ask its owner to stop it.")
+    runtimes = sorted({variant.runtime for variant in bundle.plan.variants})
+    if not any(facts["modules"][runtime] for runtime in runtimes):
+        installs = " or ".join(f"`{INSTALL[runtime]}`" for runtime in runtimes)
+        raise RemoteError(
+            f"{device.python} on {device.name} has no runtime for these files ({', '.join(runtimes)}); "
+            f"install one there: {installs}."
+        )
     if not facts["writable"]:
-        raise RemoteError(f"{facts['folder']} on {name} cannot be written; set address.folder to another.")
-    needed = size + sum(entry.size for entry in bundle.data.values()) + _ROOM
+        raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; set address.folder to another.")
+    needed = missing_bytes + bundle.data_bytes + _ROOM
     if facts["free"] < needed:
         raise RemoteError(
-            f"{name} has {facts['free'] / 1e6:.0f} MB free in {facts['folder']}, but {needed / 1e6:.0f} MB are needed; "
-            "free space there or set address.folder to another disk."
+            f"{device.name} has {facts['free'] / 1e6:.0f} MB free in {facts['folder']}, but {needed / 1e6:.0f} MB are "
+            "needed; free space there or set address.folder to another disk."
         )

@@ -1,10 +1,8 @@
-"""A device over ssh: the system's program, with the user's configuration, keys, agent and jump hosts.
+"""Connection to a device with the system's ssh and the user's configuration, keys, agent and jump hosts.
 
-Files travel through the standard input and output of the commands: scp quotes remote names in one way or another
-depending on its version, and reports a full disk as "Failure".
+Files are sent through standard input and output, because the quoting of remote names in scp depends on its version,
+and scp reports a full disk only as "Failure".
 """
-
-from __future__ import annotations
 
 import math
 import os
@@ -15,48 +13,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.device.errors import brief
+from pipeline.portable.text import brief
 from pipeline.remote.address import Address
 from pipeline.remote.errors import LinkError, RemoteError
 
 _SSH_FAILED = 255
 _ALIVE_SECONDS, _ALIVE_COUNT = 5, 4
-# What ssh writes where trying again would not help; the first that fits is the reason.
-_SENTENCES = (
-    (
-        "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "{name} shows another host key than the known one, so it was set up anew or another machine answers for it; "
-        "if you know that it was set up anew, remove the old key with `ssh-keygen -R` and run `ssh {name}` once.",
+# Messages of ssh for permanent errors; the first match gives the error sentence.
+_SENTENCES = {
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
+        "{name} shows another host key than the known one, so it was reinstalled or another machine answers for it; "
+        "if you know that it was reinstalled, remove the old key with `ssh-keygen -R` and run `ssh {name}` once."
     ),
-    (
-        "Host key verification failed|host key is known",
-        "the host key of {name} is unknown; run `ssh {name}` once, compare the fingerprint and accept it.",
+    "Host key verification failed|host key is known": (
+        "the host key of {name} is unknown; run `ssh {name}` once, compare the fingerprint and accept it."
     ),
-    (
-        r"Permission denied \((?=[^)]*publickey)",
-        "{name} refused the login without a password; install your key with `ssh-copy-id {name}`.",
+    r"Permission denied \((?=[^)]*publickey)": (
+        "{name} refused the login without a password; install your key with `ssh-copy-id {name}`."
     ),
-    (
-        r"Permission denied \(([^)]*)\)",
-        "{name} takes no keys, only {found}; allow PubkeyAuthentication in its sshd_config and install your key there.",
+    r"Permission denied \(([^)]*)\)": (
+        "{name} takes no keys, only {found}; allow PubkeyAuthentication in its sshd_config and install your key there."
     ),
-    (
-        "Too many authentication failures",
-        "{name} refused all keys of the agent; name the right one with IdentityFile in the ssh config.",
+    "Too many authentication failures": (
+        "{name} refused all keys of the agent; name the right one with IdentityFile in the ssh config."
     ),
-    (
-        "Could not resolve hostname",
-        "the name {name} is not known; check its spelling and the network's DNS, or give an address.",
+    "Could not resolve hostname": (
+        "the name {name} is not known; check its spelling and the network's DNS, or give an address."
     ),
-    (
-        r".*(?:onfiguration option|Bad owner or permissions).*",
-        "the ssh config is refused, so {name} is out of reach ({found}); correct it.",
+    r".*(?:onfiguration option|Bad owner or permissions).*": (
+        "the ssh config is refused, so {name} is out of reach ({found}); correct it."
     ),
-)
+}
 
 
 class SshTransport:
-    """Starts commands on ``address.host``; never asks, never accepts a host key, never waits for ever."""
+    """Starts commands on ``address.host`` without prompts, with known host keys only and with time limits."""
 
     def __init__(self, address: Address) -> None:
         assert address.host is not None  # noqa: S101
@@ -65,14 +56,14 @@ class SshTransport:
         self._words = ssh_words(address)
 
     def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        command = [*self._words, " ".join(shlex.quote(word) for word in words)]
+        command = [*self._words, shlex.join(words)]
         try:
             return subprocess.Popen(
                 command,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                # Without a terminal a jump host, which does not inherit BatchMode, cannot ask either.
+                # A jump host does not inherit BatchMode, but without a terminal it cannot prompt either.
                 start_new_session=True,
                 env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
             )
@@ -84,7 +75,7 @@ class SshTransport:
 
 
 def ssh_words(address: Address) -> list[str]:
-    """The command up to the words for the device."""
+    """The ssh command without the command for the device."""
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
@@ -92,7 +83,7 @@ def ssh_words(address: Address) -> list[str]:
         "ConnectionAttempts": "1",
         "ServerAliveInterval": str(_ALIVE_SECONDS),
         "ServerAliveCountMax": str(_ALIVE_COUNT),
-        # What an alias may set for a person's own logins, and what would mix with our messages.
+        # An alias can set these for interactive logins, and their output would mix with the messages.
         "RemoteCommand": "none",
         "LogLevel": "ERROR",
     }
@@ -107,10 +98,10 @@ def ssh_words(address: Address) -> list[str]:
 
 
 def explain(name: str, stderr: str) -> RemoteError:
-    """One sentence for what ssh wrote before it gave up."""
-    for pattern, sentence in _SENTENCES:
-        if found := re.search(pattern, stderr):
-            return RemoteError(sentence.format(name=name, found=brief(found.group(found.lastindex or 0))))
+    """Convert the standard error of ssh to an error with one sentence."""
+    for pattern, sentence in _SENTENCES.items():
+        if match := re.search(pattern, stderr):
+            return RemoteError(sentence.format(name=name, found=brief(match.group(match.lastindex or 0))))
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1].rstrip(".") if lines else "the connection was closed"
     return LinkError(f"{name} cannot be reached ({brief(last)}); check that it is on, its address and its port.")

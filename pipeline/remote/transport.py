@@ -1,63 +1,67 @@
-"""Asking a device: one command there, and the lines that it tells, with a limit on every silence."""
-
-from __future__ import annotations
+"""Runs one command on a device and reads its messages, with a time limit for each pause."""
 
 import os
 import selectors
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pipeline.device.errors import brief
-from pipeline.device.service.files import told
+from pipeline.device.service.run_folder import read_line
+from pipeline.portable.text import brief
+from pipeline.remote.address import Address
 from pipeline.remote.errors import LinkError, RemoteError
 
-NOT_FOUND = (126, 127)  # how shells end where there is no such program, or none that can be run
-_LOOK_SECONDS = 0.2
+_NOT_FOUND = (126, 127)  # exit codes of a shell for a program that cannot be run or is missing
+_POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
 _STDERR_BYTES = 16384
 _CHUNK = 1 << 16
 
 
 class RefusedError(RemoteError):
-    """The program on the device ended with an error of its own.
-
-    Attributes:
-        code: its exit code.
-        sentence: what it said, without the name of the device.
-    """
+    """The program on the device failed, with an exit code and an error sentence."""
 
     def __init__(self, name: str, code: int, sentence: str) -> None:
         super().__init__(f"{name}: {sentence}")
-        self.code = code
-        self.sentence = sentence
+        self.code, self.sentence = code, sentence
 
 
 class Transport(Protocol):
-    """How commands reach a device.
-
-    Attributes:
-        name: of the device, for messages.
-        python: the device's Python.
-    """
+    """Runs commands on a device and copies files to and from it."""
 
     name: str
     python: str
 
     def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a command in the device's home folder, with its standard output in a pipe.
-
-        Raises:
-            RemoteError: the program that makes the connection is not installed here.
-        """
+        """Start a command in the device's home folder, with its standard output in a pipe; may raise RemoteError."""
         ...
 
     def failure(self, code: int, stderr: str) -> RemoteError | None:
-        """What a failed command says of the connection; None if the connection held and the command itself failed."""
+        """The connection error behind a failed command; None if the connection held and the command itself failed."""
         ...
+
+
+class LocalTransport:
+    """Runs commands on this machine, with the same steps as on another device."""
+
+    def __init__(self, address: Address) -> None:
+        self.name = address.name
+        self.python = sys.executable if address.python == "python3" else address.python
+
+    def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=Path.home())
+        except (FileNotFoundError, PermissionError) as error:
+            raise RemoteError(
+                f"{self.name} has no program {words[0]} ({error.strerror}); set address.python to where Python is."
+            ) from None
+
+    def failure(self, code: int, stderr: str) -> RemoteError | None:
+        return None
 
 
 def converse(
@@ -69,27 +73,24 @@ def converse(
     source: Path | None = None,
     on_sent: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Run a command of the device's Python and yield what it tells, until it ends.
+    """Run a command of the device's Python and yield its messages until it ends.
 
     Args:
-        words: after the name of Python.
-        silence_seconds: without a line, or a byte of ``source`` sent, the connection is taken for dead.
-        deadline: of ``time.monotonic``; likewise.
-        source: standard input; nothing by default.
-        on_sent: called now and then with the bytes of ``source`` that were sent.
+        words: arguments of Python.
+        silence_seconds: longest time without a received line or a sent byte of ``source``.
+        deadline: value of ``time.monotonic`` at which the connection ends.
+        source: file for standard input; empty by default.
+        on_sent: called regularly with the number of sent bytes of ``source``.
 
     Raises:
-        LinkError: the connection was lost, or never made.
+        LinkError: the connection failed, or a time limit was reached.
         RefusedError: the program ended with an error.
-        RemoteError: any other reason why it could not run.
     """
-    command = [transport.python, *words]
     with tempfile.TemporaryFile() as stderr, (source or Path(os.devnull)).open("rb") as stdin:
-        process = transport.open(command, stdin, stderr)
+        process = transport.open([transport.python, *words], stdin, stderr)
         try:
             for line in _lines(process, stdin, silence_seconds, deadline, transport.name, on_sent):
-                values = told(line)
-                if values is not None:
+                if (values := read_line(line)) is not None:
                     yield values
             code = process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -108,13 +109,13 @@ def converse(
 def _error(transport: Transport, code: int, stderr: str) -> RemoteError:
     if (failure := transport.failure(code, stderr)) is not None:
         return failure
-    if code in NOT_FOUND:
+    if code in _NOT_FOUND:
         return RemoteError(
             f"{transport.name} has no program {transport.python}; install Python 3.10 or newer there, "
             "or set address.python to where it is."
         )
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else f"the program ended with exit code {code} and said nothing."
+    last = lines[-1] if lines else f"the program ended with exit code {code} and wrote no error."
     return RefusedError(transport.name, code, brief(last.removeprefix("error: "), 500))
 
 
@@ -126,31 +127,31 @@ def _lines(
     name: str,
     on_sent: Callable[[int], None] | None,
 ) -> Iterator[str]:
-    """Lines of the process's output, until it closes that.
+    """Yield the lines of standard output until the process closes it.
 
-    The process reads ``stdin`` by itself; the position in the file is common to both and so tells how far it is.
+    The process reads ``stdin`` itself. Both share the file position, which therefore is the number of sent bytes.
     """
     assert process.stdout is not None  # noqa: S101
     rest = b""
     sent = 0
-    heard = time.monotonic()
+    last_active = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
-            ready = selector.select(_LOOK_SECONDS)
+            ready = selector.select(_POLL_SECONDS)
             now = time.monotonic()
             position = os.lseek(stdin.fileno(), 0, os.SEEK_CUR)
             if position != sent:
-                sent, heard = position, now
+                sent, last_active = position, now
                 if on_sent is not None:
                     on_sent(sent)
             if ready:
-                heard = now
+                last_active = now
                 chunk = os.read(process.stdout.fileno(), _CHUNK)
                 if not chunk:
                     return
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode(errors="replace") for line in lines)
-            elif now - heard > silence_seconds or now > deadline:
+            elif now - last_active > silence_seconds or now > deadline:
                 waited = "before its time limit" if now > deadline else f"within {silence_seconds:g} s"
                 raise LinkError(f"{name} did not answer {waited}; check the connection and run the same command again.")

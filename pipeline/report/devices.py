@@ -1,52 +1,47 @@
-"""Devices of targets/: their results, as far as they are of the files at hand, and what to deploy on each."""
-
-from __future__ import annotations
+"""Devices of targets/: their results for the current files, and the recommended file for each device."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import BudgetParams, checked
-from pipeline.errors import DataError, brief
-from pipeline.report.device_result import Result
+from pipeline import targets
+from pipeline.config import BudgetParams
+from pipeline.errors import DataError
+from pipeline.portable.documents import MeasuredRow
+from pipeline.portable.text import brief
 from pipeline.report.recommend import Recommendation, recommend
-from pipeline.report.rows import GROUPS, blank, note_empty_groups, reference, set_executed, set_latency
+from pipeline.report.rows import Row
+from pipeline.store.documents import ExportedFile, Measurement
+from pipeline.store.json_files import parse_json
 from pipeline.store.paths import TARGET_INDEX
-from pipeline.store.tables import parse_json
-from pipeline.targets import read_index, remeasure, result_file
 
-Json = Mapping[str, Any]
-
-SCHEMA = 1
-# what the page and the summary tell of a device; names of hosts and users are in none of these
-PROVENANCE = (
+# machine properties on the page and in the summary; none of them contains a host or user name
+_PROVENANCE = (
     *("board", "cpu", "machine", "logical_cores", "memory_total_kb", "kernel", "libc", "python", "numpy"),
     *("governors", "nvpmodel", "power_profile", "virtual_machine", "container", "emulated"),
 )
-PASSES = ("accuracy", "cold", "memory", "sustained", "throughput", "joules_per_inference", "meter", "power")
-_ACCURACY = ("images", "top1", *GROUPS, "delta_top1", "delta_top1_high_energy")
-_INTERVAL = ("delta_ci_low", "delta_ci_high")
-_HIGH_INTERVAL = ("delta_high_energy_ci_low", "delta_high_energy_ci_high")
-_NOTHING = {"machine": {}, "settings": {}, "rows": [], "notes": [], "tuning": {"changed": {}}}
-_EMULATED = "it is emulated, and the latency of an emulated processor says nothing about a real one"
+_MEASUREMENTS = (
+    *("name", "runtime", "sha256", "accuracy", "cold", "memory", "sustained", "throughput"),
+    *("joules_per_inference", "power"),
+)
+_EMULATED = "it is emulated, and emulated latency does not predict the latency of a real processor"
+_EMULATED_ROW = "latency emulated: it does not predict the latency of a real processor"
 _NO_ROUTING = "energy threshold not measured on the device: the stage evaluate sets it, on this machine"
-_EMULATED_ROW = "latency emulated: it says nothing about a real processor"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device as it was measured.
+    """A device of the index with its measurement.
 
     Attributes:
-        measured: content of its result.json; None if that is not the one that was shown last.
-        hashes: of its result.json, and of the one that was shown last.
+        measured: content of its result.json; None if the hash of this file differs from the index.
+        hashes: SHA-256 of its result.json, and the SHA-256 in the index.
     """
 
     name: str
-    measured: Json | None
+    measured: Measurement | None
     budget: BudgetParams
     hashes: tuple[str, str] = ("", "")
 
@@ -56,28 +51,76 @@ class OnDevice:
     """A device in the report.
 
     Attributes:
-        entry: of ``devices`` in the summary.
-        rows: of the table, of the files at hand only.
-        measured: rows of result.json, in the same order.
-        recommendation: by the device's own budget.
+        hardware: hardware name from the device itself.
+        provenance: properties of the machine.
+        changed: system settings changed for the measurement, path -> [value before, value].
+        rows: rows of the table, for the current files only.
+        measured: the same rows as measured, in the same order.
+        recommendation: for the budget of the device.
+        notes: remarks on the whole result.
     """
 
-    entry: dict[str, Any]
-    rows: list[dict[str, Any]]
-    measured: list[Json]
+    name: str
+    hardware: str
+    provenance: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    changed: Any
+    budget: BudgetParams
+    rows: list[Row]
+    measured: list[MeasuredRow]
     recommendation: Recommendation
+    notes: list[str]
+
+    @property
+    def emulated(self) -> bool:
+        """True if a program emulates the processor."""
+        return bool(self.provenance["emulated"])
+
+    @property
+    def not_recommended(self) -> str | None:
+        """Reason why no file is recommended; None if one is."""
+        if self.recommendation.row is not None:
+            return None
+        if self.emulated:
+            return _EMULATED
+        if not self.rows:
+            return "no current file was measured on it"
+        if not self.recommendation.broken:
+            return "no ONNX or OpenVINO file of the student was measured on it"
+        return "each file breaks a limit of its budget"
+
+    def in_short(self) -> str:
+        """Summary in one line for the terminal."""
+        row = self.recommendation.row
+        start = f"deploy {row.name} with {row.runtime}" if row else f"no file is recommended: {self.not_recommended}"
+        return "; ".join([start, *self.notes])
+
+    def entry(self) -> dict[str, Any]:
+        """Entry of ``devices`` in reports/summary.json."""
+        return {
+            "name": self.name,
+            "device": self.hardware,
+            "emulated": self.emulated,
+            "recommended": self.recommendation.reference(),
+            "not_recommended": self.not_recommended,
+            "broken": self.recommendation.broken,
+            "slower_than_fp32": self.recommendation.slower_than_fp32,
+            "verdicts": dict(Counter(row.verdict for row in self.rows if row.verdict is not None)),
+            "provenance": self.provenance,
+            "settings": self.settings,
+            "tuning": self.changed,
+            "budget": self.budget.model_dump(),
+            "measurements": [{key: asdict(row)[key] for key in _MEASUREMENTS} for row in self.measured],
+            "notes": self.notes,
+        }
 
 
-def read_devices(root: Path) -> list[Device]:
-    """The devices in the index, by name.
-
-    Raises:
-        DataError: the index or a result is missing or damaged.
-    """
+def read_devices() -> list[Device]:
+    """Read the devices of the index. Raises DataError: the index or a result is missing or damaged."""
     devices = []
-    for name, entry in read_index(root / TARGET_INDEX).items():
-        path = root / result_file(name)
-        remedy = f"run `{remeasure(name)}`, or remove {name} from {TARGET_INDEX}"
+    for name, entry in targets.read_index().items():
+        path = targets.result_file(name)
+        remedy = f"run `{targets.remeasure(name)}`, or remove {name} from {TARGET_INDEX}"
         try:
             content = path.read_bytes()
             measured = parse_json(content)
@@ -85,100 +128,70 @@ def read_devices(root: Path) -> list[Device]:
             raise DataError(f"{path} does not exist, but {TARGET_INDEX} lists {name}; {remedy}") from None
         except ValueError as error:
             raise DataError(f"{path} is not readable as JSON ({brief(error)}); {remedy}") from None
-        hashes = hashlib.sha256(content).hexdigest(), entry["result_sha256"]
-        shown = hashes[0] == hashes[1]
-        if shown and (not isinstance(measured, dict) or measured.get("schema") != SCHEMA):
-            raise DataError(f"{path} is not a result that this version reads; {remedy}")
-        if shown:
-            checked(Result, measured, path, remedy)
-        devices.append(Device(name, measured if shown else None, BudgetParams(**entry["budget"]), hashes))
+        hashes = hashlib.sha256(content).hexdigest(), entry.result_sha256
+        result = Measurement.parsed(measured, path, remedy) if hashes[0] == hashes[1] else None
+        devices.append(Device(name, result, entry.budget, hashes))
     return devices
 
 
-def on_device(device: Device, files: Sequence[Json]) -> OnDevice:
-    """Rows, recommendation and summary of a device.
+def on_device(device: Device, files: Sequence[ExportedFile], row_class: type[Row] = Row) -> OnDevice:
+    """Select the rows of a device for the current files, and recommend one.
 
     Args:
-        files: of the export manifest.
+        files: files of the export manifest.
+        row_class: result of :func:`pipeline.report.rows.row_class`.
     """
-    document: Json = device.measured or _NOTHING | {"device": device.name}
-    exported = {file["name"]: file for file in files}
-    current = [row for row in document["rows"] if exported.get(row["name"], {}).get("sha256") == row["sha256"]]
-    older = [_older(row, exported.get(row["name"])) for row in document["rows"] if row not in current]
-    notes = [*_left_out(device, list(dict.fromkeys(older))), *(note.rstrip(".") for note in document["notes"])]
-    rows = [_row(device, document, row, exported[row["name"]]) for row in current]
+    result, exported = device.measured, {file.name: file for file in files}
+    machine = result.machine if result else {}
+    current, older = [], []
+    for row in result.rows if result else []:
+        file = exported.get(row.name)
+        if file is not None and file.sha256 == row.sha256:
+            current.append(row)
+        else:
+            now = "missing" if file is None else file.sha256[:12]
+            older.append(f"{row.name} {str(row.sha256)[:12]}, now {now}")
+    emulated = bool(machine.get("emulated"))
+    rows = [_row(device.name, row, exported[row.name], row_class, emulated=emulated) for row in current]
     recommendation = recommend(rows, device.budget)
-    emulated = document["machine"].get("emulated")
-    if emulated:
-        recommendation = Recommendation(None, recommendation.broken, recommendation.unprofitable)
-    entry = {
-        "name": device.name,
-        "device": document["device"],
-        "emulated": emulated,
-        "recommended": reference(recommendation.row),
-        "not_recommended": _why_none(recommendation, rows, emulated=bool(emulated)),
-        "broken": {name: list(limits) for name, limits in recommendation.broken.items()},
-        "unprofitable": {name: list(clauses) for name, clauses in recommendation.unprofitable.items()},
-        "verdicts": dict(Counter(row["verdict"] for row in rows if row["verdict"] is not None)),
-        "provenance": {key: document["machine"].get(key) for key in PROVENANCE},
-        "settings": dict(document["settings"]),
-        "tuning": document["tuning"]["changed"],
-        "budget": device.budget.model_dump(),
-        "measurements": [
-            {key: row[key] for key in ("name", "runtime", "sha256")} | {key: row.get(key) for key in PASSES}
-            for row in current
-        ],
-        "notes": notes,
-    }
-    return OnDevice(entry, rows, current, recommendation)
-
-
-def _older(row: Json, file: Json | None) -> str:
-    now = "is not there" if file is None else f"is {file['sha256'][:12]}"
-    return f"{row['name']} {row['sha256'][:12]}, which now {now}"
+    return OnDevice(
+        name=device.name,
+        hardware=result.device if result else device.name,
+        provenance={key: machine.get(key) for key in _PROVENANCE},
+        settings=result.settings if result else {},
+        changed=result.tuning.get("changed", {}) if result else {},
+        budget=device.budget,
+        rows=rows,
+        measured=current,
+        recommendation=replace(recommendation, row=None) if emulated else recommendation,
+        notes=[*_left_out(device, older), *(note.rstrip(".") for note in (result.notes if result else []))],
+    )
 
 
 def _left_out(device: Device, older: Sequence[str]) -> list[str]:
-    command = f"run `{remeasure(device.name)}`"
+    command = f"run `{targets.remeasure(device.name)}`"
     if device.measured is None:
-        found, shown = (brief(each[:12]) for each in device.hashes)
+        result_hash, index_hash = (digest[:12] for digest in device.hashes)
         return [
-            f"the result of {device.name} has hash {found}, but the one that was shown last has {shown}, so it is left "
-            f"out; {command}"
+            f"the result of {device.name} has hash {result_hash}, but the index has {index_hash}, so it is left out; "
+            f"{command}"
         ]
     if not older:
         return []
-    return [f"results of {device.name} that belong to older files are left out ({'; '.join(older)}); {command}"]
+    files = "; ".join(dict.fromkeys(older))
+    return [f"results of {device.name} belong to older files and are left out ({files}); {command}"]
 
 
-def _why_none(recommendation: Recommendation, rows: Sequence[Json], *, emulated: bool) -> str | None:
-    if recommendation.row is not None:
-        return None
+def _row(target: str, measured: MeasuredRow, file: ExportedFile, row_class: type[Row], *, emulated: bool) -> Row:
+    row = row_class.of(file, measured.runtime, measured.device_name, target)
+    if measured.accuracy is not None:
+        row.set_accuracy(measured.accuracy, "image that was sent")
+        row.set_parity(measured.accuracy)
+        row.notes.append(_NO_ROUTING)
+    elif not any("accuracy" in note for note in measured.notes):
+        row.notes.append(f"accuracy not measured: {measured.error or 'the device returned none'}")
+    row.set_latency(measured)
+    row.set_executed(None, measured.precision_executed)
     if emulated:
-        return _EMULATED
-    if not rows:
-        return "none of the files at hand was measured on it"
-    if not recommendation.broken:
-        return "no ONNX or OpenVINO file of the student was measured on it"
-    return "each file breaks a limit of its budget"
-
-
-def _row(device: Device, document: Json, measured: Json, file: Json) -> dict[str, Any]:
-    row = blank(file, measured["runtime"], measured.get("device_name") or document["device"], device.name)
-    accuracy = measured.get("accuracy")
-    if accuracy is None:
-        if not any("accuracy" in note for note in measured["notes"]):
-            row["notes"].append(f"accuracy not measured: {measured['error'] or 'the device gave none'}")
-    else:
-        row.update({key: accuracy.get(key) for key in (*_ACCURACY, *_INTERVAL, *_HIGH_INTERVAL)})
-        row.update(parity_max_abs=accuracy["parity_max_abs"], parity_top1_agreement=accuracy["parity_top1_agreement"])
-        note_empty_groups(row, "image that was sent")
-        for key, what in (("delta_ci_low", "difference"), ("delta_high_energy_ci_low", "high-energy difference")):
-            if row[key] is None:
-                row["notes"].append(f"interval of the {what} to the torch student not measured: the device gives none")
-        row["notes"].append(_NO_ROUTING)
-    set_latency(row, measured)
-    set_executed(row, None, measured)
-    if document["machine"].get("emulated"):
-        row["notes"].append(_EMULATED_ROW)
+        row.notes.append(_EMULATED_ROW)
     return row

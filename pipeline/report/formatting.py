@@ -1,9 +1,7 @@
-"""Numbers as the field writes them: accuracy in %, latency in ms with three significant digits, sizes in kB and MB.
+"""Format numbers: accuracy in %, latency in ms with three significant digits, sizes in kB and MB.
 
-A number that was not measured (None) is an en dash, never a zero.
+A missing number (None) is an en dash, never a zero.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,23 +10,22 @@ from typing import Any
 NOT_MEASURED = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
 
-RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+_RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
 
 def accuracy_decimals(images: int) -> int:
-    """Decimals of an accuracy in % that ``images`` test images carry: one image is 0.1 % at 1,000 of them."""
+    """Number of significant decimals of an accuracy in %: one of 1,000 test images is 0.1 %."""
     return 1 if images < 2000 else 2
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """A share in [0, 1] in per cent, without the sign: ``97.5``."""
+    """A share in [0, 1] as a percentage, without "%": ``97.5``."""
     return NOT_MEASURED if value is None else _signed(f"{100 * value:.{decimals}f}")
 
 
 def points(value: float | None, decimals: int = 1) -> str:
-    """A difference of two shares in percentage points with its sign: ``+0.3``; zero has none."""
+    """A difference of two shares in percentage points, with sign: ``+0.3``; zero has no sign."""
     if value is None:
         return NOT_MEASURED
     text = f"{100 * value:+.{decimals}f}"
@@ -41,7 +38,7 @@ def interval(low: float | None, high: float | None, decimals: int = 1) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` > 0 with ``digits`` significant digits and no exponent."""
+    """``value`` >= 0 with ``digits`` significant digits and no exponent."""
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
@@ -61,18 +58,18 @@ def size(value: float | None) -> str:
     return f"{significant(value / 1e6)} MB" if value >= 999_500 else f"{significant(value / 1e3)} kB"
 
 
-def count(value: float | None) -> str:
+def number(value: float | None) -> str:
     """A whole number with thousands separated."""
     return NOT_MEASURED if value is None else f"{value:,.0f}"
 
 
 def throughput(value: float | None) -> str:
     """Images per second with at least three significant digits."""
-    return count(value) if value is None or value >= 100 else significant(value)
+    return number(value) if value is None or value >= 100 else significant(value)
 
 
 def ratio(value: float) -> str:
-    """How many times: ``3.6×``, ``12×``."""
+    """A ratio: ``3.6×``, ``12×``."""
     return f"{value:,.0f}{TIMES}" if value >= 9.95 else f"{value:.1f}{TIMES}"
 
 
@@ -84,8 +81,20 @@ def logit_error(value: float | None) -> str:
 
 
 def runtime(name: str) -> str:
-    """The runtime's own spelling."""
-    return RUNTIMES.get(name, name)
+    """Display name of a runtime."""
+    return _RUNTIMES.get(name, name)
+
+
+def executed(precision: str | None) -> str:
+    """``mixed:int8=20,fp32=1`` as ``int8 20, fp32 1``: number of layers per precision."""
+    if precision is None:
+        return NOT_MEASURED
+    return precision.removeprefix("mixed:").replace("=", " ").replace(",", ", ")
+
+
+def verdict(name: str | None) -> str:
+    """``too_few_samples`` as ``too few samples``."""
+    return NOT_MEASURED if name is None else name.replace("_", " ")
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -93,18 +102,18 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     pairs: list[tuple[str, str]] = []
     for key, item in value.items():
         name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            pairs += flatten(item, f"{name}.")
-        else:
-            pairs.append((name, plain(item)))
+        pairs += flatten(item, f"{name}.") if isinstance(item, Mapping) else [(name, plain(item))]
     return pairs
+
+
+def known(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As :func:`flatten`, without None values, because many properties of a machine are unknown."""
+    return [pair for pair in flatten(value) if pair[1] != NOT_MEASURED]
 
 
 def plain(value: Any) -> str:
     """One setting as text."""
     match value:
-        case None | "":
-            text = NOT_MEASURED
         case bool():
             text = "yes" if value else "no"
         case int():
@@ -112,14 +121,14 @@ def plain(value: Any) -> str:
         case float():
             text = _signed(f"{value:.6g}")
         case Mapping():
-            text = ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) or NOT_MEASURED
+            text = ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
         case str():
             text = value
         case Sequence():
-            text = ", ".join(plain(item) for item in value) or NOT_MEASURED
+            text = ", ".join(plain(item) for item in value)
         case _:
-            text = str(value)
-    return text
+            text = "" if value is None else str(value)
+    return text or NOT_MEASURED
 
 
 def _signed(text: str) -> str:

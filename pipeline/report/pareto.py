@@ -1,128 +1,161 @@
 """The Pareto plot: top-1 over latency, with file size as area."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from pipeline.report.figure import INK, LINE, STYLE, TEACHER, new_figure, to_svg
+from pipeline.report import plots
 from pipeline.report.formatting import runtime, significant, size
-from pipeline.report.labels import Anchor, Box, place
+from pipeline.report.rows import Row
 
-Row = Mapping[str, Any]
-
-RUNTIME_COLOURS = {"torch": "#5b6470", "onnxruntime": "#0072b2", "openvino": "#c4500a", "tensorrt": "#00805f"}
-PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "int8": "D"}
 _LARGEST_AREA, _SMALLEST_AREA = 620.0, 34.0  # markers, points squared
+_RING = 3.5  # points between the recommended marker and the ring around it
+_DIGIT = 5.0  # points from the middle of a number to its edge
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A row with an accuracy and a latency: x in ms, y in %, area in points squared."""
+
+    row: Row
+    x: float
+    y: float
+    area: float
+    chosen: bool
+
+    @property
+    def colour(self) -> str:
+        return plots.RUNTIME_COLOURS.get(self.row.runtime, plots.INK)
+
+    @property
+    def shape(self) -> str:
+        return plots.PRECISION_MARKERS.get(self.row.precision, "o")
+
+    @property
+    def face(self) -> str:
+        return "white" if self.row.role == "teacher" else self.colour
+
+    @property
+    def radius(self) -> float:
+        """Radius in points, with the ring of the recommended mark."""
+        return math.sqrt(self.area) / 2 + (_RING if self.chosen else 0)
+
+    @property
+    def x_interval(self) -> tuple[float, float] | None:
+        low, high = self.row.latency_ci_low_ms, self.row.latency_ci_high_ms
+        return None if low is None or high is None else (low, high)
+
+    @property
+    def y_interval(self) -> tuple[float, float] | None:
+        """Interval of the difference to the torch student, shifted to the accuracy of the file."""
+        row = self.row
+        if row.delta_top1 is None or row.delta_ci_low is None or row.delta_ci_high is None:
+            return None
+        low, high = (self.y + 100 * (bound - row.delta_top1) for bound in (row.delta_ci_low, row.delta_ci_high))
+        return max(low, 0.0), min(high, 100.0)
+
+
+def marks_of(rows: Sequence[Row], recommended: Row | None = None) -> list[Mark]:
+    """Marks of all rows with accuracy and latency, fastest first."""
+    largest = max((row.size_bytes for row in rows), default=1)
+    marks = [
+        Mark(
+            row=row,
+            x=row.latency_p50_ms,
+            y=100 * row.top1,
+            area=max(_LARGEST_AREA * row.size_bytes / largest, _SMALLEST_AREA),
+            chosen=row is recommended,
+        )
+        for row in rows
+        if row.top1 is not None and row.latency_p50_ms  # the axis is logarithmic
+    ]
+    return sorted(marks, key=lambda mark: (mark.x, mark.row.key))
 
 
 def pareto_plot(rows: Sequence[Row], recommended: Row | None) -> str | None:
-    """Top-1 over median latency (log), area growing with file size; None if no row has both.
+    """Plot top-1 over median latency (log), with the file size as area; None if no row has both.
 
-    Whiskers are the 95 % interval of the difference to the torch student, and that of the median latency. The front
-    joins the student files that no other one beats in both accuracy and latency.
+    The legend explains the numbers. Whiskers are the 95 % intervals of the difference to the torch student and of the
+    median latency. The front joins the Pareto-optimal student files.
     """
-    shown = [row for row in rows if row["top1"] is not None and row["latency_p50_ms"] is not None]
-    if not shown:
+    marks = marks_of(rows, recommended)
+    if not marks:
         return None
-    # Large markers first, so that small ones stay visible on top of them.
-    shown.sort(key=lambda row: (-row["size_bytes"], row["name"], row["runtime"]))
-    with mpl.rc_context(STYLE):
-        figure, (axes,) = new_figure(5.2, 1)
-        _draw_front(axes, [row for row in shown if row["role"] == "student"])
-        largest = max(row["size_bytes"] for row in shown)
-        areas = [max(_LARGEST_AREA * row["size_bytes"] / largest, _SMALLEST_AREA) for row in shown]
-        for row, area in zip(shown, areas, strict=True):
-            _draw_row(axes, row, area, chosen=recommended is not None and _key(row) == _key(recommended))
-        _scale_axes(axes, shown)
+    with mpl.rc_context(fname=plots.STYLE):
+        figure, (axes,) = plots.new_figure(5.2, 1)
+        front = pareto_front([mark for mark in marks if mark.row.role == "student"])
+        if len(front) > 1:
+            x, y = [mark.x for mark in front], [mark.y for mark in front]
+            axes.plot(x, y, drawstyle="steps-post", color=plots.LINE, linewidth=1.2, zorder=1.5, label="Pareto front")
+        for mark in sorted(marks, key=lambda mark: -mark.area):  # small ones stay visible on top of large ones
+            _draw(axes, mark)
+        _scale_axes(axes, marks)
         axes.set_xlabel("median latency per call in ms (logarithmic)")
         axes.set_ylabel("top-1 accuracy in %")
-        _draw_legend(axes, shown)
-        _label_rows(figure, axes, shown, areas, recommended)
-        return to_svg(figure, "pareto")
+        _draw_legend(axes, marks)
+        figure.draw_without_rendering()  # fixes the position of the axes
+        figure.set_layout_engine("none")
+        _number(axes, marks)
+        return plots.to_svg(figure, "pareto")
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["name"], row["runtime"]
-
-
-def _draw_front(axes: Axes, rows: Sequence[Row]) -> None:
-    front = pareto_front(rows)
-    if len(front) < 2:
-        return
-    x = [row["latency_p50_ms"] for row in front]
-    y = [100 * row["top1"] for row in front]
-    axes.plot(x, y, drawstyle="steps-post", color=LINE, linewidth=1.2, zorder=1.5)
-
-
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other row beats in one of accuracy and latency without losing in the other, fastest first."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["latency_p50_ms"], -row["top1"])):
-        if not front or row["top1"] > front[-1]["top1"]:
-            front.append(row)
+def pareto_front(marks: Sequence[Mark]) -> list[Mark]:
+    """Pareto-optimal marks, fastest first: every other mark is slower or less accurate, or equal in both."""
+    front: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
+        if not front or mark.y > front[-1].y:
+            front.append(mark)
     return front
 
 
-def _draw_row(axes: Axes, row: Row, area: float, *, chosen: bool) -> None:
-    colour = RUNTIME_COLOURS.get(row["runtime"], INK)
-    teacher = row["role"] == "teacher"
-    x, y = row["latency_p50_ms"], 100 * row["top1"]
+def _draw(axes: Axes, mark: Mark) -> None:
+    teacher = mark.row.role == "teacher"
     if teacher:
-        axes.axhline(y, color=TEACHER, linewidth=0.9, linestyle=(0, (4, 4)), zorder=1.2)
+        axes.axhline(mark.y, color=plots.TEACHER, linewidth=0.9, linestyle=(0, (4, 4)), zorder=1.2, label="teacher")
     axes.errorbar(
-        x,
-        y,
-        xerr=_whiskers(x, row["latency_ci_low_ms"], row["latency_ci_high_ms"]),
-        yerr=_whiskers(y, *(_shifted(row, key) for key in ("delta_ci_low", "delta_ci_high"))),
-        ecolor=colour,
+        mark.x,
+        mark.y,
+        xerr=_whiskers(mark.x, mark.x_interval),
+        yerr=_whiskers(mark.y, mark.y_interval),
+        ecolor=mark.colour,
         elinewidth=1.0,
         capsize=2,
         alpha=0.45,
         fmt="none",
         zorder=2,
     )
-    marker = PRECISION_MARKERS.get(row["precision"], "o")
-    face = "white" if teacher else colour
     axes.scatter(
-        [x],
-        [y],
-        s=area,
-        marker=marker,
-        facecolor=face,
-        edgecolor=colour if teacher else "white",
+        [mark.x],
+        [mark.y],
+        s=mark.area,
+        marker=mark.shape,
+        facecolor=mark.face,
+        edgecolor=mark.colour if teacher else "white",
         linewidth=1.4 if teacher else 0.8,
         zorder=3,
     )
-    if chosen:
-        ring = (math.sqrt(area) + 9) ** 2
-        axes.scatter([x], [y], s=ring, marker=marker, facecolor="none", edgecolor=INK, linewidth=1.3, zorder=3)
+    if mark.chosen:
+        ring: dict[str, Any] = {
+            "s": (2 * mark.radius) ** 2,
+            "facecolor": "none",
+            "edgecolor": plots.INK,
+            "linewidth": 1.3,
+        }
+        axes.scatter([mark.x], [mark.y], marker=mark.shape, zorder=3, **ring)
 
 
-def _shifted(row: Row, key: str) -> float | None:
-    """A bound of the difference to the torch student as an accuracy in %."""
-    if row[key] is None or row["delta_top1"] is None:
-        return None
-    return 100 * min(max(float(row["top1"] - row["delta_top1"] + row[key]), 0.0), 1.0)
+def _whiskers(value: float, bounds: tuple[float, float] | None) -> list[list[float]] | None:
+    return None if bounds is None else [[max(value - bounds[0], 0.0)], [max(bounds[1] - value, 0.0)]]
 
 
-def _whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:
-    if low is None or high is None:
-        return None
-    return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
-
-
-def _scale_axes(axes: Axes, rows: Sequence[Row]) -> None:
-    values = [row[key] for row in rows for key in ("latency_p50_ms", "latency_ci_low_ms", "latency_ci_high_ms")]
-    known = [value for value in values if value]
+def _scale_axes(axes: Axes, marks: Sequence[Mark]) -> None:
+    known = [value for mark in marks for value in (mark.x, *(mark.x_interval or ())) if value > 0]
     low, high = min(known), max(known)
     margin = max((high / low) ** 0.11, 1.15)
     axes.set_xscale("log")
@@ -138,99 +171,61 @@ def _scale_axes(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers in [low, high]: the coarsest of three ladders that has at least four."""
+    """Round tick values in [low, high], from the coarsest of three grids with at least four values."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for steps in ((1, 10), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        ladder = sorted({float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps})
-        ticks = [tick for tick in ladder if low <= tick <= high]
+        grid = sorted({float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps})
+        ticks = [tick for tick in grid if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks
     return ticks if len(ticks) > 1 else [float(significant(value, 2).replace(",", "")) for value in (low, high)]
 
 
-def _draw_legend(axes: Axes, rows: Sequence[Row]) -> None:
-    runtimes = [name for name in RUNTIME_COLOURS if any(row["runtime"] == name for row in rows)]
-    precisions = [name for name in PRECISION_MARKERS if any(row["precision"] == name for row in rows)]
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=6, color=RUNTIME_COLOURS[name], label=runtime(name))
-        for name in runtimes
-    ]
-    handles += [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=PRECISION_MARKERS[name],
-            markersize=5.5,
-            markerfacecolor="white",
-            markeredgecolor=INK,
-            label=name,
-        )
-        for name in precisions
-    ]
-    handles.append(Line2D([], [], color=LINE, linewidth=1.2, label="Pareto front"))
-    if any(row["role"] == "teacher" for row in rows):
-        handles.append(Line2D([], [], color=TEACHER, linewidth=0.9, linestyle=(0, (4, 4)), label="teacher"))
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=len(handles),
-        handletextpad=0.4,
-        columnspacing=1.5,
-        borderaxespad=0.2,
-        handlelength=1.6,
-    )
+def _draw_legend(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Legend of the numbered markers and of the lines."""
+    handles = []
+    for number, mark in enumerate(marks, 1):
+        row = mark.row
+        teacher, recommended = "teacher " * (row.role == "teacher"), " (recommended)" * mark.chosen
+        name = f"{teacher}{row.precision} {runtime(row.runtime)}, {size(row.size_bytes)}{recommended}"
+        look: dict[str, Any] = {
+            "marker": mark.shape,
+            "markersize": 6,
+            "markerfacecolor": mark.face,
+            "color": mark.colour,
+        }
+        handles.append(Line2D([], [], linestyle="", label=f"{number}  {name}", **look))
+    lines = {str(line.get_label()): line for line in axes.lines}
+    handles += [line for label, line in lines.items() if not label.startswith("_")]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.7, handlelength=1.6)
 
 
-def _label_rows(
-    figure: Figure, axes: Axes, rows: Sequence[Row], areas: Sequence[float], recommended: Row | None
-) -> None:
-    figure.draw_without_rendering()  # fixes where the axes lie, so that positions in points are final
-    figure.set_layout_engine("none")
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    texts, anchors, obstacles = [], [], []
-    for row, area in zip(rows, areas, strict=True):
-        chosen = recommended is not None and _key(row) == _key(recommended)
-        text = axes.text(
-            0,
-            0,
-            _label(row, chosen=chosen),
-            color=RUNTIME_COLOURS.get(row["runtime"], INK),
+def _number(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Draw a number above each mark, raised until it overlaps no other number or mark.
+
+    The layout must be final, because the overlap is computed in page coordinates.
+    """
+    taken = []
+    for mark in marks:
+        x, y = axes.transData.transform((mark.x, mark.y))
+        taken.append((x, y, mark.radius + _DIGIT))
+    for number, mark in enumerate(marks, 1):
+        x, y = axes.transData.transform((mark.x, mark.y))
+        height = y + mark.radius + _DIGIT
+        while any(math.hypot(x - other_x, height - other_y) < reach - 0.1 for other_x, other_y, reach in taken):
+            height += 1
+        taken.append((x, height, 2 * _DIGIT))
+        axes.annotate(
+            str(number),
+            (mark.x, mark.y),
+            xytext=(0, height - y),
+            textcoords="offset points",
+            ha="center",
+            va="center",
             fontsize=8.5,
-            fontweight="bold" if chosen else "normal",
-            ha="left",
-            va="bottom",
+            fontweight="bold",
+            color=mark.colour,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             zorder=4,
         )
-        extent = text.get_window_extent(renderer)
-        x, y = axes.transData.transform((row["latency_p50_ms"], 100 * row["top1"]))
-        radius = math.sqrt(area) / 2 + (5 if chosen else 1)
-        anchors.append(Anchor(float(x), float(y), radius, extent.width, extent.height))
-        low, high = _shifted(row, "delta_ci_low"), _shifted(row, "delta_ci_high")
-        if low is not None and high is not None:
-            bottom, top = (axes.transData.transform((row["latency_p50_ms"], value))[1] for value in (low, high))
-            obstacles.append(Box(float(x) - 1.5, float(bottom), float(x) + 1.5, float(top)))
-        fast, slow = row["latency_ci_low_ms"], row["latency_ci_high_ms"]
-        if fast and slow:
-            left, right = (axes.transData.transform((value, 100 * row["top1"]))[0] for value in (fast, slow))
-            obstacles.append(Box(float(left), float(y) - 2.5, float(right), float(y) + 2.5))
-        texts.append(text)
-    frame = axes.get_window_extent(renderer)
-    lines = [float(anchor.y) for row, anchor in zip(rows, anchors, strict=True) if row["role"] == "teacher"]
-    obstacles += [Box(frame.x0, y - 2, frame.x1, y + 2) for y in lines]
-    boxes = place(anchors, Box(frame.x0, frame.y0, frame.x1, frame.y1), obstacles)
-    to_data = axes.transData.inverted()
-    for text, anchor, box in zip(texts, anchors, boxes, strict=True):
-        text.set_position(tuple(to_data.transform((box.left, box.bottom))))
-        end = box.nearest(anchor.x, anchor.y)
-        if math.dist(end, (anchor.x, anchor.y)) > anchor.radius + 6:
-            line = to_data.transform([(anchor.x, anchor.y), end])
-            axes.plot(line[:, 0], line[:, 1], color=LINE, linewidth=0.7, zorder=2.5)
-
-
-def _label(row: Row, *, chosen: bool) -> str:
-    name = f"teacher {row['precision']}" if row["role"] == "teacher" else row["precision"]
-    text = f"{name} {runtime(row['runtime'])}, {size(row['size_bytes'])}"
-    return f"{text} (recommended)" if chosen else text

@@ -1,79 +1,103 @@
-"""The plots of energy and of training."""
+"""Common style of all plots, and all plots except the Pareto plot.
 
-from __future__ import annotations
+Equal inputs give equal SVG files. Text is drawn as outlines, so no font is needed. The colours of Okabe and Ito stay
+distinct with common colour vision deficiencies; labels or legends repeat the meaning of each colour.
+"""
 
+import io
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from pipeline.portable.documents import MeasuredRow
 from pipeline.report.compare import wilson_interval
-from pipeline.report.figure import FAINT, INK, STUDENT, STYLE, TEACHER, new_figure, to_svg
-from pipeline.report.inputs import Curve, Table
+from pipeline.report.formatting import runtime
+from pipeline.report.inputs import Curve
+from pipeline.store.documents import Routing
+from pipeline.store.tables import EnergyLineage, Table
 
-_CONFIDENCE_BINS = 40
+TEACHER, STUDENT = "#5b6470", "#0072b2"
+INK, FAINT, LINE, GRID = "#22262b", "#6a727c", "#9aa2ac", "#e7e9ec"  # as in report.mplstyle
+DASHED = (0, (4, 3))
+RUNTIME_COLOURS = {"torch": "#5b6470", "onnxruntime": "#0072b2", "openvino": "#c4500a", "tensorrt": "#00805f"}
+PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "int8": "D"}
 GROUP_COLOURS = {"low": "#56b4e9", "middle": "#b8bec6", "high": "#d55e00"}
 
+_WIDTH_INCHES = 10.0
+_CONFIDENCE_BINS = 40
+STYLE = Path(__file__).with_name("report.mplstyle")
 
-def energy_plot(train: Table, test: Table) -> str:
-    """Energies of the training images, stacked by group with the thresholds, beside the teacher's errors over energy.
+
+def new_figure(height: float, columns: int, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
+    """Make a figure of page width with axes side by side; make and save it inside the style ``STYLE``."""
+    figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
+    grid = figure.subplots(1, columns, squeeze=False, gridspec_kw={"width_ratios": ratios or [1] * columns})
+    return figure, list(grid[0])
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Convert a figure to SVG; all ids start with ``name``, so that they are unique on the page."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = re.sub(r'\bid="', f'id="{name}-', buffer.getvalue())
+    text = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', text)
+    return re.sub(r"url\(#", f"url(#{name}-", text)
+
+
+def energy_plot(train: Table[EnergyLineage], test: Table[EnergyLineage]) -> str:
+    """Plot a histogram of the training energies by group, and beside it the teacher's test error over energy.
 
     Args:
         train, test: energy tables of both splits; the lineage of ``train`` has the thresholds.
     """
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure, (left, right) = new_figure(3.7, 2, ratios=(1.25, 1))
         _draw_histogram(left, train)
         _draw_errors(right, test)
         return to_svg(figure, "energy")
 
 
-def confidence_plot(train: Table) -> str:
-    """What energy says beside confidence: the confidence of images over their energy, and the teacher's errors over
-    the rank by each of the two.
-
-    Args:
-        train: energy table of the training split.
-    """
-    with mpl.rc_context(STYLE):
+def confidence_plot(train: Table[EnergyLineage]) -> str:
+    """Plot the teacher's confidence over energy, and its error among the hardest images by energy and confidence."""
+    with mpl.rc_context(fname=STYLE):
         figure, (left, right) = new_figure(3.7, 2, ratios=(1.25, 1))
         _draw_confidence(left, train)
         _draw_ranked_errors(right, train)
         return to_svg(figure, "confidence")
 
 
-def routing_plot(routing: Mapping[str, Any]) -> str:
-    """Top-1 of the answers that are kept over how many are, by energy and by the largest softmax probability.
-
-    Args:
-        routing: of a row of reports/evaluation.json.
-    """
-    with mpl.rc_context(STYLE):
+def routing_plot(routing: Routing) -> str:
+    """Plot top-1 of the kept answers over their share, by energy and by the largest softmax probability."""
+    with mpl.rc_context(fname=STYLE):
         figure, (axes,) = new_figure(3.3, 1)
-        for key, name, style in (("energy", "by energy", "-"), ("max_softmax", "by largest probability", "--")):
-            curve = [100 * value for value in routing[key]["curve"]]
-            shares = [100 * (place + 1) / len(curve) for place in range(len(curve))]
-            axes.plot(shares, curve, style, color=STUDENT, linewidth=1.8, label=name)
-        axes.axhline(100 * routing["wanted_top1"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="wanted")
-        kept = routing["energy"]
-        if kept["top1"] is not None:
-            axes.plot(
-                100 * kept["coverage"], 100 * kept["top1"], "o", color=STUDENT, markersize=7, label="at the threshold"
-            )
+        for router, name, style in (
+            (routing.energy, "by energy", "-"),
+            (routing.max_softmax, "by largest probability", "--"),
+        ):
+            shares = 100 * np.arange(1, len(router.curve) + 1) / len(router.curve)
+            axes.plot(shares, 100 * np.asarray(router.curve), style, color=STUDENT, linewidth=1.8, label=name)
+        axes.axhline(100 * routing.wanted_top1, color=INK, linewidth=1.0, linestyle=DASHED, label="target")
+        kept = routing.energy
+        if kept.top1 is not None:
+            axes.plot(100 * kept.coverage, 100 * kept.top1, "o", color=STUDENT, markersize=7, label="at the threshold")
         axes.set_title("Top-1 of the answers kept on the device")
-        axes.set_xlabel("surest answers kept, in % of the test images")
+        axes.set_xlabel("most certain answers kept, in % of the test images")
         axes.set_ylabel("top-1 in %")
-        axes.legend(loc="lower left")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return to_svg(figure, "routing")
 
 
 def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
-    """Training loss and validation top-1 of teacher and student; None if neither was trained here.
+    """Plot training loss and validation top-1 of teacher and student; None if neither was trained in this run.
 
     Args:
         curves: role -> metric ("train_loss", "val_top1") -> curve.
@@ -84,7 +108,7 @@ def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
     }
     if not any(lines.values()):
         return None
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure, (left, right) = new_figure(3.3, 2)
         for axes, metric, title, scale in (
             (left, "train_loss", "Training loss (logarithmic)", 1.0),
@@ -94,12 +118,10 @@ def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             for role, curve in lines[metric]:
-                colour = TEACHER if role == "teacher" else STUDENT
-                style = "--" if role == "teacher" else "-"
+                colour, style = (TEACHER, "--") if role == "teacher" else (STUDENT, "-")
                 marker = "o" if len(curve.steps) == 1 else ""
-                values = [scale * value for value in curve.values]
-                # DVCLive counts from 0; the first value is that after one epoch.
-                epochs = [step + 1 for step in curve.steps]
+                # DVCLive counts from 0, and its first value is from the end of epoch 1.
+                epochs, values = np.asarray(curve.steps) + 1, scale * np.asarray(curve.values)
                 axes.plot(epochs, values, style, color=colour, linewidth=1.8, marker=marker, label=role)
             if lines[metric]:
                 axes.legend(loc="best")
@@ -107,8 +129,45 @@ def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
         return to_svg(figure, "curves")
 
 
+def sustained_plot(rows: Sequence[MeasuredRow], name: str) -> str | None:
+    """Plot the median latency per minute of sustained load, one line per file and runtime; None without data.
+
+    Args:
+        rows: rows of one measurement.
+        name: name of the device, for the ids.
+    """
+    measured = [
+        (row, [minute.p50_ms for minute in row.sustained.minutes if minute.p50_ms is not None])
+        for row in rows
+        if row.sustained
+    ]
+    measured = [(row, medians) for row, medians in measured if medians]
+    if not measured:
+        return None
+    with mpl.rc_context(fname=STYLE):
+        figure, (axes,) = new_figure(3.6, 1)
+        for row, medians in measured:
+            axes.plot(
+                range(1, len(medians) + 1),
+                medians,
+                marker=PRECISION_MARKERS.get(row.precision, "o"),
+                color=RUNTIME_COLOURS.get(row.runtime, INK),
+                linestyle="--" if row.role == "teacher" else "-",
+                linewidth=1.5,
+                markersize=4.5,
+                label=f"{row.name}, {runtime(row.runtime)}",
+            )
+        axes.set_title("Latency under sustained load")
+        axes.set_xlabel("minute")
+        axes.set_ylabel("median latency in ms")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return to_svg(figure, f"sustained-{name}")
+
+
 def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
-    """Logarithmic, because a distillation objective is several times a cross-entropy; linear if a loss is 0 or less."""
+    """Use a log scale, because a distillation loss is several times a cross-entropy; linear if a loss is <= 0."""
     if not losses or min(losses) <= 0:
         axes.set_title("Training loss")
         return
@@ -119,7 +178,7 @@ def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _draw_histogram(axes: Axes, table: Table) -> None:
+def _draw_histogram(axes: Axes, table: Table[EnergyLineage]) -> None:
     values, group = np.asarray(table.columns["energy"], dtype=np.float64), table.columns["group"]
     edges = np.histogram_bin_edges(values, bins=min(60, max(10, round(math.sqrt(len(values))))))
     parts = [values[group == code] for code in range(len(GROUP_COLOURS))]
@@ -130,10 +189,9 @@ def _draw_histogram(axes: Axes, table: Table) -> None:
         color=list(GROUP_COLOURS.values()),
         label=[f"{name} energy ({len(part):,})" for name, part in zip(GROUP_COLOURS, parts, strict=True)],
     )
-    for key in ("low_threshold", "high_threshold"):
-        threshold = table.lineage.get(key)
-        if threshold is not None and edges[0] <= threshold <= edges[-1]:
-            axes.axvline(threshold, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    for threshold in (table.lineage.low_threshold, table.lineage.high_threshold):
+        if edges[0] <= threshold <= edges[-1]:
+            axes.axvline(threshold, color=INK, linewidth=1.0, linestyle=DASHED)
     axes.set_title("Training images by energy under the teacher", pad=24)
     axes.set_xlabel("energy (left: teacher confident, right: uncertain)")
     axes.set_ylabel("images")
@@ -149,8 +207,8 @@ def _draw_histogram(axes: Axes, table: Table) -> None:
     )
 
 
-def _draw_errors(axes: Axes, table: Table) -> None:
-    """Error of the teacher in equal parts of the test split, sorted by energy: ten, or five of a small split."""
+def _draw_errors(axes: Axes, table: Table[EnergyLineage]) -> None:
+    """Plot the teacher's error in ten equal parts of the test split by energy, five parts if the split is small."""
     count = 10 if len(table.columns["correct"]) >= 2000 else 5
     axes.set_title("Teacher's test error by energy", pad=24)
     axes.set_xlabel(f"{'tenth' if count == 10 else 'fifth'} of the test images, by rising energy")
@@ -161,17 +219,13 @@ def _draw_errors(axes: Axes, table: Table) -> None:
     if not parts:
         axes.text(0.5, 0.5, "no test images", transform=axes.transAxes, ha="center", color=FAINT)
         return
-    x = list(range(1, len(parts) + 1))
-    errors = [1 - float(part.mean()) for part in parts]
-    bounds = [wilson_interval(error, len(part)) for error, part in zip(errors, parts, strict=True)]
-    whiskers = [
-        [100 * max(error - low, 0) for error, (low, _) in zip(errors, bounds, strict=True)],
-        [100 * max(high - error, 0) for error, (_, high) in zip(errors, bounds, strict=True)],
-    ]
+    x = np.arange(1, len(parts) + 1)
+    errors = np.array([1 - part.mean() for part in parts])
+    low, high = np.transpose([wilson_interval(error, len(part)) for error, part in zip(errors, parts, strict=True)])
     axes.errorbar(
         x,
-        [100 * error for error in errors],
-        yerr=whiskers,
+        100 * errors,
+        yerr=100 * np.maximum([errors - low, high - errors], 0),
         fmt="o-",
         color=TEACHER,
         ecolor="#aab1ba",
@@ -181,12 +235,12 @@ def _draw_errors(axes: Axes, table: Table) -> None:
         markersize=4.5,
     )
     axes.set_ylim(bottom=-0.025 * axes.get_ylim()[1])
-    axes.xaxis.set_major_locator(FixedLocator(x))
+    axes.xaxis.set_major_locator(FixedLocator(x.tolist()))
     axes.grid(visible=False, axis="x")
 
 
-def _draw_confidence(axes: Axes, table: Table) -> None:
-    """Median and middle 80 % of the confidence in bins of equal size, sorted by energy."""
+def _draw_confidence(axes: Axes, table: Table[EnergyLineage]) -> None:
+    """Plot median and middle 80 % of the confidence in energy bins of equal size."""
     energy = np.asarray(table.columns["energy"], dtype=np.float64)
     confidence = 100 * np.asarray(table.columns["confidence"], dtype=np.float64)
     parts = [part for part in np.array_split(np.argsort(energy, kind="stable"), _CONFIDENCE_BINS) if len(part)]
@@ -194,16 +248,16 @@ def _draw_confidence(axes: Axes, table: Table) -> None:
     low, middle, high = ([float(np.quantile(confidence[part], share)) for part in parts] for share in (0.1, 0.5, 0.9))
     axes.fill_between(x, low, high, color=STUDENT, alpha=0.2, linewidth=0, label="middle 80 % of the images")
     axes.plot(x, middle, color=STUDENT, linewidth=1.8, label="median")
-    for key in ("low_threshold", "high_threshold"):
-        axes.axvline(table.lineage[key], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    for threshold in (table.lineage.low_threshold, table.lineage.high_threshold):
+        axes.axvline(threshold, color=INK, linewidth=1.0, linestyle=DASHED)
     axes.set_title("Teacher's confidence over energy")
     axes.set_xlabel("energy (dashed: thresholds of the groups)")
     axes.set_ylabel("largest probability in %")
     axes.legend(loc="lower left")
 
 
-def _draw_ranked_errors(axes: Axes, table: Table) -> None:
-    """Error among the images that the score calls hardest, over how many of them are taken."""
+def _draw_ranked_errors(axes: Axes, table: Table[EnergyLineage]) -> None:
+    """Plot the teacher's error among the hardest images by each score, over the share of images taken."""
     wrong = ~np.asarray(table.columns["correct"], dtype=bool)
     shares = np.arange(1, 101)
     counts = np.maximum(1, len(wrong) * shares // 100)

@@ -1,6 +1,4 @@
-"""Which file to deploy: the smallest student file within the budget."""
-
-from __future__ import annotations
+"""Recommend the smallest student file within the budget."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,154 +7,135 @@ from typing import Any
 
 from pipeline.config import BudgetParams
 from pipeline.report.formatting import milliseconds, runtime, significant
+from pipeline.report.rows import Row
 
-Row = Mapping[str, Any]
-
-# A difference of accuracies is a quotient of small integers; this is far below one image of any test split.
+# Tolerance for rounding errors of accuracies; far below the share of one image in any test split.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which file to deploy, and why not the others.
+    """The recommended file, and the reasons against the others.
 
     Attributes:
-        row: the chosen one, or None.
-        broken: file that is not deployable -> the limits it broke, one clause each.
-        unprofitable: file -> clauses on the runtimes in which its precision does not pay.
+        row: recommended row; None if no file is within the budget.
+        broken: file outside the budget -> one clause per broken limit.
+        slower_than_fp32: file -> one clause per runtime with a higher latency than the fp32 file.
     """
 
     row: Row | None
     broken: Mapping[str, Sequence[str]]
-    unprofitable: Mapping[str, Sequence[str]]
+    slower_than_fp32: Mapping[str, Sequence[str]]
+
+    def reference(self) -> dict[str, Any] | None:
+        """Facts that identify the chosen row, as in reports/summary.json."""
+        keys = ("name", "format", "precision", "runtime", "device", "size_bytes", "sha256")
+        return None if self.row is None else {key: getattr(self.row, key) for key in keys}
 
 
 def recommend(rows: Sequence[Row], budget: BudgetParams) -> Recommendation:
-    """The smallest student file that keeps all limits of the budget; of equal sizes the one of the lowest latency.
+    """Choose the smallest student file within all limits of the budget; for equal sizes, the fastest one.
 
-    A lower precision that is slower than fp32 in the same runtime does not pay and is passed over, as long as the fp32
-    file keeps the limits. Teachers are no candidates, nor are torch programs, because they need torch on the device. A
-    limit whose number was not measured counts as broken, and so does a file without a measured accuracy.
+    A file of lower precision is skipped if it is slower than fp32 in the same runtime and the fp32 file is within the
+    limits. Teachers are not candidates, and neither are torch programs, because they need torch on the device. A limit
+    counts as broken if its quantity was not measured; the accuracy must always be measured.
     """
-    candidates = _measured(row for row in rows if row["role"] == "student" and row["format"] != "torch")
-    deployable = [row for row in candidates if not broken_limits(row, budget)]
-    unprofitable: dict[str, list[str]] = {}
-    paying = []
-    for row in deployable:
-        slower = _slower_than_fp32(row, deployable)
-        if slower is None:
-            paying.append(row)
-        else:
-            unprofitable.setdefault(row["name"], []).append(slower)
-    if paying:
-        chosen = min(paying, key=lambda row: (row["size_bytes"], _latency(row), row["name"], row["runtime"]))
-    else:
-        chosen = None
-    kept = {row["name"] for row in deployable}
+    candidates = [row for row in rows if row.role == "student" and row.format != "torch"]
+    deployable: list[Row] = []
     broken: dict[str, list[str]] = {}
-    for row in candidates:
-        if row["name"] not in kept and row["name"] not in broken:
-            same_file = [other for other in candidates if other["name"] == row["name"]]
-            broken[row["name"]] = _broken_in_all(same_file, budget)
-    return Recommendation(chosen, broken, unprofitable)
-
-
-def _slower_than_fp32(row: Row, rows: Iterable[Row]) -> str | None:
-    """A clause if the row's latency is above that of the fp32 file in the same runtime, with intervals apart."""
-    for other in rows:
-        same = all(row[key] == other[key] for key in ("role", "format", "runtime", "device"))
-        if not same or other["precision"] != "fp32" or row["precision"] == "fp32":
-            continue
-        low, high = row["latency_ci_low_ms"], other["latency_ci_high_ms"]
-        if low is not None and high is not None and low > high:
-            return (
-                f"in {runtime(row['runtime'])} it takes {milliseconds(row['latency_p50_ms'])} ms, the fp32 file "
-                f"{milliseconds(other['latency_p50_ms'])}"
-            )
-    return None
+    for name in dict.fromkeys(row.name for row in candidates):
+        of_file = [row for row in candidates if row.name == name]
+        of_file = [row for row in of_file if row.is_measured] or of_file[:1]
+        limits = [broken_limits(row, budget) for row in of_file]
+        within_budget = [row for row, row_limits in zip(of_file, limits, strict=True) if not row_limits]
+        deployable += within_budget
+        if not within_budget:
+            broken[name] = _limits_of_file(of_file, limits)
+    slower: dict[str, list[str]] = {}
+    for row in deployable:
+        if clause := _slower_than_fp32(row, deployable):
+            slower.setdefault(row.name, []).append(clause)
+    chosen = min(
+        (row for row in deployable if not _slower_than_fp32(row, deployable)),
+        key=lambda row: (row.size_bytes, _or_infinity(row.latency_p50_ms), *row.key),
+        default=None,
+    )
+    return Recommendation(chosen, broken, slower)
 
 
 def broken_limits(row: Row, budget: BudgetParams) -> list[str]:
-    """The limits that a row breaks, one clause each; empty if it keeps all."""
-    broken = []
-    if row["top1"] is None:
-        broken.append("its accuracy was not measured")
-    else:
-        wanted = budget.minimum_top1
-        if wanted is not None and row["top1"] < wanted - _ROUNDING:
-            broken.append(f"its top-1 accuracy is {100 * row['top1']:.2f} %, {100 * wanted:g} wanted (minimum_top1)")
-        broken += _broken_drop("top-1 accuracy", row["delta_top1"], budget.max_top1_drop, "max_top1_drop")
-        broken += _broken_drop(
-            "high-energy accuracy", row["delta_top1_high_energy"], budget.max_high_energy_drop, "max_high_energy_drop"
-        )
-    for name, most in _latency_limits(budget).items():
-        latency = row[f"latency_{name}_ms"]
-        if latency is None:
-            broken.append(f"its {name} latency was not measured (max_latency_{name}_ms)")
-        elif latency > most:
-            broken.append(f"its {name} is {milliseconds(latency)} ms of {milliseconds(most)} (max_latency_{name}_ms)")
-    megabytes, limit = row["size_bytes"] / 1e6, budget.max_size_mb
-    if limit is not None and megabytes > limit:
-        broken.append(f"it has {significant(megabytes)} MB of {significant(limit)} (max_size_mb)")
-    if row["top1"] is not None and row["precision_executed"] is None:
+    """List the broken limits of a row, one clause each."""
+    broken = ["its accuracy was not measured"] if row.top1 is None else _accuracy_limits(row, row.top1, budget)
+    for name, latency, most in (
+        ("p50", row.latency_p50_ms, budget.max_latency_p50_ms),
+        ("p90", row.latency_p90_ms, budget.max_latency_p90_ms),
+        ("p99", row.latency_p99_ms, budget.max_latency_p99_ms),
+    ):
+        key = f"max_latency_{name}_ms"
+        if most is not None and latency is None:
+            broken.append(f"its {name} latency was not measured ({key})")
+        elif most is not None and latency is not None and latency > most:
+            broken.append(f"its {name} is {milliseconds(latency)} ms, {milliseconds(most)} allowed ({key})")
+    megabytes = row.size_bytes / 1e6
+    if budget.max_size_mb is not None and megabytes > budget.max_size_mb:
+        broken.append(f"it has {significant(megabytes)} MB, {significant(budget.max_size_mb)} allowed (max_size_mb)")
+    if row.top1 is not None and row.precision_executed is None:
         broken.append("accuracy and latency were measured in different precisions")
     return broken
 
 
+def _accuracy_limits(row: Row, top1: float, budget: BudgetParams) -> list[str]:
+    broken = []
+    required = budget.minimum_top1
+    if required is not None and top1 < required - _ROUNDING:
+        broken.append(f"its top-1 accuracy is {100 * top1:.2f} %, {100 * required:g} required (minimum_top1)")
+    for quantity, delta, limit, key in (
+        ("top-1 accuracy", row.delta_top1, budget.max_top1_drop, "max_top1_drop"),
+        ("high-energy accuracy", row.delta_top1_high_energy, budget.max_high_energy_drop, "max_high_energy_drop"),
+    ):
+        if limit is not None and delta is None:
+            broken.append(f"its loss of {quantity} was not measured ({key})")
+        elif limit is not None and delta is not None and -delta > limit + _ROUNDING:
+            broken.append(f"it loses {-100 * delta:.2f} points of {quantity}, {100 * limit:g} allowed ({key})")
+    return broken
+
+
 def budget_sentence(recommendation: Recommendation) -> str:
-    """One sentence for BudgetError: which limit each file broke and what to do."""
+    """Sentence for BudgetError: the broken limits of each file, and the remedy."""
     if not recommendation.broken:
         return (
-            "no ONNX or OpenVINO file of the student was measured, so none can be recommended; add onnxruntime or "
+            "no ONNX or OpenVINO file of the student was measured, so no file can be recommended; add onnxruntime or "
             "openvino to evaluate.runtimes and benchmark.runtimes in params.yaml"
         )
     files = "; ".join(f"{name}: {', '.join(limits)}" for name, limits in recommendation.broken.items())
     return f"no file is within the budget ({files}); relax the block budget in params.yaml or train a better student"
 
 
-def _broken_in_all(rows: Sequence[Row], budget: BudgetParams) -> list[str]:
-    """The limits that the rows of one file break; those not broken alike in all runtimes with the runtime."""
-    per_row = [broken_limits(row, budget) for row in rows]
-    common = [limit for limit in per_row[0] if all(limit in limits for limits in per_row)]
+def _limits_of_file(rows: Sequence[Row], limits: Sequence[Sequence[str]]) -> list[str]:
+    """Merge the broken limits of the rows of one file; a limit not broken in all runtimes names the runtime."""
+    common = [limit for limit in limits[0] if all(limit in row_limits for row_limits in limits)]
     return common + [
-        f"in {runtime(row['runtime'])} {limit}"
-        for row, limits in zip(rows, per_row, strict=True)
-        for limit in limits
+        f"in {runtime(row.runtime)} {limit}"
+        for row, row_limits in zip(rows, limits, strict=True)
+        for limit in row_limits
         if limit not in common
     ]
 
 
-def _measured(rows: Iterable[Row]) -> list[Row]:
-    """Rows with a measurement; of a file without any, its first row, so that it is still named."""
-    rows = list(rows)
-    measured = [row for row in rows if row["top1"] is not None or row["latency_p50_ms"] is not None]
-    named = {row["name"] for row in measured}
-    for row in rows:
-        if row["name"] not in named:
-            measured.append(row)
-            named.add(row["name"])
-    return measured
+def _slower_than_fp32(row: Row, rows: Iterable[Row]) -> str | None:
+    """Clause if a row is slower than the fp32 file in the same runtime, with disjoint latency intervals; else None."""
+    for other in rows:
+        if other.precision != "fp32" or row.precision == "fp32":
+            continue
+        if (other.format, other.runtime, other.device) != (row.format, row.runtime, row.device):
+            continue
+        if _or_infinity(other.latency_ci_high_ms) < (row.latency_ci_low_ms or 0):
+            return (
+                f"in {runtime(row.runtime)} it takes {milliseconds(row.latency_p50_ms)} ms, the fp32 file "
+                f"{milliseconds(other.latency_p50_ms)}"
+            )
+    return None
 
 
-def _broken_drop(what: str, delta: float | None, limit: float | None, key: str) -> list[str]:
-    if limit is None:
-        return []
-    if delta is None:
-        return [f"its loss of {what} was not measured ({key})"]
-    if -delta > limit + _ROUNDING:
-        return [f"it loses {-100 * delta:.2f} points of {what}, {100 * limit:g} allowed ({key})"]
-    return []
-
-
-def _latency_limits(budget: BudgetParams) -> dict[str, float]:
-    limits = {
-        "p50": budget.max_latency_p50_ms,
-        "p90": budget.max_latency_p90_ms,
-        "p99": budget.max_latency_p99_ms,
-    }
-    return {name: limit for name, limit in limits.items() if limit is not None}
-
-
-def _latency(row: Row) -> float:
-    latency = row["latency_p50_ms"]
-    return math.inf if latency is None else float(latency)
+def _or_infinity(latency: float | None) -> float:
+    return math.inf if latency is None else latency

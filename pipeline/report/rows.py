@@ -1,144 +1,237 @@
-"""One row of the table: its keys, and what is said of a latency and an executed precision, on whatever device."""
+"""Rows of the table of all measurements: one row per file, runtime and device."""
 
-from __future__ import annotations
+from dataclasses import dataclass, field, fields
+from typing import Self
 
-from collections.abc import Mapping
-from typing import Any
+from pipeline import runtimes
+from pipeline.lineage import Run
+from pipeline.portable.accuracy import Accuracy
+from pipeline.portable.documents import MeasuredRow
+from pipeline.report.formatting import runtime, verdict
+from pipeline.store.documents import EvaluatedRow, ExportedFile, Routing, ShotAccuracy
 
-from pipeline.device.benchmark.statistics import required_samples
-from pipeline.report.formatting import runtime
-
-Json = Mapping[str, Any]
-
-# The flat keys of a row; every one of them is present, and null where not measured. ``target`` is the name of a device
-# in targets/, null for this machine; ``images`` are those behind top1.
-ROW_KEYS = (
-    "name",
-    "role",
-    "format",
-    "precision",
-    "precision_executed",
-    "runtime",
-    "device",
-    "target",
-    "batch",
-    "images",
-    "top1",
-    "top1_low_energy",
-    "top1_mid_energy",
-    "top1_high_energy",
-    "delta_top1",
-    "delta_ci_low",
-    "delta_ci_high",
-    "delta_top1_high_energy",
-    "delta_high_energy_ci_low",
-    "delta_high_energy_ci_high",
-    "energy_threshold",
-    "on_device_coverage",
-    "on_device_top1",
-    "parity_max_abs",
-    "parity_top1_agreement",
-    "latency_p50_ms",
-    "latency_ci_low_ms",
-    "latency_ci_high_ms",
-    "latency_p90_ms",
-    "latency_p99_ms",
-    "throughput_ips",
-    "verdict",
-    "size_bytes",
-    "sha256",
-    "notes",
-)
-# further keys of a row where the training split is long-tailed
-LONG_TAIL_KEYS = ("balanced_accuracy", "top1_many_shot", "top1_medium_shot", "top1_few_shot")
-GROUPS = {"top1_low_energy": "low", "top1_mid_energy": "middle", "top1_high_energy": "high"}
-REFERENCE = ("name", "format", "precision", "runtime", "device", "size_bytes", "sha256")  # of a recommended row
-_PERCENTILES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
-_LATENCY = (*_PERCENTILES, "latency_ci_low_ms", "latency_ci_high_ms", "throughput_ips", "verdict")
-_SAMPLES_NEEDED = {"p50": required_samples(0.5), "p90": required_samples(0.9), "p99": required_samples(0.99)}
+_GROUPS = {"top1_low_energy": "low", "top1_mid_energy": "middle", "top1_high_energy": "high"}
 
 
-def blank(file: Json, runtime_name: str, device: str, target: str | None = None) -> dict[str, Any]:
-    """A row of an export manifest's file with nothing measured.
+@dataclass
+class Row:
+    """One file in one runtime on one device; the fields are the keys of a row in reports/summary.json.
+
+    A missing measurement is None, and ``notes`` have the reason.
+
+    Attributes:
+        device: hardware name from the device itself.
+        target: name of the device in targets/; None for this machine.
+        batch: fixed batch size of the file; None if it is dynamic.
+        precision_executed: None if accuracy and latency were measured in different precisions.
+        images: number of images for ``top1``.
+        delta_top1: difference to the torch student on the same images, as a share, with its 95 % interval.
+        energy_threshold: the device keeps answers up to this energy; see :mod:`pipeline.evaluation.routing`.
+        latency_ci_low_ms, latency_ci_high_ms: 95 % interval of the median latency over rounds.
+    """
+
+    name: str
+    role: str
+    format: str
+    precision: str
+    runtime: str
+    device: str
+    target: str | None
+    batch: int | None
+    size_bytes: int
+    sha256: str
+    precision_executed: str | None = None
+    images: int | None = None
+    top1: float | None = None
+    top1_low_energy: float | None = None
+    top1_mid_energy: float | None = None
+    top1_high_energy: float | None = None
+    delta_top1: float | None = None
+    delta_ci_low: float | None = None
+    delta_ci_high: float | None = None
+    delta_top1_high_energy: float | None = None
+    delta_high_energy_ci_low: float | None = None
+    delta_high_energy_ci_high: float | None = None
+    energy_threshold: float | None = None
+    on_device_coverage: float | None = None
+    on_device_top1: float | None = None
+    parity_max_abs: float | None = None
+    parity_top1_agreement: float | None = None
+    latency_p50_ms: float | None = None
+    latency_ci_low_ms: float | None = None
+    latency_ci_high_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p99_ms: float | None = None
+    throughput_ips: float | None = None
+    verdict: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: ExportedFile, runtime_name: str, device: str, target: str | None = None) -> Self:
+        """Make a row without measurements."""
+        facts = file.model_dump(include={"name", "role", "format", "precision", "batch", "size_bytes", "sha256"})
+        return cls(**facts, runtime=runtime_name, device=device, target=target)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """File and runtime; unique among the rows of a device."""
+        return self.name, self.runtime
+
+    @property
+    def is_measured(self) -> bool:
+        return self.top1 is not None or self.latency_p50_ms is not None
+
+    def set_accuracy(self, accuracy: Accuracy, images: str) -> None:
+        """Set accuracy and differences, with a note for each energy group without ``images`` ("test image")."""
+        self._copy_fields(accuracy, "images", "top1", "delta")
+        self.notes += [
+            f"accuracy on {group}-energy images not measured: no {images} is in this group"
+            for key, group in _GROUPS.items()
+            if getattr(self, key) is None
+        ]
+
+    def set_parity(self, accuracy: Accuracy) -> None:
+        """Set the parity measured on the device."""
+        self._copy_fields(accuracy, "parity")
+
+    def set_latency(self, measured: MeasuredRow) -> None:
+        """Set the latencies, with a note for each missing value and for each reason behind the verdict."""
+        self._copy_fields(measured, "latency", "throughput", "verdict")
+        reasons = " ".join([*measured.notes, *measured.reasons])
+        self.notes += [note.rstrip(".") for note in measured.notes]
+        if "latency not measured" not in reasons:
+            values = {
+                "p50": self.latency_p50_ms,
+                "p90": self.latency_p90_ms,
+                "p99": self.latency_p99_ms,
+                "interval of the latency": self.latency_ci_low_ms,
+                "throughput": self.throughput_ips,
+                "verdict": self.verdict,
+            }
+            self.notes += [
+                f"{quantity} not measured: the benchmark returned none"
+                for quantity, value in values.items()
+                if value is None and quantity.split()[0] not in reasons
+            ]
+        self.notes += [f"latency {verdict(self.verdict)}: {reason.rstrip('.')}" for reason in measured.reasons]
+
+    def set_executed(self, accuracy: str | None, latency: str | None) -> None:
+        """Set the executed precision; None if accuracy and latency were measured in different precisions.
+
+        If only the layer counts of a mixed precision differ, because of the batch size, the latency decides.
+        """
+        executed = latency or accuracy
+        if executed is None:
+            self.notes.append("executed precision not measured: the file did not run")
+            return
+        both = f"accuracy in {accuracy}, latency in {latency}"
+        if accuracy and latency and _dominant(accuracy) != _dominant(latency):
+            self.notes.append(f"executed precision not unique: {both}")
+            return
+        self.precision_executed = executed
+        if accuracy and latency and accuracy != latency:
+            self.notes.append(f"executed precision: {both}")
+        if _dominant(executed) != self.precision:
+            self.notes.append(f"{self.precision} not executed: {runtime(self.runtime)} ran {executed}")
+
+    def _copy_fields(self, source: object, *prefixes: str) -> None:
+        """Copy the fields of ``source`` with a name that starts with one of the ``prefixes``."""
+        for each in fields(self):
+            if each.name.startswith(prefixes) and hasattr(source, each.name):
+                setattr(self, each.name, getattr(source, each.name))
+
+
+@dataclass
+class LongTailRow(Row):
+    """A row for a long-tailed training split, with balanced accuracy of all classes and of the three shot groups."""
+
+    balanced_accuracy: float | None = None
+    top1_many_shot: float | None = None
+    top1_medium_shot: float | None = None
+    top1_few_shot: float | None = None
+
+    def set_shots(self, balanced_accuracy: float, shots: ShotAccuracy) -> None:
+        """Set the accuracies, with a note for each shot group without classes."""
+        self.balanced_accuracy = balanced_accuracy
+        self._copy_fields(shots, "top1")
+        self.notes += [
+            f"accuracy on {group}-shot classes not measured: there is none"
+            for group in ("many", "medium", "few")
+            if getattr(self, f"top1_{group}_shot") is None
+        ]
+
+
+def row_class(run: Run) -> type[Row]:
+    """Class for the rows of a run: LongTailRow if the training split is long-tailed."""
+    return Row if run.evaluation.shot_classes is None else LongTailRow
+
+
+def rows_here(run: Run, tensorrt_unavailable: str | None) -> list[Row]:
+    """Make the rows of this machine, in the order of the manifest.
 
     Args:
-        device: what the hardware calls itself.
-        target: name of the device in targets/; None on this machine.
+        tensorrt_unavailable: reason why TensorRT cannot run here, in one sentence; None if it can.
     """
-    row: dict[str, Any] = dict.fromkeys(ROW_KEYS)
-    row.update({key: file[key] for key in ("name", "role", "format", "precision", "batch", "size_bytes", "sha256")})
-    row.update(runtime=runtime_name, device=device, target=target, notes=[])
-    return row
+    evaluated_rows = {(row.name, row.runtime): row for row in run.evaluation.rows}
+    timed_rows = {(row.name, row.runtime): row for row in run.benchmark.rows}
+    kind, rows = row_class(run), []
+    for file in run.exported.files:
+        for name in (name for name in runtimes.NAMES if runtimes.FORMAT_READ_BY[name] == file.format):
+            evaluated, timed = evaluated_rows.get((file.name, name)), timed_rows.get((file.name, name))
+            # the device of a row may differ from the device of the benchmark: TensorRT runs on the GPU
+            row = kind.of(file, name, timed.device_name if timed else run.benchmark.device)
+            if evaluated or timed:
+                _fill(row, file, evaluated, timed)
+            elif name == "tensorrt" and file.role == "teacher":
+                continue
+            else:
+                reason = tensorrt_unavailable if name == "tensorrt" else None
+                reason = reason or f"{runtime(name)} is not among evaluate.runtimes and benchmark.runtimes"
+                row.notes.append(f"not measured on this machine: {reason.rstrip('.')}")
+                if file.parity.runtime == name:
+                    _set_parity(row, file, None)
+            rows.append(row)
+    return rows
 
 
-def reference(row: Json | None) -> dict[str, Any] | None:
-    """What names a recommended row; None if there is none."""
-    return None if row is None else {key: row[key] for key in REFERENCE}
+def _fill(row: Row, file: ExportedFile, evaluated: EvaluatedRow | None, timed: MeasuredRow | None) -> None:
+    if evaluated is None:
+        row.notes.append(f"accuracy not measured: {runtime(row.runtime)} is not among evaluate.runtimes")
+    else:
+        row.set_accuracy(evaluated.accuracy, "test image")
+        _set_routing(row, evaluated.routing)
+    if timed is None:
+        row.notes.append(f"latency not measured: {runtime(row.runtime)} is not among benchmark.runtimes")
+    else:
+        row.set_latency(timed)
+    row.set_executed(evaluated.precision_executed if evaluated else None, timed.precision_executed if timed else None)
+    _set_parity(row, file, timed.accuracy if timed else None)
+    if isinstance(row, LongTailRow) and evaluated and evaluated.shots:
+        row.set_shots(evaluated.balanced_accuracy, evaluated.shots)
 
 
-def note_empty_groups(row: dict[str, Any], images: str) -> list[str]:
-    """The energy groups of a row with an accuracy that none of the ``images`` is in, each noted."""
-    empty = [group for key, group in GROUPS.items() if row[key] is None]
-    row["notes"] += [f"accuracy on {group}-energy images not measured: no {images} is in this group" for group in empty]
-    return empty
+def _set_routing(row: Row, routing: Routing) -> None:
+    router = routing.energy
+    row.energy_threshold, row.on_device_coverage, row.on_device_top1 = router.threshold, router.coverage, router.top1
+    if router.threshold is None:
+        kept = "all of its answers are" if router.coverage else "no share of its most certain answers is"
+        wanted = f"{100 * routing.wanted_top1:g} %"
+        row.notes.append(f"no energy threshold: {kept} {wanted} right on the validation split")
+    if router.top1 is None:
+        row.notes.append("accuracy on the device not measured: no test image is kept there")
 
 
-def set_latency(row: dict[str, Any], latency: Json) -> None:
-    """The numbers of a benchmark row, with a reason for each null and for each doubt."""
-    row.update({key: latency.get(key) for key in _LATENCY})
-    row["notes"] += [*(note.rstrip(".") for note in latency.get("notes", ())), *_latency_gaps(latency)]
-    row["notes"] += [f"latency {_verdict(row)}: {reason.rstrip('.')}" for reason in latency.get("reasons", ())]
-
-
-def _latency_gaps(latency: Json) -> list[str]:
-    """A reason for each null of a benchmark row that the row itself does not explain."""
-    own = " ".join([*latency.get("notes", ()), *latency.get("reasons", ())])
-    if "latency not measured" in own:
-        return []
-    gaps = []
-    for key in _PERCENTILES:
-        name = key.split("_")[1]
-        if latency.get(key) is None and name not in own:
-            gaps.append(f"{name} not measured: {latency.get('samples', 0)} samples, {_SAMPLES_NEEDED[name]} needed")
-    if (
-        latency.get("latency_ci_low_ms") is None or latency.get("latency_ci_high_ms") is None
-    ) and "interval" not in own:
-        gaps.append("interval of the latency not measured: the benchmark gave none")
-    gaps += [
-        f"{name} not measured: the benchmark gave none"
-        for name, key in (("throughput", "throughput_ips"), ("verdict", "verdict"))
-        if latency.get(key) is None
-    ]
-    return gaps
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    return str(row["verdict"]).replace("_", " ")
-
-
-def set_executed(row: dict[str, Any], accuracy: Json | None, latency: Json | None) -> None:
-    """The precision that was executed; None where accuracy and latency come from different ones.
-
-    Where only the counts of a mixed precision differ, because the batch sizes do, it is that of the latency.
-    """
-    executed = [
-        str(measured["precision_executed"])
-        for measured in (latency, accuracy)
-        if measured is not None and measured["precision_executed"] is not None
-    ]
-    if not executed:
-        row["notes"].append("executed precision not measured: the file did not run")
-        return
-    if len({_dominant(precision) for precision in executed}) > 1:
-        row["notes"].append(f"executed precision not one: accuracy in {executed[1]}, latency in {executed[0]}")
-        return
-    row["precision_executed"] = executed[0]
-    if len(set(executed)) > 1:
-        row["notes"].append(f"executed precision: accuracy in {executed[1]}, latency in {executed[0]}")
-    if _dominant(executed[0]) != row["precision"]:
-        row["notes"].append(f"{row['precision']} not executed: {runtime(row['runtime'])} ran {executed[0]}")
+def _set_parity(row: Row, file: ExportedFile, timed: Accuracy | None) -> None:
+    """Set the parity from the export stage, else the parity that the benchmark measured."""
+    if file.parity.runtime == row.runtime:
+        row.parity_max_abs, row.parity_top1_agreement = file.parity.max_abs, file.parity.top1_agreement
+    elif timed is not None and timed.parity_max_abs is not None:
+        row.set_parity(timed)
+    else:
+        compared = runtime(file.parity.runtime)
+        row.notes.append(f"parity not measured in {runtime(row.runtime)}: the export stage compared in {compared}")
 
 
 def _dominant(precision: str) -> str:
-    """The most frequent precision of ``mixed:int8=20,fp32=1``; a precision that is not mixed itself."""
+    """Most frequent precision: ``int8`` for ``mixed:int8=20,fp32=1``; a single precision is returned unchanged."""
     return precision.removeprefix("mixed:").split("=")[0]

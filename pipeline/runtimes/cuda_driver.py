@@ -1,9 +1,8 @@
-"""The few calls of the CUDA driver that TensorRT needs around it: memory, copies, a stream.
+"""The calls of the CUDA driver that TensorRT needs: memory, copies and a stream.
 
-Through ctypes, on the driver library: it is called ``libcuda.so.1`` on every desktop, server and Jetson, and comes with
-the driver. The CUDA runtime library carries its version in its name and lies in a different place for each way of
-installing it, pycuda must be compiled, and cuda-python and torch are large and not on a Jetson by default.
-TensorRT runs in the device's primary context, which the calls here use too.
+The calls use the driver library ``libcuda.so.1`` through ctypes, because it comes with the driver on every desktop,
+server and Jetson. The name and place of the CUDA runtime library vary, pycuda must be compiled, and cuda-python and
+torch are large and not on a Jetson by default. TensorRT and these calls share the primary context of the device.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtimes.errors import RuntimesError, RuntimeUnavailableError
+from pipeline.runtimes import RuntimesError, RuntimeUnavailableError
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -38,7 +37,7 @@ _STREAM_NON_BLOCKING = 1
 
 
 def device_problem() -> str | None:
-    """None if there is a driver and a device, else the reason in one sentence. Makes no context."""
+    """Return None if there is a driver and a device, else the reason in one sentence. Creates no context."""
     try:
         _call(_open_library(), "cuDeviceGet", byref(c_int()), 0)
     except RuntimeUnavailableError as error:
@@ -49,15 +48,15 @@ def device_problem() -> str | None:
 
 
 class CudaDriver:
-    """The first device and one stream, for use by the thread that made it.
+    """The first CUDA device with one stream. Only the thread that created the object may use it.
 
     Attributes:
-        device_name: such as "NVIDIA Jetson Orin Nano".
-        driver_version: of the kernel module where /proc tells it, and the CUDA version that the driver supports.
+        device_name: name such as "NVIDIA Jetson Orin Nano".
+        driver_version: version of the kernel module, or "unknown", and the CUDA version that the driver supports.
         stream: handle for ``execute_async_v3``.
 
     Raises:
-        RuntimeUnavailableError: no driver, or no device.
+        RuntimeUnavailableError: there is no driver or no device.
     """
 
     def __init__(self) -> None:
@@ -77,7 +76,7 @@ class CudaDriver:
         self.stream = int(stream.value or 0)
 
     def allocate(self, size: int) -> DeviceBuffer:
-        """Device memory of so many bytes, freed when the buffer is no longer referenced."""
+        """Allocate ``size`` bytes of device memory, freed when the buffer is no longer referenced."""
         address = c_uint64()
         self._call("cuMemAlloc_v2", byref(address), size)
         return DeviceBuffer(self, address.value)
@@ -94,7 +93,7 @@ class CudaDriver:
         self._call("cuMemcpyDtoHAsync_v2", target.ctypes.data, buffer.address, target.nbytes, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for all that was queued."""
+        """Wait until all queued work is done."""
         self._call("cuStreamSynchronize", self.stream)
 
     def _call(self, function: str, *arguments: Any) -> None:
@@ -106,17 +105,17 @@ class DeviceBuffer:
 
     def __init__(self, driver: CudaDriver, address: int) -> None:
         self.address = address
-        # The driver takes back all memory of a process that ends, and by then may refuse calls.
+        # At exit the driver frees all memory of the process itself, and its calls may fail.
         weakref.finalize(self, driver.free, address).atexit = False
 
 
 def _open_library() -> ctypes.CDLL:
-    """The initialised driver library."""
+    """Load and initialise the driver library."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise RuntimeUnavailableError(
-            "the NVIDIA driver library libcuda.so.1 is not here; install the driver, or give the container its GPUs."
+            "the NVIDIA driver library libcuda.so.1 is missing; install the driver, or give the container its GPUs."
         ) from error
     for function, types in _SIGNATURES.items():
         getattr(library, function).argtypes = types
@@ -134,7 +133,7 @@ def _call(library: ctypes.CDLL, function: str, *arguments: Any) -> None:
 
 
 def _kernel_module() -> str:
-    """Version of the driver's kernel module, such as "560.35.03"; "unknown" where the system does not tell."""
+    """Version of the driver's kernel module, such as "560.35.03", or "unknown"."""
     path = Path("/proc/driver/nvidia/version")
     if not path.is_file():
         return "unknown"

@@ -1,60 +1,47 @@
 """ONNX Runtime."""
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtimes.base import (
-    Answers,
-    Executed,
-    check_batch,
-    check_ends,
-    check_request,
-    first_line,
-    import_problem,
-    output_names,
-    precision_of,
-    summarise,
-    unreadable,
-)
-from pipeline.runtimes.errors import RuntimeUnavailableError
+from pipeline import runtimes
+from pipeline.portable.accuracy import Outputs
+from pipeline.portable.text import first_line
+from pipeline.runtimes import RuntimeUnavailableError
 
 _INSTALL = "pip install onnxruntime"
-# Conv, FusedConv, QLinearConv, Gemm, QGemm, MatMulInteger, QAttention, ...: no other operator has these in its name.
+# Matches Conv, FusedConv, QLinearConv, Gemm, QGemm, MatMulInteger, QAttention, ..., and no other operators.
 _COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
-# Merges the DequantizeLinear nodes that two layers have each for themselves, and a shared one keeps ONNX Runtime (seen
-# in 1.23 and 1.32) from using its integer kernels: half of the convolutions of a ResNet would run in fp32.
+# This optimizer merges the DequantizeLinear nodes of two layers. ONNX Runtime (1.23 and 1.32) has no integer kernel for
+# a shared node, so half of the convolutions of a ResNet would run in fp32.
 SESSION_ENTRIES = {"int8": {"optimization.disable_specified_optimizers": "CommonSubexpressionElimination"}}
 _PROVIDER_OF_DEVICE = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime:
-    """Runs an .onnx file sequentially, with one pool of threads, which spins between inferences by default.
+    """Runs an .onnx file sequentially with one thread pool, which spins between inferences by default.
 
-    For int8 one graph optimisation is switched off, see ``SESSION_ENTRIES``; whoever deploys the file should set the
-    same session option. It needs a graph in which every layer has its own Q/DQ pairs.
+    For int8 one graph optimisation is off (``SESSION_ENTRIES``); set the same session option in a deployment. Each
+    layer of the graph needs its own Q/DQ pairs.
     """
 
     name: ClassVar[str] = "onnxruntime"
 
     @staticmethod
     def unavailable() -> str | None:
-        return import_problem("onnxruntime", _INSTALL)
+        return runtimes.import_problem("onnxruntime", _INSTALL)
 
     def __init__(
         self, path: Path, *, precision: str, threads: int = 0, batch: int | None = None, device: str = "cpu"
     ) -> None:
-        check_request(path, precision, (".onnx",))
-        if reason := self.unavailable():
-            raise RuntimeUnavailableError(reason)
+        runtimes.check_request(path, precision, (".onnx",), self.unavailable())
         import onnxruntime
 
         self._onnxruntime = onnxruntime
@@ -67,35 +54,32 @@ class OnnxRuntime:
         self._session = self._open(self._options())
         self._pool_threads = _thread_count() - before + 1
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_ends(path, self.name, len(inputs), len(outputs))
+        runtimes.check_signature(path, self.name, len(inputs), len(outputs))
         self._input = inputs[0]
-        self._outputs = output_names([output.name for output in outputs])
-        self._executed: Executed | None = None
+        self._outputs = runtimes.output_names([output.name for output in outputs])
         self._example_shape: tuple[int, ...] | None = None
 
-    def run(self, inputs: NDArray[np.float32]) -> Answers:
-        check_batch(inputs, self._batch)
+    def run(self, inputs: NDArray[np.float32]) -> Outputs:
+        runtimes.check_batch(inputs, self._batch)
         self._example_shape = inputs.shape
         logits, *energy = self._session.run(self._outputs, {self._input.name: inputs})
-        return Answers(logits, energy[0] if energy else None)
+        return Outputs(logits, energy[0] if energy else None)
 
-    def executed(self) -> Executed:
-        """Reports the trace of one inference in a second session, opened with the same options and profiling.
+    def executed(self) -> runtimes.Executed:
+        """Report the trace of one inference in a second session with the same options and with profiling.
 
-        The trace lists the operators after optimisation with the types of their inputs and the provider that ran them:
-        an fp16 graph on a CPU without fp16 kernels shows up as fp32, Q/DQ pairs that were fused as QLinearConv on
-        bytes, Q/DQ pairs that were not fused as Conv on fp32.
+        The trace lists the optimised operators with their input types and providers. An fp16 graph on a CPU without
+        fp16 kernels appears as fp32, fused Q/DQ pairs as QLinearConv on bytes, and other Q/DQ pairs as Conv on fp32.
         """
-        if self._executed is None:
-            self._executed = self._observe()
-        return self._executed
+        return self._observed
 
-    def _observe(self) -> Executed:
+    @cached_property
+    def _observed(self) -> runtimes.Executed:
         nodes = self._trace()
         compute = [node for node in nodes if _COMPUTE.search(node["op_name"])]
         providers = Counter(node["provider"] for node in nodes)
-        return Executed(
-            precision=summarise(precision_of(_first_type(node)) for node in compute),
+        return runtimes.Executed(
+            precision=runtimes.summarise(runtimes.precision_of(_first_type(node)) for node in compute),
             provider="+".join(provider for provider, _ in providers.most_common()),
             version=self._onnxruntime.__version__,
             threads=self._threads or max(self._pool_threads, 0),
@@ -111,7 +95,7 @@ class OnnxRuntime:
         )
 
     def _trace(self) -> list[dict[str, Any]]:
-        """The ``args`` of the kernel events of one inference on zeros, in order."""
+        """Return the ``args`` of each kernel event of one inference on zeros, in order."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
             options.enable_profiling = True
@@ -123,7 +107,7 @@ class OnnxRuntime:
         return [event["args"] for event in kernels]
 
     def _shape(self) -> tuple[int, ...]:
-        """[B, 3, H, W] of the last inference, or of the graph with 32 for the sizes that it leaves open."""
+        """Shape [B, 3, H, W] of the last inference, else of the graph with 32 for each dynamic size."""
         if self._example_shape is not None:
             return self._example_shape
         batch, *sizes = (size if isinstance(size, int) else None for size in self._input.shape)
@@ -142,8 +126,8 @@ class OnnxRuntime:
     def _open(self, options: Any) -> Any:
         try:
             return self._onnxruntime.InferenceSession(str(self._path), options, providers=self._providers)
-        except Exception as error:  # its exceptions share no public base class
-            raise unreadable(self._path, self.name, first_line(error)) from error
+        except Exception as error:  # the exceptions of onnxruntime share no public base class
+            raise runtimes.unreadable(self._path, self.name, first_line(error)) from error
 
     def _choose_providers(self, device: str) -> list[Any]:
         available = self._onnxruntime.get_available_providers()
@@ -155,7 +139,7 @@ class OnnxRuntime:
             )
         if device == "cpu":
             return [provider]
-        # TF32 off: fp32 means fp32. Nodes that CUDA cannot run go to the CPU, which executed() then shows.
+        # No TF32, so fp32 means fp32. Nodes without a CUDA kernel run on the CPU, and executed() shows them.
         return [(provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
@@ -165,6 +149,6 @@ def _first_type(node: dict[str, Any]) -> str:
 
 
 def _thread_count() -> int:
-    """Threads of this process; 0 where the system does not tell."""
+    """Number of threads of this process; 0 without /proc."""
     tasks = Path("/proc/self/task")
     return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0

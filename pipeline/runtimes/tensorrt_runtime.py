@@ -1,16 +1,13 @@
-"""TensorRT 10.3 to 11: builds an engine from the ONNX file on the machine that runs it, and keeps it.
+"""TensorRT 10.3 to 11. The engine is built from the ONNX file on the machine that runs it, and cached there.
 
-Precision is in the graph (typed fp16, or Q/DQ for int8) and the network is strongly typed, since TensorRT 11 has no
-other way. Engines are tied to GPU, driver and TensorRT version, so they are never shipped, only cached.
+The graph defines the precision (fp16 types, or Q/DQ for int8), and the network is strongly typed, which TensorRT 11
+requires. An engine works only for one GPU, driver and TensorRT version, so engines are never sent to devices.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,59 +16,45 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtimes.base import (
-    UNKNOWN,
-    Answers,
-    Executed,
-    check_batch,
-    check_executed,
-    check_request,
-    first_line,
-    import_problem,
-    joined,
-    output_names,
-    precision_of,
-    summarise,
-)
+from pipeline import runtimes
+from pipeline.portable.accuracy import Outputs
+from pipeline.portable.files import atomic_file, read_object
+from pipeline.portable.text import first_line
+from pipeline.runtimes import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
-from pipeline.runtimes.errors import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 
 _INSTALL = "pip install tensorrt"
-# Smallest, preferred and largest batch of an engine that was not built for one batch size.
+# Smallest, preferred and largest batch of an engine with dynamic batch size.
 _DYNAMIC_BATCH = (1, 8, 64)
 _COMPUTE = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected|correlation|attention|mha|xmma", re.IGNORECASE)
 _NOT_COMPUTE = re.compile(r"reformat|shuffle|constant|copy|noop|signal|wait", re.IGNORECASE)
-# Where they exist: EXPLICIT_BATCH went away with TensorRT 11 and is ignored in 10.
+# Used if they exist: TensorRT 10 ignores EXPLICIT_BATCH, and TensorRT 11 has removed it.
 _NETWORK_FLAGS = ("STRONGLY_TYPED", "EXPLICIT_BATCH")
-# "Format/Datatype" is "Half" or "Float" in newer versions, "Row major linear FP16 format" and the like in older ones.
+# "Format/Datatype" is "Half" or "Float" in new versions, and a text such as "Row major linear FP16 format" in old ones.
 _DATATYPE = re.compile(r"\b(Int8|FP16|Half|BF16|BFloat16|FP32|Float)\b", re.IGNORECASE)
 _LONG_NAMES = {"fp16": "half", "fp32": "float"}
 
 
 class TensorRtRuntime:
-    """Runs an .onnx file. One inference includes the copies to and from the device, as for the other runtimes."""
+    """Runs an .onnx file. The latency includes the copies to and from the GPU, as in the other runtimes."""
 
     name: ClassVar[str] = "tensorrt"
 
     @staticmethod
     def unavailable() -> str | None:
-        if reason := import_problem("tensorrt", _INSTALL):
-            return reason
-        return device_problem()
+        return runtimes.import_problem("tensorrt", _INSTALL) or device_problem()
 
     def __init__(
         self, path: Path, *, precision: str, threads: int = 0, batch: int | None = None, device: str = "cuda"
     ) -> None:
-        """As in ``Runtime``; ``threads`` is not used, and ``device`` is the GPU whatever it says.
+        """As in ``Runtime``, but ``threads`` and ``device`` are not used: the device is always the first GPU.
 
-        An engine with dynamic batch is built for 1 to 64 images; larger inputs are run in parts.
+        An engine with dynamic batch is built for 1 to 64 images; larger inputs run in parts.
 
         Raises:
-            PrecisionError: also if the engine executes another precision than the one asked for.
+            PrecisionError: also if the engine executes another precision than the requested one.
         """
-        check_request(path, precision, (".onnx",))
-        if reason := import_problem("tensorrt", _INSTALL):
-            raise RuntimeUnavailableError(reason)
+        runtimes.check_request(path, precision, (".onnx",), runtimes.import_problem("tensorrt", _INSTALL))
         import tensorrt
 
         self._tensorrt = tensorrt
@@ -82,7 +65,7 @@ class TensorRtRuntime:
         self._log = _make_log(tensorrt)
         try:
             self._runtime = tensorrt.Runtime(self._log)
-        except TypeError as error:  # how the bindings tell that TensorRT returned nothing
+        except TypeError as error:  # the bindings raise it if TensorRT returns a null pointer
             raise RuntimeUnavailableError(
                 f"TensorRT {tensorrt.__version__} does not start here ({self._log.last_error()}); "
                 f"install the one made for driver {self._driver.driver_version}."
@@ -95,25 +78,25 @@ class TensorRtRuntime:
         self._shape: tuple[int, ...] = ()
         self._prepare_buffers()
 
-    def run(self, inputs: NDArray[np.float32]) -> Answers:
-        check_batch(inputs, self._batch)
+    def run(self, inputs: NDArray[np.float32]) -> Outputs:
+        runtimes.check_batch(inputs, self._batch)
         largest = self._sizes[2]
         parts = [self._run_part(inputs[start : start + largest]) for start in range(0, len(inputs), largest)]
-        return parts[0] if len(parts) == 1 else joined(parts)
+        return parts[0] if len(parts) == 1 else runtimes.joined(parts)
 
-    def executed(self) -> Executed:
-        """Reports the engine inspector's account of the layers: the type of the first input of each compute layer."""
+    def executed(self) -> runtimes.Executed:
+        """Report the type of the first input of each compute layer, as listed by the engine inspector."""
         return self._executed
 
-    def _inspect(self, asked: str, provenance: dict[str, Any]) -> Executed:
+    def _inspect(self, requested: str, provenance: dict[str, Any]) -> runtimes.Executed:
         tensorrt = self._tensorrt
         inspector = self._engine.create_engine_inspector()
         layers = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)).get("Layers", [])
-        # With less than detailed verbosity a layer is only its name.
+        # Engines with less than detailed verbosity list layers by name only.
         compute = [layer for layer in layers if isinstance(layer, dict) and _is_compute(layer)]
         precisions = [_layer_precision(layer) for layer in compute]
-        executed = Executed(
-            precision=summarise(precisions),
+        executed = runtimes.Executed(
+            precision=runtimes.summarise(precisions),
             provider=f"tensorrt:{self._driver.device_name}",
             version=tensorrt.__version__,
             threads=0,
@@ -124,12 +107,12 @@ class TensorRtRuntime:
                 **provenance,
             },
         )
-        if _contradict(asked, Counter(precisions)):
-            mismatch = str(check_executed(asked, executed)).rstrip(".")
-            raise PrecisionError(f"{self._path}: {mismatch}; export it again, or do not ask this GPU for {asked}.")
+        if _contradict(requested, Counter(precisions)):
+            mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
+            raise PrecisionError(f"{self._path}: {mismatch}; export it again, or request another precision.")
         return executed
 
-    def _run_part(self, inputs: NDArray[np.float32]) -> Answers:
+    def _run_part(self, inputs: NDArray[np.float32]) -> Outputs:
         self._set_shape(inputs.shape)
         source = np.ascontiguousarray(inputs, dtype=np.float32)
         results = [np.empty(shape, dtype=np.float32) for shape in self._output_shapes]
@@ -140,7 +123,7 @@ class TensorRtRuntime:
             self._driver.download(result, self._buffers[name])
         self._driver.synchronize()
         logits, *energy = results
-        return Answers(logits, energy[0] if energy else None)
+        return Outputs(logits, energy[0] if energy else None)
 
     def _set_shape(self, shape: tuple[int, ...]) -> None:
         if shape == self._shape:
@@ -151,7 +134,7 @@ class TensorRtRuntime:
         self._shape = shape
 
     def _prepare_buffers(self) -> None:
-        """Device memory for the largest batch of every input and output, which stays bound to the context."""
+        """Allocate device memory for the largest batch of every input and output, and bind it to the context."""
         tensorrt, engine = self._tensorrt, self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
@@ -159,7 +142,7 @@ class TensorRtRuntime:
         if len(inputs) != 1 or any(engine.get_tensor_dtype(name) != tensorrt.DataType.FLOAT for name in names):
             raise ModelFileError(f"{self._path} needs one input and float32 inputs and outputs; export it again.")
         self._input = inputs[0]
-        self._outputs = output_names(outputs)
+        self._outputs = runtimes.output_names(outputs)
         shape = tuple(engine.get_tensor_shape(self._input))
         self._set_shape((self._sizes[2] if shape[0] < 0 else shape[0], *shape[1:]))
         self._buffers = {}
@@ -170,7 +153,7 @@ class TensorRtRuntime:
                 raise RuntimesError(f"TensorRT refused the memory for {name} of {self._path}.")
 
     def _obtain_engine(self) -> tuple[Any, dict[str, Any]]:
-        """The engine from the cache if it is whole and TensorRT accepts it, else a new one."""
+        """Load the engine from the cache if it is complete and TensorRT accepts it, else build a new one."""
         model = self._path.read_bytes()
         key = {
             "onnx_sha256": hashlib.sha256(model).hexdigest(),
@@ -209,7 +192,7 @@ class TensorRtRuntime:
             raise ModelFileError(f"{self._path} cannot be parsed by TensorRT ({first_line(Exception(reason))}).")
         config = builder.create_builder_config()
         config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
-        # On by default, and then fp32 convolutions round their inputs to 10 bits: fp32 has to mean fp32.
+        # TF32 is on by default and rounds the inputs of fp32 convolutions to 10 bits, so it is switched off.
         config.clear_flag(tensorrt.BuilderFlag.TF32)
         image = network.get_input(0)
         shape = tuple(image.shape)
@@ -229,7 +212,7 @@ class TensorRtRuntime:
 
 
 def engine_cache() -> Path:
-    """Folder of the built engines: ENERGYKD_CACHE or the user's cache folder, never beside the exported files."""
+    """Create and return the folder of built engines, in ENERGYKD_CACHE or the user's cache folder."""
     base = os.environ.get("ENERGYKD_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "energykd" / "engines"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -237,31 +220,30 @@ def engine_cache() -> Path:
 
 
 def _read_cached(plan_path: Path, key: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """Engine and its record, or two empties if either is missing, damaged or does not belong to the other."""
+    """Read an engine and its record; both are empty if one is missing or damaged or they do not match."""
     try:
         plan = plan_path.read_bytes()
-        record = json.loads(plan_path.with_suffix(".json").read_text(encoding="utf-8"))
-        whole = record["key"] == key and record["engine_sha256"] == hashlib.sha256(plan).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return b"", {}
-    return (plan, record) if whole else (b"", {})
+    record = read_object(plan_path.with_suffix(".json")) or {}
+    valid = (record.get("key"), record.get("engine_sha256")) == (key, hashlib.sha256(plan).hexdigest())
+    return (plan, record) if valid else (b"", {})
 
 
 def _write_cached(plan_path: Path, plan: bytes, record: dict[str, Any]) -> None:
     for path, content in ((plan_path, plan), (plan_path.with_suffix(".json"), json.dumps(record).encode())):
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
 
 
-def _contradict(asked: str, layers: Counter[str]) -> bool:
-    """Whether compute layers, counted by precision, cannot be what was asked for; unknown ones prove nothing.
+def _contradict(requested: str, layers: Counter[str]) -> bool:
+    """Return true if the precisions of the compute layers contradict the requested one. Unknown layers prove nothing.
 
-    Q/DQ and float16 graphs keep some layers in another precision, so the largest count decides; an fp32 graph has
-    nothing else in it.
+    Q/DQ and fp16 graphs keep some layers in another precision, so the largest count decides. An fp32 graph has only
+    fp32 layers.
     """
-    others = max((count for name, count in layers.items() if name not in (asked, UNKNOWN)), default=0)
-    return others > (0 if asked == "fp32" else max(layers[asked], layers[UNKNOWN]))
+    others = max((count for name, count in layers.items() if name not in (requested, runtimes.UNKNOWN)), default=0)
+    return others > (0 if requested == "fp32" else max(layers[requested], layers[runtimes.UNKNOWN]))
 
 
 def _is_compute(layer: dict[str, Any]) -> bool:
@@ -271,15 +253,15 @@ def _is_compute(layer: dict[str, Any]) -> bool:
 
 def _layer_precision(layer: dict[str, Any]) -> str:
     inputs = layer.get("Inputs") or [{}]
-    found = _DATATYPE.search(str(inputs[0].get("Format/Datatype", inputs[0].get("Datatype", ""))))
-    if found is None:
-        return UNKNOWN
-    name = found.group().lower()
-    return precision_of(_LONG_NAMES.get(name, name))
+    match = _DATATYPE.search(str(inputs[0].get("Format/Datatype", inputs[0].get("Datatype", ""))))
+    if match is None:
+        return runtimes.UNKNOWN
+    name = match.group().lower()
+    return runtimes.precision_of(_LONG_NAMES.get(name, name))
 
 
 def _make_log(tensorrt: Any) -> Any:
-    """A logger that keeps errors for our messages; TensorRT's own logger prints to stdout."""
+    """Create a logger that keeps errors for error sentences. TensorRT's own logger prints to standard output."""
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

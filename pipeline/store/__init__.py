@@ -1,1 +1,1 @@
-"""What stages hand to each other, and where: paths, files written whole, locks, room on the disk, tables, documents."""
+"""Artifacts on disk: paths, documents, tables, locks, free space."""

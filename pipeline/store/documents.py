@@ -1,141 +1,434 @@
-"""The JSON files that stages hand to each other: cards of trained networks and the manifest of exported files.
+"""The JSON files that stages hand to each other: one model for each, which writes it and reads it."""
 
-Each is read as far as its readers take it for granted, and may hold more.
-"""
-
-from __future__ import annotations
-
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from pipeline.config import Precision, checked
-from pipeline.store.tables import read_json
-
-CARD = "card.json"
+from pipeline.config import BudgetParams, Precision, RuntimeName, explain
+from pipeline.errors import DataError
+from pipeline.portable.accuracy import GROUPS, Accuracy
+from pipeline.portable.documents import MeasuredRow
+from pipeline.portable.text import brief
+from pipeline.store.json_files import parse_json, read_json, write_json
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
-Number = Annotated[float, Field(ge=0, le=1e30)]
+Distance = Annotated[float, Field(ge=0, le=1e30)]
+Role = Literal["teacher", "student"]
+MAKERS = {"teacher": "train_teacher", "student": "distill"}  # the stage of each role
 
 
-def printable(text: str) -> str:
-    """A validator of text that is shown."""
+def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("it has characters that cannot be shown")
     return text
 
 
-Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable)]
-
-
-class _OfData(BaseModel):
-    data: Hash
-
-
-class _OfTeacher(_OfData):
-    teacher: Hash
-    energy: Hash
-    subset: Hash
-
-
-class _Card(BaseModel):
-    role: Literal["teacher", "student"]
-    network: Word
-    num_classes: Annotated[int, Field(ge=1)]
-    class_names: list[str]
-    image_size: Annotated[int, Field(ge=1, le=1024)]
-    parameters: Count
-    macs: Count
-    source: Literal["trained", "checkpoint"]
-    seed: int | None
-    epochs: Count | None
-    val_top1: Share
-    weights_sha256: Hash
-    lineage: _OfData
-
-    @model_validator(mode="after")
-    def _one_class_each(self) -> Self:
-        # a network of so many outputs is built before its weights show that it has others
-        if self.num_classes != len(self.class_names):
-            raise ValueError(f"num_classes is not the {len(self.class_names)} of class_names")
-        return self
-
-
-class _StudentCard(_Card):
-    distill: dict[str, Any]
-    heda: dict[str, Any]
-    lineage: _OfTeacher
-
-
-def read_network_card(folder: Path) -> dict[str, Any]:
-    """The card of the network in ``folder``.
-
-    Raises:
-        DataError: it is missing, damaged or not one.
-    """
-    path = folder / CARD
-    card = read_json(path)
-    student = isinstance(card, dict) and card.get("role") == "student"
-    return checked(_StudentCard if student else _Card, card, path, "run `dvc repro` to make it anew")
-
-
-def _of_its_folder(name: str) -> str:
-    if not name or Path(name).name != name or not name.isprintable():
+def _plain_name(name: str) -> str:
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
         raise ValueError("it is no file of its folder")
     return name
 
 
-class _Parity(BaseModel):
-    runtime: Literal["torch", "onnxruntime", "openvino"]
-    executed_precision: Word
+def _of(*names: str) -> AfterValidator:
+    """A mapping of exactly these names."""
+
+    def check(values: dict[str, Any]) -> dict[str, Any]:
+        if set(values) != set(names):
+            raise ValueError(f"it is not of {', '.join(names)}")
+        return values
+
+    return AfterValidator(check)
+
+
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+FileName = Annotated[str, Field(max_length=200), AfterValidator(_plain_name)]
+
+
+class Part(BaseModel):
+    """A part of a document: an unknown key is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Document(Part):
+    """A whole file.
+
+    Attributes:
+        FORMAT: raised by hand when files of the form before can no longer be read, or mean something else. It is part
+            of the file: code that only writes or reads files is no dependency of a stage, so DVC does not notice.
+        MADE_BY: the stage that writes the file.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    MADE_BY: ClassVar[str] = ""
+
+    def write(self, path: Path) -> Self:
+        """Write the file in one piece, and return the document."""
+        write_json(path, self.content())
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The document and its format as JSON."""
+        return {"format": self.FORMAT, **self.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, path: Path, remedy: str | None = None) -> Self:
+        """The document in a file.
+
+        Args:
+            remedy: what to do about a file that cannot be read; to run its stage again unless given.
+
+        Raises:
+            DataError: the file is missing, damaged, of another format or no such document.
+        """
+        return cls.parsed(read_json(path, remedy or _again(cls.MADE_BY)), path, remedy)
+
+    @classmethod
+    def parsed(cls, value: Any, path: Path, remedy: str | None = None) -> Self:
+        """The document that JSON from ``path`` holds; errors as of :meth:`read`."""
+        values = dict(value) if isinstance(value, Mapping) else {}
+        if (found := values.pop("format", None)) != cls.FORMAT:
+            remedy = remedy or _again(cls.made_by(values), "-fs ")  # DVC takes the file for up to date
+            raise DataError(f"{path} has format {brief(found)}, but this version reads {cls.FORMAT}; {remedy}")
+        try:
+            return cls.model_validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            remedy = remedy or _again(cls.made_by(values))
+            raise DataError(f"{path} is not what it should be ({reason_of(error, cls)}); {remedy}") from None
+
+    @classmethod
+    def made_by(cls, values: Mapping[str, Any]) -> str:
+        """The stage that wrote these values."""
+        return cls.MADE_BY
+
+
+def _again(stage: str, options: str = "") -> str:
+    return f"run `dvc repro {options}{stage}`" if stage else "run `dvc repro`"
+
+
+def reason_of(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first problem of a file, without the advice that is for files that people write."""
+    sentence = explain(error, schema)
+    return sentence.rpartition("; ")[0] or sentence
+
+
+def parse_as(kind: type[Any], content: bytes) -> Any:
+    """JSON as a dataclass of :mod:`pipeline.portable.documents`; unknown keys are ignored.
+
+    Raises:
+        ValueError: it is no JSON, or something else.
+    """
+    value = parse_json(content)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+class SplitCounts(Part):
+    """Images of each split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+
+class DataCard(Document):
+    """data.json: the card of the packed store.
+
+    Attributes:
+        storage: packed, or files that stay where they are.
+        class_names: in the order of the labels.
+        image_size: pixels.
+        mean, std: per channel, on the scale [0, 1].
+        fingerprint: hash of all that training sees: pixels or files, labels, class names and normalisation.
+    """
+
+    MADE_BY = "prepare"
+
+    name: Annotated[str, Field(max_length=1000)]
+    storage: Literal["packed", "files"]
+    class_names: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1, le=1024)]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    counts: SplitCounts
+    train_class_counts: list[int]
+    source: Annotated[str, Field(max_length=1000)]
+    licence: Annotated[str, Field(max_length=1000)]
+    fingerprint: Annotated[str, Field(max_length=1000)]
+
+
+class TaughtBy(Part):
+    """Hashes of what a network was made from; those of a teacher that was trained here are None but for the data."""
+
+    data: Hash
+    teacher: Hash | None = None
+    energy: Hash | None = None
+    subset: Hash | None = None
+    checkpoint: Hash | None = None
+    initial_weights: Hash | None = None
+
+
+class OfNetwork(Document):
+    """A document about the teacher or the student."""
+
+    role: Role
+
+    @classmethod
+    def made_by(cls, values: Mapping[str, Any]) -> str:
+        """The stage that wrote these values."""
+        return MAKERS.get(str(values.get("role")), "")
+
+
+class NetworkCard(OfNetwork):
+    """card.json: what a network is, how it did on the validation split, and what it was made from.
+
+    Attributes:
+        source: trained here, or a given checkpoint.
+        seed, epochs, best_val_top1, best_val_epoch: None for a checkpoint. The weights are the last epoch's.
+        parameters: learnable numbers.
+        macs: multiply-accumulates of one image.
+        distill, heda: blocks of params.yaml; None for a teacher.
+    """
+
+    network: Word
+    num_classes: Annotated[int, Field(ge=1)]
+    class_names: list[str]
+    image_size: Annotated[int, Field(ge=1, le=1024)]
+    mean: list[float]
+    std: list[float]
+    source: Literal["trained", "checkpoint"]
+    seed: int | None
+    epochs: Count | None
+    val_top1: Share
+    best_val_top1: Share | None
+    best_val_epoch: Count | None
+    parameters: Count
+    macs: Count
+    weights_sha256: Hash
+    lineage: TaughtBy
+    distill: dict[str, Any] | None = None
+    heda: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        # a network of so many outputs is built before its weights show that it has others
+        if self.num_classes != len(self.class_names):
+            raise ValueError(f"num_classes is not the {len(self.class_names)} of class_names")
+        if self.role == "student" and None in (self.distill, self.heda, self.lineage.teacher, self.lineage.energy):
+            raise ValueError("a student's card says by what and how it was taught")
+        return self
+
+
+class CurvesCard(OfNetwork):
+    """lineage.json in a folder of learning curves: whose they are."""
+
+    weights_sha256: Hash
+
+
+class FileParity(Part):
+    """Of an exported file; the first six as of :class:`pipeline.portable.accuracy.Parity`.
+
+    Attributes:
+        energy_max_abs: largest difference of the file's energies from the torch network's.
+        runtime: that computed the file's logits for the comparison.
+        executed_precision: what that runtime reports it computed in on this machine.
+    """
+
     images: Count
-    max_abs: Number
-    mean_abs: Number
+    max_abs: Distance
+    mean_abs: Distance
     cosine: Annotated[float, Field(ge=-1.01, le=1.01)]
     top1_agreement: Share
-    largest_flipped_margin: Number | None
-    energy_max_abs: Number
+    largest_flipped_margin: Distance | None
+    energy_max_abs: Distance
+    runtime: RuntimeName
+    executed_precision: Word
 
 
-class _File(BaseModel):
-    name: Annotated[str, Field(max_length=200), AfterValidator(_of_its_folder)]
-    role: Literal["teacher", "student"]
+class ExportedFile(Part):
+    """One file that was written and compared with its network.
+
+    Attributes:
+        name: of the file in the folder; an IR is known by its .xml.
+        sha256: over the bytes of all its parts, the named one first.
+        size_bytes: of all its parts.
+        batch: images per call, fixed in the file; None for any number.
+        fp32_layers: convolutions and matrix products that stay fp32 in an int8 file, in the order of computation.
+    """
+
+    name: FileName
+    role: Role
     format: Literal["torch", "onnx", "openvino"]
     precision: Precision
     sha256: Hash
     size_bytes: Annotated[int, Field(ge=1, le=10**15)]
     batch: Annotated[int, Field(ge=1, le=65536)] | None
-    float_nodes: list[Word] = []
-    parity: _Parity | None = None
+    fp32_layers: list[Word]
+    parity: FileParity
 
 
-class _Exported(BaseModel):
+class MadeFrom(Part):
+    """Hashes of what exported files and their measurements come from."""
+
     data: Hash
     teacher: Hash
     energy: Hash
     student: Hash
 
 
-class _Manifest(BaseModel):
-    lineage: _Exported
+class ExportManifest(Document):
+    """export.json: the exported files."""
+
+    MADE_BY = "export"
+
+    lineage: MadeFrom
     opset: Annotated[int, Field(ge=1, le=1000)]
-    files: Annotated[list[_File], Field(min_length=1)]
+    files: Annotated[list[ExportedFile], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        names = [file.name for file in self.files]
-        if len(set(names)) != len(names):
+        if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is listed twice")
         return self
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of exported files.
+class CalibrationRecord(Document):
+    """calibration.json: the images that the int8 numbers come from.
 
-    Raises:
-        DataError: it is missing, damaged or not one, or names a file outside of its folder.
+    Attributes:
+        int8: block of params.yaml.
+        sha256: of the indices as little-endian int64.
+        indices: in the training split.
     """
-    return checked(_Manifest, read_json(path), path, "run `dvc repro export` to make it anew")
+
+    MADE_BY = "export"
+
+    data: Hash
+    energy: Hash
+    selection: str
+    seed: int
+    int8: dict[str, Any]
+    sha256: Hash
+    indices: list[int]
+
+
+class Router(Part):
+    """Keeping answers on the device by one score of uncertainty; see :mod:`pipeline.evaluation.routing`.
+
+    Attributes:
+        threshold: chosen on the validation split; None if all images are kept, or none.
+        coverage, kept: share and number of the test images kept.
+        top1: among them; None if there are none.
+        aurc: area under the risk-coverage curve.
+        curve: top-1 among the surest 5, 10, ..., 100 % of the test images.
+    """
+
+    threshold: float | None
+    coverage: Share
+    kept: Count
+    top1: Share | None
+    aurc: Annotated[float, Field(ge=0)]
+    curve: Annotated[list[Share], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _of_some_images(self) -> Self:
+        if (self.top1 is None) != (self.kept == 0):
+            raise ValueError("top1 is of the kept images, and there is none without them")
+        return self
+
+
+class Routing(Part):
+    """The energy and the largest softmax probability as routers."""
+
+    wanted_top1: Share
+    energy: Router
+    max_softmax: Router
+
+
+class ShotAccuracy(Part):
+    """Of a long-tailed training split: balanced accuracy within many-, medium- and few-shot classes."""
+
+    top1_many_shot: Share | None
+    top1_medium_shot: Share | None
+    top1_few_shot: Share | None
+
+
+class EvaluatedRow(Part):
+    """One file in one runtime on this machine.
+
+    Attributes:
+        precision_mismatch: what was executed instead of the file's precision, in one sentence.
+        shots: None unless the training split is long-tailed.
+        ece: expected calibration error.
+    """
+
+    name: FileName
+    runtime: Word
+    sha256: Hash
+    precision_executed: Word
+    precision_mismatch: str | None
+    provider: Word
+    runtime_version: Word
+    accuracy: Accuracy
+    balanced_accuracy: Share
+    shots: ShotAccuracy | None
+    ece: float
+    routing: Routing
+
+
+class Evaluation(Document):
+    """evaluation.json.
+
+    Attributes:
+        group_sizes: test images of each energy group.
+        shot_classes: many-, medium- and few-shot classes; None unless the training split is long-tailed.
+    """
+
+    MADE_BY = "evaluate"
+
+    lineage: MadeFrom
+    test_images: Annotated[int, Field(ge=1, le=10**12)]
+    group_sizes: Annotated[dict[str, Count], _of(*GROUPS)]
+    shot_classes: Annotated[dict[str, Count], _of("many", "medium", "few")] | None
+    rows: list[EvaluatedRow]
+
+
+class Measurement(Document):
+    """benchmark.json, and result.json of a device in targets/.
+
+    Attributes:
+        device, machine, tuning, notes, started_at, seconds, bundle_sha256: as the device gave them, see
+            :class:`pipeline.portable.documents.Result`.
+        settings: block ``benchmark`` of params.yaml or device.yaml, with the images that were sent.
+        samples_sha256: of the file with the latency of every timed call.
+    """
+
+    FORMAT = 2
+    MADE_BY = "benchmark"
+
+    device: Word
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    lineage: MadeFrom
+    bundle_sha256: Hash
+    samples_sha256: Hash
+    started_at: float
+    seconds: float
+    tuning: dict[str, Any]
+    notes: list[Annotated[str, Field(max_length=2000), AfterValidator(_printable)]]
+    rows: list[MeasuredRow]
+
+
+class ShownResult(Part):
+    """A device's result as it was shown last, and the budget that it was judged by."""
+
+    result_sha256: Hash
+    budget: BudgetParams

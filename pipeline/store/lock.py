@@ -1,53 +1,52 @@
-"""A lock file that one process holds, and that says who for the next one."""
-
-from __future__ import annotations
+"""A lock file that names the process that holds it."""
 
 import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.errors import BusyError
-from pipeline.store.atomic import naming
+from pipeline.portable.files import path_in_errors, read_object
 
 _DYING_SECONDS = 10.0  # a data loader's workers look for their parent every 5 seconds
 
 
 @contextmanager
 def exclusive(lock: Path, work: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; the file names the process, for the one that finds it held.
+    """Hold a lock file while the block runs; the file names this process for others that want the lock.
 
-    The lock ends with the process, however that ends. One whose holder is dead is held for a few seconds more by the
-    processes that it had started, which notice its end: they are waited for.
+    The lock ends with the process, however that ends. After a kill, worker processes of the holder keep the lock for a
+    few seconds until they notice its death; this function waits for them.
 
     Args:
-        work: what is done under it, as "training this teacher".
+        work: the work in words, as "training this teacher", for messages.
 
     Raises:
         BusyError: another process holds it; names the process, and says if what started that one is gone.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _DYING_SECONDS
+    # not by filelock, which drops the lock in forked processes: the workers of a killed holder must keep it
     with lock.open("a+", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                file.seek(0)
-                holder = _holder(file.read())
+                holder = _holder(lock)
                 if holder is None or not holder.dead or time.monotonic() > deadline:
                     raise BusyError(_busy(lock, work, holder)) from None
                 time.sleep(0.1)
-        with naming(lock):
+        with path_in_errors(lock):
             file.truncate(0)
-            # past the buffer, which would fail once more when the file is closed
-            os.write(file.fileno(), json.dumps(_me()).encode())
+            os.write(file.fileno(), json.dumps(_me()).encode())  # past the buffer, which would fail again at close
         yield
 
 
@@ -66,15 +65,32 @@ class _Holder:
 
     @property
     def dead(self) -> bool:
-        return self.here and _status(self.pid) is None
+        return self.here and _running(self.pid) is None
 
     @property
     def orphaned(self) -> bool:
-        parent = _status(self.pid) if self.here else None
-        if parent is None:
+        process = _running(self.pid) if self.here else None
+        if process is None:
             return False
-        # a dvc that was killed while its stage still started was not its parent any more when that took the lock
-        return parent != self.parent or (self.by_dvc and not _is_dvc(parent))
+        # a dvc that was killed while its stage was starting was no longer the parent when the stage took the lock
+        return process.ppid() != self.parent or (self.by_dvc and not any(map(is_dvc, process.parents())))
+
+
+def is_dvc(process: psutil.Process) -> bool:
+    """Whether a process is dvc."""
+    try:
+        return any("dvc" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _running(pid: int) -> psutil.Process | None:
+    """None also for a process that is dead but not yet reaped."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return process
+    return None
 
 
 def _me() -> dict[str, Any]:
@@ -83,34 +99,12 @@ def _me() -> dict[str, Any]:
     return {"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename, "by_dvc": by_dvc}
 
 
-def _is_dvc(pid: int) -> bool:
-    """Whether a process, or one that it descends from, is dvc: between the two there may be a shell."""
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-        if b"dvc" in words:
-            return True
-        pid = _status(pid) or 0
-    return False
-
-
-def _holder(text: str) -> _Holder | None:
-    """None if the file does not tell, for the moment in which its holder writes it."""
+def _holder(lock: Path) -> _Holder | None:
+    """None while the holder has not yet written the file."""
     try:
-        return _Holder(**json.loads(text))
-    except (json.JSONDecodeError, TypeError):
+        return _Holder(**(read_object(lock) or {}))
+    except TypeError:
         return None
-
-
-def _status(pid: int) -> int | None:
-    """The parent of a process that runs on this machine, else None; also for one that is dead but not yet reaped."""
-    try:
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(parent)
 
 
 def _busy(lock: Path, work: str, holder: _Holder | None) -> str:

@@ -1,7 +1,5 @@
 """Where the stages' files lie, relative to the folder that holds params.yaml."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -25,13 +23,15 @@ ENERGY_TEST = ARTIFACTS / "energy_test.parquet"
 SUBSET = ARTIFACTS / "heda_subset.parquet"
 STUDENT = ARTIFACTS / "student"
 EXPORT = ARTIFACTS / "export"
-EXPORT_MANIFEST = EXPORT / "export.json"
+DATA_CARD, CARD, MANIFEST = "data.json", "card.json", "export.json"  # in their folders
+EXPORT_MANIFEST = EXPORT / MANIFEST
 DEPLOY = ARTIFACTS / "deploy"
 
 REPORTS = Path("reports")
 TEACHER_CURVES = REPORTS / "curves/teacher"
 STUDENT_CURVES = REPORTS / "curves/student"
-CURVES_LINEAGE = "lineage.json"  # in the folders of curves: whose they are
+CURVES = {"teacher": TEACHER_CURVES, "student": STUDENT_CURVES}
+CURVES_CARD = "lineage.json"  # in the folders of curves: whose they are
 ENERGY_METRICS = REPORTS / "energy.json"
 ENERGY_HISTOGRAM = REPORTS / "energy_histogram.csv"
 SUBSET_METRICS = REPORTS / "subset.json"
@@ -41,3 +41,8 @@ BENCHMARK_SAMPLES = REPORTS / "benchmark_samples.npz"
 SUMMARY = REPORTS / "summary.json"
 METRICS = REPORTS / "metrics.json"
 PAGE = REPORTS / "report.html"
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The files that make up an exported model: an OpenVINO IR is its .xml and the .bin beside it."""
+    return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)

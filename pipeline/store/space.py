@@ -1,6 +1,4 @@
-"""Room on a disk, asked for before the work whose outputs need it."""
-
-from __future__ import annotations
+"""Free space on a disk and memory of the host, checked before the work that needs them."""
 
 import errno
 import os
@@ -9,19 +7,19 @@ from pathlib import Path
 
 from pipeline.errors import SpaceError
 
-SMALL = 2**20  # bytes; what cards, curves, tables of metrics and the file system itself take beside the large files
+SMALL = 2**20  # bytes for cards, curves, metrics and the file system itself
 _DVC = Path(".dvc")
 
 
 def require_space(path: Path, needed: int, what: str, remedy: str = "free space there", *, output: int = 0) -> None:
-    """Refuse work whose outputs a disk cannot hold, or takes none of.
+    """Refuse work whose outputs a disk cannot hold or does not accept.
 
     Args:
         path: file or folder that is to be written; need not exist.
-        needed: bytes, at most, at any moment of the work, beside what is there already.
-        what: is written, in the plural.
-        remedy: what to do, beside running the command again.
-        output: bytes of it that dvc copies into its cache once the stage is done.
+        needed: upper bound of the additional bytes at any moment of the work.
+        what: name of the outputs, in the plural, for the message.
+        remedy: advice for the message.
+        output: bytes that dvc copies into its cache after the stage.
 
     Raises:
         SpaceError: names the disk by the nearest folder that exists.
@@ -40,11 +38,15 @@ def require_space(path: Path, needed: int, what: str, remedy: str = "free space 
         )
 
 
-def _copied_by_dvc(folder: Path) -> bool:
-    """Whether dvc, which names the stage to its program, keeps its cache on the same disk.
+def host_memory() -> int:
+    """Bytes of main memory, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    Its default is a copy where the file system cannot share blocks between files; whoever set up another cache is not
-    asked for room for one.
+
+def _copied_by_dvc(folder: Path) -> bool:
+    """Whether a dvc runs this stage and copies its outputs into a cache on the same disk.
+
+    Copying is dvc's default where the file system cannot share blocks; a configured cache is not counted.
     """
     if "DVC_STAGE" not in os.environ or not _DVC.exists():
         return False

@@ -1,45 +1,89 @@
-"""The files that stages hand to each other: hashes, JSON and tables, and the check of their lineage."""
-
-from __future__ import annotations
+"""Tables of images as Parquet, each with its lineage in the metadata, and the hash of an exported model."""
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
 
-from pipeline.errors import DataError, LineageError, brief
-from pipeline.store.atomic import atomic_file
+from pipeline.errors import DataError
+from pipeline.portable.files import atomic_file
+from pipeline.portable.text import brief
+from pipeline.store.documents import Document, Hash
+from pipeline.store.json_files import parse_json
+from pipeline.store.paths import model_files
 
-LINEAGE_KEY = b"energykd"
 ROW_BYTES = 48  # of an image in any of our tables, at most
-_DEEPEST = 50  # lists and mappings of JSON within each other
-# what the readers of these tables take for granted
-_SUBSET_COLUMNS = {"index": "i", "label": "i", "energy": "f"}
-_SCORE_COLUMNS = {"label": "i", "energy": "f", "confidence": "f", "correct": "b"}
-_ENERGY_COLUMNS = {"index": "i", **_SCORE_COLUMNS, "group": "i"}
-# what is used to index other arrays; torch would end a GPU's process at a wrong one, and numpy takes -1 for the last
+_METADATA_KEY = b"energykd"
+# columns that index other arrays: a wrong one would end a process on a GPU, and numpy takes -1 for the last element
 _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
-THRESHOLDS = ("low_threshold", "high_threshold")  # of the groups, in the lineage of an energy table
-# what the energies of the test images and the student must have in common
-FROM_TEACHER = ("data", "teacher", "energy")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class ScoreLineage(Document):
+    """Lineage of a part of the scores; its folder's name is the key of the run."""
+
+    MADE_BY = "score_energy"
 
 
-def model_files(path: Path) -> tuple[Path, ...]:
-    """The files that make up an exported model: an OpenVINO IR is its .xml and the .bin beside it."""
-    return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+class EnergyLineage(Document):
+    """Lineage of an energy table.
+
+    Attributes:
+        temperature: T_E.
+        low_threshold, high_threshold: of the groups, which are fitted on the training split.
+        energy: hash of the table of the training split, for that of the test split; None for that one itself.
+    """
+
+    MADE_BY = "score_energy"
+
+    data: Hash
+    teacher: Hash
+    split: Literal["train", "test"]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    low_threshold: Finite
+    high_threshold: Finite
+    energy: Hash | None = None
+
+
+class SubsetLineage(Document):
+    """Lineage of the subset that HE-DA mixes."""
+
+    MADE_BY = "build_subset"
+
+    data: Hash
+    energy: Hash
+    fraction: float
+    subset: Literal["high_energy", "random", "low_energy"]
+
+
+L = TypeVar("L", bound=Document)
+
+
+@dataclass(frozen=True)
+class Table(Generic[L]):
+    """Columns of equal length [N], and what they were made from."""
+
+    columns: Mapping[str, NDArray[Any]]
+    lineage: L
+
+
+_SCORE_COLUMNS = {"label": "i", "energy": "f", "confidence": "f", "correct": "b"}
+# the columns of each table, by what is in its metadata -> the numpy kinds that they may be of
+_COLUMNS: dict[type[Document], dict[str, str]] = {
+    ScoreLineage: _SCORE_COLUMNS,
+    EnergyLineage: {"index": "i", **_SCORE_COLUMNS, "group": "i"},
+    SubsetLineage: {"index": "i", "label": "i", "energy": "f"},
+}
 
 
 def sha256_model(path: Path) -> str:
@@ -56,80 +100,17 @@ def sha256_model(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinity are refused (ValueError), because JSON has neither."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def write_table(path: Path, parts: Iterable[Mapping[str, Any]], lineage: Document) -> None:
+    """Write a table part by part, each as a row group; only one part is in memory.
 
-
-def read_json(path: Path) -> Any:
-    """Read a JSON artifact.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-    """
-    try:
-        return parse_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not readable as JSON ({brief(error)}); run `dvc repro` to make it anew") from None
-
-
-def parse_json(content: bytes) -> Any:
-    """What JSON in UTF-8 holds. Stricter than Python: what would fail later, far from the file, is refused here.
-
-    Raises:
-        ValueError: it is no JSON, or holds a number that is not finite or needs more than 64 bits, text that UTF-8
-            cannot hold, or lists within lists without end.
-    """
-    try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    _check_json(value, _DEEPEST)
-    return value
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{brief(text, 20)} is too large")
-    return value
-
-
-def _check_json(value: Any, deepest: int) -> None:
-    if deepest == 0:
-        raise ValueError("it is nested too deeply")
-    if isinstance(value, str):
-        value.encode("utf-8")
-    elif isinstance(value, int) and abs(value) >= 2**64:
-        raise ValueError("a number needs more than 64 bits")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            key.encode("utf-8")
-            _check_json(item, deepest - 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_json(item, deepest - 1)
-
-
-def write_table(path: Path, columns: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
-    """Write columns of equal length as Parquet, with ``lineage`` as JSON in the file's metadata."""
-    write_table_parts(path, [columns], lineage)
-
-
-def write_table_parts(path: Path, parts: Iterable[Mapping[str, Any]], lineage: Mapping[str, Any]) -> None:
-    """The same for a table that comes in parts, which are its row groups: one is held at a time.
+    Args:
+        parts: columns of equal length, at least one part.
+        lineage: for the metadata; its type decides the required columns.
 
     Raises:
         ValueError: there is no part.
     """
-    metadata = {LINEAGE_KEY: json.dumps(lineage, allow_nan=False).encode()}
+    metadata = {_METADATA_KEY: json.dumps(lineage.content(), allow_nan=False).encode()}
     with atomic_file(path) as temporary, ExitStack() as opened:
         writer: Any = None
         for columns in parts:
@@ -141,107 +122,38 @@ def write_table_parts(path: Path, parts: Iterable[Mapping[str, Any]], lineage: M
             raise ValueError(f"{path} would have neither rows nor columns")
 
 
-def read_table(
-    path: Path, columns: Mapping[str, str] | None = None, facts: Iterable[str] = ()
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns (numpy arrays) and lineage of a Parquet artifact.
+def read_table(path: Path, lineage: type[L]) -> Table[L]:
+    """Read a table and check its columns.
 
     Args:
-        columns: those that must be there -> the numpy kinds that they may be of, as "iu"; floats must be finite.
-        facts: finite numbers that must be in the lineage.
+        lineage: type of the metadata.
 
     Raises:
-        DataError: the file is missing, damaged or not one of ours.
+        DataError: the file is missing, damaged, of another format or no such table.
     """
-    remedy = "run `dvc repro` to make it anew"
+    remedy = f"run `dvc repro {lineage.MADE_BY}`"
     try:
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
         found = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run `dvc repro` to make it") from None
-    except Exception as error:  # a reader of damaged bytes fails in many ways
+        raise DataError(f"{path} does not exist; {remedy}") from None
+    except Exception as error:  # pyarrow raises many kinds of errors on damaged files
         raise DataError(f"{path} is not readable as Parquet ({brief(error)}); {remedy}") from None
-    if LINEAGE_KEY not in metadata:
+    if _METADATA_KEY not in metadata:
         raise DataError(f"{path} carries no lineage; {remedy}")
     try:
-        lineage = parse_json(metadata[LINEAGE_KEY])
+        made_from = lineage.parsed(parse_json(metadata[_METADATA_KEY]), path)
     except ValueError as error:
         raise DataError(f"the lineage of {path} is not readable as JSON ({brief(error)}); {remedy}") from None
-    if not isinstance(lineage, dict):
-        raise DataError(f"the lineage of {path} is {type(lineage).__name__}, not a mapping; {remedy}")
-    for name, kinds in (columns or {}).items():
-        if name not in found or found[name].dtype.kind not in kinds:
+    for name, kind in _COLUMNS[lineage].items():
+        if name not in found or found[name].dtype.kind != kind:
             what = f"{name} as {found[name].dtype}" if name in found else f"no column {name}"
-            raise DataError(f"{path} has {what}, which is no such table; {remedy}")
-        if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
+            raise DataError(f"{path} has {what}, so it is not the expected table; {remedy}")
+        if kind == "f" and not np.isfinite(found[name]).all():
             raise DataError(f"{path} has values of {name} that are not finite; {remedy}")
         if name in _RANGES and len(found[name]):
             low, high = _RANGES[name]
             if found[name].min() < low or found[name].max() > high:
                 raise DataError(f"{path} has values of {name} outside of {low} to {high}; {remedy}")
-    for name in facts:
-        if isinstance(lineage.get(name), bool) or not isinstance(lineage.get(name), (int, float)):
-            raise DataError(f"the lineage of {path} has no number {name}; {remedy}")
-    return found, lineage
-
-
-def read_energy(path: Path, *facts: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns [N] and lineage of an energy table; as :func:`read_table`, and all that is in one is in it.
-
-    Args:
-        facts: numbers that must be in the lineage beside the temperature.
-
-    Raises:
-        DataError: the file is missing, damaged, or no energy table.
-    """
-    columns, lineage = read_table(path, _ENERGY_COLUMNS, ("temperature", *facts))
-    if not lineage["temperature"] > 0:
-        raise DataError(f"the lineage of {path} has no positive temperature; run `dvc repro` to make it anew")
-    return columns, lineage
-
-
-def read_scores(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same for a table of scores, which has all images of a split in order and neither groups nor a temperature."""
-    return read_table(path, _SCORE_COLUMNS)
-
-
-def read_subset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns [M] and lineage of a table of chosen images, likewise."""
-    return read_table(path, _SUBSET_COLUMNS)
-
-
-def check_scored(path: Path, columns: Mapping[str, Any], images: int) -> None:
-    """Refuse an energy table that does not have each of so many images once, in order.
-
-    Raises:
-        DataError: it has not. Its lineage should be checked first, because that tells what a mixed file is.
-    """
-    if not np.array_equal(columns["index"], np.arange(images)):
-        raise DataError(f"{path} does not list the images 0 to {images - 1}; run `dvc repro` to make it anew")
-
-
-def check_members(path: Path, columns: Mapping[str, Any], images: int) -> None:
-    """Refuse a table of chosen images that are not all among so many; the rest as for :func:`check_scored`."""
-    if columns["index"].max(initial=0) >= images:
-        raise DataError(f"{path} has images that are not among the {images}; run `dvc repro` to make it anew")
-
-
-def check_lineage(
-    path: Path,
-    lineage: Mapping[str, Any],
-    expected: Mapping[str, str],
-    remedy: str = "run `dvc repro` so that both come from one run",
-) -> None:
-    """Refuse a file that was made from other inputs than the ones in use.
-
-    Raises:
-        LineageError: one of the ``expected`` hashes differs from the recorded one; both are named.
-    """
-    for name, wanted in expected.items():
-        recorded = lineage.get(name)
-        if recorded != wanted:
-            raise LineageError(
-                f"{path} was made from {name} {brief(str(recorded)[:12])}, but the {name} in use is {wanted[:12]}; "
-                f"{remedy}"
-            )
+    return Table(found, made_from)

@@ -1,31 +1,49 @@
-"""The card of a trained network: what it is, how it did on the validation split, and what it was made from."""
-
-from __future__ import annotations
+"""The record of an epoch, and the facts of a network's card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.training.loop import EpochRecord
+from pipeline.store.documents import DataCard, Role, TaughtBy
 
 
-def network_card(role: str, network: str, data: Mapping[str, Any], lineage: Mapping[str, str]) -> dict[str, Any]:
-    """The part that does not depend on training.
+@dataclass(frozen=True)
+class EpochRecord:
+    """Metrics of one epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        train_loss: mean over the steps.
+        val_top1: validation top-1.
+        learning_rate: of the last step.
+        seconds: wall time of the steps, without the validation.
+        constant: the class that was predicted for all validation images, None if several were.
+    """
+
+    epoch: int
+    train_loss: float
+    val_top1: float
+    learning_rate: float
+    seconds: float = field(compare=False)
+    constant: int | None = None
+
+
+def card_facts(role: Role, network: str, data: DataCard, lineage: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a card that does not depend on training.
 
     Args:
-        role: teacher or student.
-        data: card of the packed store.
         lineage: hashes of the other inputs; that of the data is added.
     """
     return {
         "role": role,
         "network": network,
-        "num_classes": len(data["class_names"]),
-        **{key: data[key] for key in ("class_names", "image_size", "mean", "std")},
-        "lineage": {"data": data["fingerprint"], **lineage},
+        "num_classes": len(data.class_names),
+        **{key: getattr(data, key) for key in ("class_names", "image_size", "mean", "std")},
+        "lineage": TaughtBy(data=data.fingerprint, **lineage),
     }
 
 
-def training_card(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
+def training_facts(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
     """The part that training adds. The weights kept are the last epoch's; the best epoch is named beside it only."""
     best = max(records, key=lambda record: record.val_top1)
     return {
@@ -38,13 +56,7 @@ def training_card(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
     }
 
 
-def checkpoint_card(val_top1: float) -> dict[str, Any]:
+def checkpoint_facts(val_top1: float) -> dict[str, Any]:
     """The part of a network that someone else trained."""
-    return {
-        "source": "checkpoint",
-        "seed": None,
-        "epochs": None,
-        "val_top1": val_top1,
-        "best_val_top1": None,
-        "best_val_epoch": None,
-    }
+    nothing = dict.fromkeys(("seed", "epochs", "best_val_top1", "best_val_epoch"))
+    return {"source": "checkpoint", "val_top1": val_top1, **nothing}

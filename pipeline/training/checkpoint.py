@@ -1,17 +1,14 @@
-"""What a killed run has finished: crash checkpoints of training, and the folder that any long pass keeps its parts in.
+"""Crash checkpoints: finished epochs of a training, or finished parts of another long pass, of a run that was killed.
 
-They lie in a git-ignored folder that DVC does not know, under a key made of all that decides the result. A changed
-parameter, data set or line of the code that computes is another key, so old weights never go on as new; the same key
-goes on where it was.
+They are in a git-ignored folder that DVC does not know, under a key made of everything that decides the result. A
+changed parameter, data set or line of deciding code gives another key, so old weights are never continued as new ones.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,13 @@ from torch import nn
 
 from pipeline.compute.distributed import ALONE, World
 from pipeline.errors import BusyError, TrainingError
-from pipeline.store.atomic import atomic_file
+from pipeline.portable.files import atomic_file
 from pipeline.store.lock import exclusive
 from pipeline.store.space import require_space
+from pipeline.training.card import EpochRecord
 from pipeline.training.weights import state_bytes
 
-_FILE = "epoch.safetensors"
+_FILE, _BEST = "epoch.safetensors", "best.safetensors"
 _FINISHED = "finished"
 _SHARE = 0.015  # of the training time, for storing epochs but the last
 _CODE = Path(__file__).parents[2]
@@ -38,35 +36,56 @@ _STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "dis
 
 
 class Checkpoint:
-    """The last stored epoch of one run: weights, optimizer state and records, in one safetensors file."""
+    """The last stored epoch of one run: weights, optimizer state and records, in one safetensors file.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        best_of: the network of which the weights of the epoch with the highest validation top-1, the first of equals,
+            are kept as well; it need not be all that is trained.
+    """
+
+    def __init__(self, folder: Path, *, best_of: nn.Module | None = None) -> None:
         self.folder = folder
+        self._best_of = best_of
         self._opened = time.perf_counter()
         self._spent = self._latest = 0.0
 
     @property
     def worth_saving(self) -> bool:
-        """Whether another epoch can be stored and storing still takes at most 1.5 % of the time since it was opened.
+        """Whether all storing takes at most 1.5 % of the time since the checkpoint was opened, with one epoch more.
 
-        Epochs of a second would otherwise cost more; what a kill can then lose is about 70 times what storing takes.
+        So a kill loses at most about 70 times the time that storing an epoch takes.
         """
         return self._spent + self._latest <= _SHARE * (time.perf_counter() - self._opened)
 
     def require_space(self, network: nn.Module) -> None:
-        """Refuse a training whose epochs the disk cannot hold.
+        """Raise a SpaceError if the disk cannot hold the stored epochs of this training.
 
-        An epoch is the weights and as much momentum; the one before is there until the next is written. Twice that,
-        once the last is stored, is also what the weights and dvc's copy of them take.
-
-        Raises:
-            SpaceError: as said.
+        An epoch is the weights and as much momentum, and the epoch before stays until the next is written: 4 times the
+        weights. The final weights and dvc's copy of them need no more.
         """
         path = self.folder / _FILE
         stored = path.stat().st_size if path.exists() else 0
         require_space(path, max(0, 4 * state_bytes(network) - stored), "the stored epochs of this training")
 
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list[dict[str, Any]]) -> None:
+    def offer(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, records: Sequence[EpochRecord], *, last: bool
+    ) -> None:
+        """Store the epoch that has just ended if that is worth the time; the last one always."""
+        best_before = max((record.val_top1 for record in records[:-1]), default=-1.0)
+        if self._best_of is not None and records[-1].val_top1 > best_before:
+            plain = {name: value.detach().cpu().contiguous() for name, value in self._best_of.state_dict().items()}
+            with atomic_file(self.folder / _BEST) as temporary:
+                temporary.write_bytes(save(plain, metadata={"epoch": str(records[-1].epoch)}))
+        if last or self.worth_saving:
+            self.save(network, optimizer, records)
+
+    def load_best(self, network: nn.Module) -> int:
+        """Put the best weights into the network and return their epoch."""
+        with safe_open(self.folder / _BEST, framework="pt") as file:
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return int(file.metadata()["epoch"])
+
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: Sequence[EpochRecord]) -> None:
         """Replace the stored epoch. Atomic: a kill leaves the one before."""
         started = time.perf_counter()
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -76,11 +95,11 @@ class Checkpoint:
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with atomic_file(self.folder / _FILE) as temporary:
             # not save_file: on a full disk its error is not the system's
-            temporary.write_bytes(save(plain, metadata={"records": json.dumps(records)}))
+            temporary.write_bytes(save(plain, metadata={"records": json.dumps([vars(record) for record in records])}))
         self._latest = time.perf_counter() - started
         self._spent += self._latest
 
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[EpochRecord]:
         """Load the stored epoch into network and optimizer, and return its records; [] if there is none.
 
         Raises:
@@ -92,7 +111,7 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-                records: list[dict[str, Any]] = json.loads(file.metadata()["records"])
+                records = [EpochRecord(**record) for record in json.loads(file.metadata()["records"])]
         except (SafetensorError, OSError, KeyError, TypeError) as error:
             raise TrainingError(f"checkpoint {path} is damaged ({error}); delete it to train from the start") from None
         network.load_state_dict(
@@ -111,60 +130,43 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(
-    root: Path, role: str, decides: Mapping[str, Any], world: World = ALONE, *, keep: bool = False
-) -> Iterator[Checkpoint]:
-    """The checkpoint of the run that ``decides`` describes, locked; the rest as for :func:`crash_folder`.
+def crash_folder(
+    root: Path, role: str, key_parts: Mapping[str, Any], work: str, world: World = ALONE, *, keep: bool = False
+) -> Iterator[Path]:
+    """The locked folder for the finished parts of the run that ``key_parts`` describe.
+
+    It is removed when the block ends without an error, or kept until the next run of its role ends.
 
     Args:
         root: folder of all checkpoints.
-        role: teacher or student.
-        decides: parameters and hashes of inputs, JSON-like. The code of the repository is added here.
-
-    Raises:
-        BusyError: another process is training the same run.
-    """
-    with crash_folder(root, role, decides, f"training this {role}", world, keep=keep) as folder:
-        yield Checkpoint(folder)
-
-
-@contextmanager
-def crash_folder(
-    root: Path, role: str, decides: Mapping[str, Any], work: str, world: World = ALONE, *, keep: bool = False
-) -> Iterator[Path]:
-    """The folder for what the run that ``decides`` describes has finished, locked.
-
-    When the block ends well it is removed, or kept until the next run of its role ends well.
-
-    Args:
-        root, decides: as for :func:`open_checkpoint`.
-        role: teacher, energy or student: what the folder's name begins with.
-        work: what the run does, for the sentence that refuses a second one.
-        world: the processes that share the folder; the first one holds the lock and removes the folder, so all must
-            have met after the last use by another.
-        keep: for a stage. A dvc that is killed after the stage ended, or whose stage ended without it, has not taken
-            note of the outputs: the next one removes them and runs the stage again, which then finds all of it here.
+        role: teacher, energy or student; the folder's name begins with it.
+        key_parts: parameters and hashes of inputs, JSON-like, that decide the result. The hash of the code is added.
+        work: the run in words, for the message that refuses a second one.
+        world: the processes that share the folder. The first one holds the lock and removes the folder, so all of them
+            must have met after the last use by another.
+        keep: for a stage. A dvc that was killed has not recorded the outputs of a finished stage: the next dvc removes
+            them and runs the stage again, which then finds everything here.
 
     Raises:
         BusyError: another run does the same.
     """
-    key = hashlib.sha256(json.dumps([decides, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([key_parts, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"
     with ExitStack() as held:
-        with world.together():
-            if world.first:
+        with world.barrier():
+            if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(exclusive(root / f"{role}-{key}.lock", work))
         yield folder
-        if world.first and keep:
+        if world.is_main and keep:
             (folder / _FINISHED).touch()
             _remove_finished(root, role, folder)
-        elif world.first:
+        elif world.is_main:
             shutil.rmtree(folder)
 
 
 def _remove_finished(root: Path, role: str, kept: Path) -> None:
-    """Of what finished runs left, only the last one's is of use; unfinished ones may go on some day."""
+    """Remove the folders of earlier finished runs; unfinished runs may still be continued."""
     for marker in root.glob(f"{role}-*/{_FINISHED}"):
         if marker.parent != kept:
             with suppress(BusyError), exclusive(root / f"{marker.parent.name}.lock", "using these"):
@@ -172,10 +174,10 @@ def _remove_finished(root: Path, role: str, kept: Path) -> None:
 
 
 def code_hash(stage: str) -> str:
-    """Hash of the code that decides what a stage computes: that which dvc.yaml lists for it.
+    """Hash of the code that decides a stage's numbers: the code that dvc.yaml lists for it.
 
-    What is not listed (messages, the schema of the parameters, how files are written) changes no number, so a run that
-    was killed goes on after such a change.
+    Other code (messages, the schema of the parameters, writing of files) changes no number, so a killed run goes on
+    after a change there.
     """
     graph = YAML(typ="safe").load(_CODE / "dvc.yaml")["stages"]
     digest = hashlib.sha256()

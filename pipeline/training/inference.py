@@ -1,7 +1,5 @@
 """A frozen network over a whole split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,13 +8,13 @@ from torch import Tensor, nn
 from pipeline.compute.device import full_fp32
 from pipeline.compute.distributed import ALONE, World
 from pipeline.data.loader import Batch, Images
-from pipeline.training.answers import Answers
+from pipeline.training.predictions import Predictions
 
 _PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
 
 def inference_batch(images: Images) -> int:
-    """How many images go through a network at once when nothing is trained."""
+    """Batch size of inference."""
     return max(1, min(256, _PIXELS_AT_ONCE // images.size**2))
 
 
@@ -42,9 +40,9 @@ def all_logits(network: nn.Module, images: Images) -> Tensor:
     return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
 
 
-def answers(network: nn.Module, images: Images, world: World = ALONE) -> Answers:
+def predict(network: nn.Module, images: Images, world: World = ALONE) -> Predictions:
     """The class of the largest logit for each image; each process looks at its part of them, and all get all."""
     part = range(len(images))[world.share(len(images))]
-    given = [images.labels[:0]]  # of a process that has no image
-    given += [logits.argmax(dim=1) for _, logits in logits_in_batches(network, images, [part])]
-    return Answers(world.gather(torch.cat(given)), images.labels)
+    predicted = [images.labels[:0]]  # of a process that has no image
+    predicted += [logits.argmax(dim=1) for _, logits in logits_in_batches(network, images, [part])]
+    return Predictions(world.gather(torch.cat(predicted)), images.labels)

@@ -1,8 +1,5 @@
-"""Weights on disk: our own as safetensors with a card beside them, other people's read without running their code."""
+"""Weights on disk: our own as safetensors with a card; other people's are read without running their code."""
 
-from __future__ import annotations
-
-import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +12,14 @@ from torch import Tensor, nn
 import models
 from models.describe import count_macs, count_parameters
 from pipeline.config import DistillParams
-from pipeline.errors import CheckpointError, LineageError, ParamsError, brief
-from pipeline.store.atomic import atomic_folder
-from pipeline.store.documents import CARD, read_network_card
-from pipeline.store.tables import sha256_file, write_json
+from pipeline.errors import CheckpointError, LineageError, ParamsError
+from pipeline.portable.files import atomic_folder, sha256_file
+from pipeline.portable.text import brief, first_line
+from pipeline.store.documents import MAKERS, NetworkCard
+from pipeline.store.paths import CARD
 
 WEIGHTS = "weights.safetensors"
 _WRAPPERS = ("model", "state_dict")
-_STAGES = {"teacher": "train_teacher", "student": "distill"}
 
 
 def build_network(name: str, num_classes: int, key: str) -> nn.Module:
@@ -50,12 +47,17 @@ def build_student(params: DistillParams, num_classes: int) -> nn.Module:
     """
     student = build_network(params.network, num_classes, "distill.network")
     if params.initial_weights is not None:
-        load_foreign(student, Path(params.initial_weights), new_classes=num_classes)
+        load_pretrained(student, Path(params.initial_weights), new_classes=num_classes)
     return student
 
 
+def initial_weights_lineage(params: DistillParams) -> dict[str, str]:
+    """Lineage of the weights that the student starts from; empty if they are drawn at random."""
+    return {} if params.initial_weights is None else {"initial_weights": sha256_file(Path(params.initial_weights))}
+
+
 def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
-    """Run the network once, so that one that cannot take the images is refused before anything is trained.
+    """Run the network once, to refuse one that cannot take the images before anything is trained.
 
     Args:
         key: the entry of params.yaml that named the network, for the message.
@@ -68,9 +70,9 @@ def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) 
         with torch.inference_mode():
             shape = list(network.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
     except Exception as error:  # networks raise whatever their layers raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParamsError(
-            f"params.yaml: {key} cannot take images of {image_size} pixels ({reason}); change it or data.image_size"
+            f"params.yaml: {key} cannot take images of {image_size} pixels ({first_line(error)}); change it or "
+            "data.image_size"
         ) from None
     network.train(was_training)
     if shape != [2, num_classes]:
@@ -79,54 +81,50 @@ def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) 
         )
 
 
-def write_network(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
+def write_network(folder: Path, network: nn.Module, facts: Mapping[str, Any]) -> NetworkCard:
     """Write weights and card into ``folder`` (replaced as a whole) and return the card.
 
-    Parameter count, multiply-accumulates of one image and the weights' hash are added to the card.
+    Args:
+        facts: fields of the card; parameters, multiply-accumulates and the hash are added here.
     """
-    size = int(card["image_size"])
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_folder(folder) as temporary:
         # not save_file: on a full disk its error is not the system's
         (temporary / WEIGHTS).write_bytes(save(state))
-        full = {
-            "schema": 1,
-            **card,
-            "parameters": count_parameters(network),
-            "macs": count_macs(network, size),
-            "weights_sha256": sha256_file(temporary / WEIGHTS),
-        }
-        write_json(temporary / CARD, full)
-    return full
+        card = NetworkCard(
+            **facts,
+            parameters=count_parameters(network),
+            macs=count_macs(network, facts["image_size"]),
+            weights_sha256=sha256_file(temporary / WEIGHTS),
+        )
+        return card.write(temporary / CARD)
 
 
-def read_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of ``folder`` in eval mode on the CPU, and its card.
+def read_network(folder: Path, card: NetworkCard) -> nn.Module:
+    """The network of ``folder``, whose card was read, in eval mode on the CPU.
 
     Raises:
-        DataError: there is no card, or it is damaged.
         LineageError: the weights are not the ones that the card describes.
         CheckpointError: the weights do not fit the card's network, or hold values that are not finite.
     """
-    card = read_network_card(folder)
     path = folder / WEIGHTS
     found = sha256_file(path) if path.exists() else "no file"
-    if found != card["weights_sha256"]:
+    if found != card.weights_sha256:
         raise LineageError(
-            f"{path} has hash {found[:12]}, but its card was written for {card['weights_sha256'][:12]}; run `dvc repro`"
+            f"{path} has hash {found[:12]}, but its card was written for {card.weights_sha256[:12]}; run `dvc repro`"
         )
-    network = build_network(card["network"], card["num_classes"], f"{card['role']}.network")
+    network = build_network(card.network, card.num_classes, f"{card.role}.network")
     try:
         load_state(network, _read_state(path), path)
     except CheckpointError as error:
-        # its remedies are for other people's files; what is damaged here would be found again in the crash checkpoint
+        # its advice is for other people's files; the crash checkpoint would restore the same damage
         raise CheckpointError(
-            f"{str(error).partition('; ')[0]}; remove .checkpoints and run `dvc repro -f {_STAGES[card['role']]}`"
+            f"{str(error).partition('; ')[0]}; remove .checkpoints and run `dvc repro -f {MAKERS[card.role]}`"
         ) from None
-    return network.eval(), card
+    return network.eval()
 
 
-def load_foreign(network: nn.Module, path: Path, *, new_classes: int | None = None) -> None:
+def load_pretrained(network: nn.Module, path: Path, *, new_classes: int | None = None) -> None:
     """Load a checkpoint that someone else trained into ``network``.
 
     Args:
@@ -193,9 +191,9 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
 
 
 def _check_plain(state: Mapping[str, Any], path: Path) -> None:
-    """Refuse what torch would fail at after it has loaded other tensors, or would load as nonsense."""
+    """Refuse values that torch would fail at after loading other tensors, or would load as nonsense."""
     for name, value in state.items():
-        # first what tensors of these kinds fail to tell
+        # first the kinds of tensors that fail at the other questions
         plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.is_nested or value.is_quantized or value.is_complex():
             raise CheckpointError(f"{path} has {brief(name)} in a form that is not plain numbers; save them as floats")
@@ -208,15 +206,6 @@ def state_bytes(network: nn.Module) -> int:
     return sum(value.nbytes for value in network.state_dict().values())
 
 
-def state_hash(network: nn.Module) -> str:
-    """Hash of all parameters and buffers: equal before and after if nothing moved."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
@@ -226,11 +215,10 @@ def _read_state(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
-    except Exception as error:  # a reader of foreign bytes fails in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # torch and safetensors raise many kinds of errors on damaged files
         raise CheckpointError(
-            f"checkpoint {path} is not a safetensors file or a plain state dict ({brief(reason)}); save it as one of "
-            "those"
+            f"checkpoint {path} is not a safetensors file or a plain state dict ({first_line(error)}); save it as one "
+            "of those"
         ) from None
     if not isinstance(state, Mapping):
         raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, not a state dict; save the state dict")

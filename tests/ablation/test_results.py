@@ -1,17 +1,17 @@
-from __future__ import annotations
+"""The table and the figures of a study, from results that were made up."""
 
-import copy
+from __future__ import annotations
 
 import pytest
 
-from pipeline.ablation.results import document, markdown, plot, write_results
+from pipeline.ablation.results import Row, StudyResult, TeacherResult, markdown, plot, write_results
+from pipeline.ablation.trial import Moment
 from pipeline.report.formatting import NOT_MEASURED
-from pipeline.store.tables import read_json
+from tests.conftest import ROOT
 
-MEASURED = {
+LAST = {
     "epoch": 1,
     "val_top1": 0.8,
-    "balanced_accuracy": 0.5,
     "top1_low_energy": 0.9,
     "top1_mid_energy": 0.7,
     "top1_high_energy": 0.4,
@@ -19,77 +19,119 @@ MEASURED = {
     "top1_medium_shot": None,
     "top1_few_shot": None,
 }
-TEACHER = {"network": "resnet8", "epochs": 2, "val_top1": 0.9, "test_top1": 0.8765}
 
 
 @pytest.fixture
-def content(make_study):
-    study = make_study()
-    results = []
-    for run, top1 in zip(study.runs(), (0.70, 0.74, 0.72, 0.761), strict=True):
-        last = MEASURED | {"top1": top1, "balanced_accuracy": top1}
-        result = {
-            "seed": run.seed,
-            "last": last,
-            "best_validation": last | {"top1": top1 + 0.001},
-            "seconds_per_epoch": 1.5,
-            "device": "cpu",
-            "threads": 1,
-            "code": "abc",
-            "long_tail": False,
-        }
-        results.append((run, result))
-    return document(study, [TEACHER], results)
+def result(make_study) -> StudyResult:
+    study, found = make_study(), []
+    for trial, top1 in zip(study.trials(), (0.70, 0.74, 0.72, 0.761), strict=True):
+        last, best = (Moment(**LAST, top1=value, balanced_accuracy=top1) for value in (top1, top1 + 0.001))
+        found.append(
+            Row(
+                arm=trial.arm,
+                seed=trial.seed,
+                last=last,
+                best_validation=best,
+                val_top1=[0.7, 0.8],
+                train_loss=[2.0, 1.0],
+                seconds_per_epoch=1.5,
+                device="cpu",
+                threads=1,
+                code="abc",
+                long_tail=False,
+                lineage={"data": "0" * 64, "teacher": "1" * 64},
+            )
+        )
+    return StudyResult(
+        title=study.file.title,
+        note=study.file.note,
+        reference=study.file.reference,
+        comparisons=[],
+        seeds=list(study.file.seeds),
+        teachers=[TeacherResult(network="resnet8", epochs=2, val_top1=0.9, test_top1=0.8765)],
+        settings={arm: params.model_dump(mode="json") for arm, params in study.arms.items()},
+        rows=found,
+    )
+
+
+def with_rows(result: StudyResult, last=None, **changes) -> StudyResult:
+    """The result with changes to every row, and to its last epoch."""
+    changed = [row.model_copy(update=changes | {"last": row.last.model_copy(update=last or {})}) for row in result.rows]
+    return result.model_copy(update={"rows": changed})
 
 
 def rows(text):
     return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_the_table_has_mean_deviation_and_difference_of_every_arm(content):
-    header, _, reference, other = rows(markdown(content, "figure.svg"))
+def test_the_table_has_mean_deviation_and_difference_of_every_arm(result):
+    header, _, reference, other = rows(markdown(result, "figure.svg"))
     assert header[:3] == ["arm", "test top-1, last epoch", "Δ to KD"]
     assert reference[:5] == ["KD", "71.00 ± 1.41", NOT_MEASURED, NOT_MEASURED, "71.10 ± 1.41"]
     assert other[:3] == ["random subset", "75.05 ± 1.48", r"+4.05\*"]
     assert other[-1] == "1.5"
 
 
-def test_the_table_names_teacher_students_seeds_code_and_figure(content):
-    text = markdown(content, "figure.svg")
+def test_the_table_names_teacher_students_seeds_code_and_figure(result):
+    text = markdown(result, "figure.svg")
     for part in ("resnet8, 2 epochs, test top-1 87.65 %", "2 epochs, 2 seeds", "cpu with 1 thread", "code abc"):
         assert part in text
     assert "(figure.svg)" in text
 
 
-def test_named_comparisons_have_a_table_of_their_own(content):
-    assert "| comparison" not in markdown(content, "f.svg")
-    content["comparisons"] = [["KD", "random subset"]]
-    header, _, line = rows(markdown(content, "f.svg"))[-3:]
+def test_named_comparisons_have_a_table_of_their_own(result):
+    assert "| comparison" not in markdown(result, "f.svg")
+    named = result.model_copy(update={"comparisons": [("KD", "random subset")]})
+    header, _, line = rows(markdown(named, "f.svg"))[-3:]
     assert header[0] == "comparison"
     assert line[:2] == ["KD \N{MINUS SIGN} random subset", "\N{MINUS SIGN}4.05\\*"]
 
 
-def test_shots_are_shown_for_a_long_tail_only(content):
-    assert "few-shot" not in markdown(content, "f.svg")
-    tailed = copy.deepcopy(content)
-    for row in tailed["rows"]:
-        row["long_tail"] = True
-        row["last"] |= {"top1_medium_shot": 0.4, "top1_few_shot": 0.1}
+def test_shots_are_shown_for_a_long_tail_only(result):
+    assert "few-shot" not in markdown(result, "f.svg")
+    shots = {"top1_medium_shot": 0.4, "top1_few_shot": 0.1}
+    tailed = with_rows(result, long_tail=True, last=shots)
     header = rows(markdown(tailed, "f.svg"))[0]
     assert header[-4:-1] == ["many-shot", "medium-shot", "few-shot"]
 
 
-def test_results_of_different_code_are_all_named(content):
-    content["rows"][0]["code"] = "def"
-    assert "code abc, def" in markdown(content, "f.svg")
+def test_results_of_different_code_are_all_named(result):
+    first, *others = result.rows
+    other = result.model_copy(update={"rows": [first.model_copy(update={"code": "def"}), *others]})
+    assert "code abc, def" in markdown(other, "f.svg")
 
 
-def test_the_plot_is_the_same_every_time(content):
-    assert plot(content, "s") == plot(content, "s")
-    assert plot(content, "s").startswith("<?xml")
+def test_the_plot_is_the_same_every_time(result):
+    assert plot(result, "s") == plot(result, "s")
+    assert plot(result, "s").startswith("<?xml")
 
 
-def test_the_files_are_written_from_what_the_json_holds(content, tmp_path):
-    paths = write_results(tmp_path, "s", content, "<svg/>")
+def test_the_files_are_written_from_what_the_json_holds(result, tmp_path):
+    paths = write_results(tmp_path, "s", result, "<svg/>")
     assert [path.name for path in paths] == ["s.json", "s.md", "s.svg", "s_energy.svg"]
-    assert markdown(read_json(paths[0]), "s.svg") == paths[1].read_text()
+    read = StudyResult.read(paths[0])
+    assert read == result
+    assert [markdown(read, "s.svg"), plot(read, "s"), "<svg/>"] == [path.read_text() for path in paths[1:]]
+
+
+def test_the_json_has_a_line_for_each_trial_and_each_arm(result, tmp_path):
+    result.write(tmp_path / "s.json")
+    lines = (tmp_path / "s.json").read_text().splitlines()
+    for row in result.rows:
+        assert (
+            sum(line.startswith(f'    {{"seed": {row.seed},') and f'"arm": "{row.arm}"' in line for line in lines) == 1
+        )
+    assert len(lines) < 30
+
+
+def test_an_arm_of_equal_top1_and_balanced_accuracy_has_no_column_of_the_second(result):
+    assert "balanced" not in rows(markdown(result, "f.svg"))[0]
+    assert "balanced" in rows(markdown(with_rows(result, last={"balanced_accuracy": 0.5}), "f.svg"))[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("cifar10*.json")), ids=lambda path: path.stem)
+def test_the_table_of_a_study_as_shipped_is_that_of_its_figures(path):
+    table = markdown(StudyResult.read(path), f"{path.stem}.svg")
+    # these were run when the first epoch still counted
+    older = table.replace("median of those after the first, without", "median, without")
+    assert path.with_suffix(".md").read_text(encoding="utf-8") in (table, older)

@@ -15,8 +15,8 @@ def test_an_arm_changes_the_parameters_block_by_block(make_study, params):
     assert arms["KD"].distill.training.learning_rate == params.distill.training.learning_rate
 
 
-def test_runs_go_seed_by_seed(make_study):
-    assert [(run.seed, run.arm) for run in make_study().runs()] == [
+def test_trials_go_seed_by_seed(make_study):
+    assert [(trial.seed, trial.arm) for trial in make_study().trials()] == [
         (0, "KD"),
         (0, "random subset"),
         (1, "KD"),
@@ -55,4 +55,4 @@ def test_a_missing_study_is_named(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_studies_as_shipped_fit(path):
-    assert load_study(path, ROOT / "params.yaml").runs()
+    assert load_study(path, ROOT / "params.yaml").trials()

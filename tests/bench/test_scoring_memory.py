@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bench.scoring_memory import main
+from bench import scoring_memory
 
 
 @pytest.mark.e2e
-def test_each_size_is_scored_and_set_against_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:
-    main([400, 300], pixels=8)
+def test_each_size_is_scored_and_set_against_the_smallest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring_memory, "in_child", lambda *words: scoring_memory.command(list(words)))
+    scoring_memory.main([400, 300], pixels=8)
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "images"
     figures = [row.split() for row in rows]

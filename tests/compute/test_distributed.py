@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -21,12 +22,12 @@ from pipeline.compute.sync_batch_norm import synchronised_batch_norm
 from pipeline.config import Params
 from pipeline.data.loader import shares
 from pipeline.errors import TrainingError
-from pipeline.training.inference import answers
+from pipeline.training.inference import predict
 from pipeline.training.loop import train_classifier
-from pipeline.training.weights import state_hash
-from tests.distillation.test_student import build, images, settings, train
+from pipeline.training.session import Session
+from tests.conftest import state_hash
+from tests.distillation.helpers import CPU, build, images, settings, train
 
-CPU = torch.device("cpu")
 Work = Callable[..., Any]
 
 
@@ -35,7 +36,11 @@ def in_processes(size: int, folder: Path, work: Work, *arguments: Any) -> list[A
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (size, port, folder, work, arguments), nprocs=size)
+    # imported once for all of them; the optimizer imports torch._dynamo
+    multiprocessing.set_forkserver_preload(["tests.distillation.helpers", "torch._dynamo"])
+    torch.multiprocessing.start_processes(
+        _process, (size, port, folder, work, arguments), nprocs=size, start_method="forkserver"
+    )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
@@ -61,7 +66,7 @@ def test_shares_are_whole_even_and_weighted_to_the_mean_of_all(count: int, size:
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
-    with pytest.raises(TrainingError, match="a batch of 2 images cannot be divided among 3 processes"):
+    with pytest.raises(TrainingError, match="a batch size of 2 cannot be divided among 3 processes"):
         shares([torch.arange(5), torch.arange(2)], World(0, 3))
 
 
@@ -115,11 +120,11 @@ def test_processes_that_share_the_batch_train_as_one_does(
 def _counted(world: World) -> list[list[int]]:
     network = build("resnet8", 3)
     # each count of images leaves another remainder
-    return [answers(network, images(count), world).given.tolist() for count in (1, 2, 16, 33)]
+    return [predict(network, images(count), world).predicted.tolist() for count in (1, 2, 16, 33)]
 
 
 @pytest.mark.e2e
-def test_each_image_is_answered_once_and_in_order(tmp_path: Path) -> None:
+def test_each_image_is_predicted_once_and_in_order(tmp_path: Path) -> None:
     assert in_processes(2, tmp_path, _counted) == [_counted(ALONE)] * 2
 
 
@@ -162,7 +167,7 @@ def test_batch_norms_that_cannot_be_synchronised_are_named() -> None:
 def _diverges(world: World, params: Params) -> str:
     training = params.teacher.training.model_copy(update={"learning_rate": 1e30, "warmup_epochs": 0.0, "batch_size": 8})
     try:
-        train_classifier(build("resnet8", 1), images(32), images(4), training, 0, world=world)
+        list(train_classifier(build("resnet8", 1), images(32), images(4), training, 0, Session(CPU, world)))
     except TrainingError as error:
         return str(error)
     return "no error"

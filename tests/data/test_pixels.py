@@ -10,24 +10,24 @@ import torch
 
 from pipeline.data.loader import Images, open_images, shuffled_batches
 from pipeline.data.pixels import StreamedPixels
-from pipeline.data.sources import open_source
-from pipeline.data.splits import split
-from pipeline.data.store import FileSplit, PackedSplit, read_card, read_split, write_store
+from pipeline.data.store import FileSplit, PackedSplit, make_store, read_card, read_split
 from pipeline.errors import DataError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def stores(params, image_folder, tmp_path):
+def settings(params, image_folder):
+    changes = {"name": "imagefolder", "root": str(image_folder), "image_size": 16}
+    return params.data.model_copy(update=changes)
+
+
+@pytest.fixture
+def stores(settings, tmp_path):
     """The same images in both forms."""
-    folders = {}
-    for storage in ("packed", "files"):
-        changes = {"name": "imagefolder", "root": str(image_folder), "image_size": 16, "storage": storage}
-        settings = params.data.model_copy(update=changes)
-        source = open_source(settings)
-        folders[storage] = tmp_path / storage
-        write_store(folders[storage], source, split(source, settings), settings)
+    folders = {storage: tmp_path / storage for storage in ("packed", "files")}
+    for storage, folder in folders.items():
+        make_store(folder, settings.model_copy(update={"storage": storage}))
     return folders
 
 
@@ -41,9 +41,9 @@ def test_the_two_forms_hold_what_they_say(stores):
     assert isinstance(listed, FileSplit)
     assert all(str(path).endswith((".jpg", ".png")) for path in listed.paths)
     cards = {storage: read_card(folder) for storage, folder in stores.items()}
-    assert {storage: card["storage"] for storage, card in cards.items()} == {"packed": "packed", "files": "files"}
+    assert {storage: card.storage for storage, card in cards.items()} == {"packed": "packed", "files": "files"}
     for key in ("mean", "std", "counts", "class_names", "train_class_counts"):
-        assert cards["packed"][key] == cards["files"][key]
+        assert getattr(cards["packed"], key) == getattr(cards["files"], key)
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])
@@ -77,12 +77,10 @@ def test_strong_views_are_equal_and_the_global_generator_is_left_alone(stores):
         assert torch.equal(one, other)
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place(params, image_folder, tmp_path):
+def test_the_fingerprint_follows_the_content_and_not_the_place(settings, image_folder, tmp_path):
     def fingerprint(root) -> str:
-        changes = {"name": "imagefolder", "root": str(root), "image_size": 16, "storage": "files"}
-        settings = params.data.model_copy(update=changes)
-        source = open_source(settings)
-        return write_store(tmp_path / "store", source, split(source, settings), settings)["fingerprint"]
+        changed = settings.model_copy(update={"root": str(root), "storage": "files"})
+        return make_store(tmp_path / "store", changed).fingerprint
 
     first = fingerprint(image_folder)
     moved = image_folder.rename(tmp_path / "moved")
@@ -102,23 +100,18 @@ def test_a_file_that_is_gone_after_prepare_is_named(stores, image_folder):
 
 
 def test_files_are_asked_for_where_there_are_none(params, tmp_path):
-    settings = params.data.model_copy(update={"storage": "files"})
-    source = open_source(settings)
     with pytest.raises(DataError, match=r"data\.storage files is for data sets of image files"):
-        write_store(tmp_path / "store", source, split(source, settings), settings)
+        make_store(tmp_path / "store", params.data.model_copy(update={"storage": "files"}))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_into_a_quarter_of_the_memory_stays_files(params, image_folder, tmp_path, monkeypatch):
-    settings = params.data.model_copy(update={"name": "imagefolder", "root": str(image_folder), "image_size": 16})
-    source = open_source(settings)
-    members = split(source, settings)
+def test_what_does_not_fit_into_a_quarter_of_the_memory_stays_files(settings, tmp_path, monkeypatch):
     bytes_needed = 48 * 16 * 16 * 3
     for memory, storage in ((4 * bytes_needed, "packed"), (4 * bytes_needed - 4, "files")):
         monkeypatch.setattr(
             "os.sysconf", lambda key, memory=memory: {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": memory // 4}[key]
         )
-        assert write_store(tmp_path / storage, source, members, settings)["storage"] == storage
+        assert make_store(tmp_path / storage, settings).storage == storage
 
 
 def test_a_manifest_does_not_hold_its_paths_as_objects(stores):

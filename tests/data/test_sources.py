@@ -86,7 +86,7 @@ def test_files_that_are_no_images_are_left_out_with_one_warning(params, image_fo
     train = source_of(params, name="imagefolder", root=str(image_folder)).splits["train"]
     assert len(train.labels) == 48
     assert len(caplog.messages) == 1
-    assert "2 files with other endings were left out, such as" in caplog.messages[0]
+    assert "skipped 2 files without an image suffix, such as" in caplog.messages[0]
 
 
 def test_images_are_turned_upright_by_their_exif_orientation(params, image_folder):
@@ -267,8 +267,11 @@ def test_tiny_imagenet_has_the_classes_of_its_folders_whatever_its_list_says(par
     ("change", "message"),
     [
         (lambda root: (root / "words.txt").unlink(), r"words\.txt cannot be read .*unpacked data set"),
-        (lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"), "gives a.JPEG no class that"),
-        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "gives val_2.JPEG no class that train/"),
+        (
+            lambda root: (root / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n"),
+            "gives a.JPEG no class of train/",
+        ),
+        (lambda root: (root / "train" / "n01").rename(root / "train" / "n05"), "gives val_2.JPEG no class of train/"),
         (lambda root: (root / "train" / "n01" / "images").rename(root / "elsewhere"), "no folder train/n01/images/"),
         (lambda root: (root / "train" / "n04" / "images").mkdir(parents=True), "train holds no image of class 'n04"),
     ],

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources import open_source
-from pipeline.data.splits import split
-from pipeline.data.store import read_card, read_split, write_store
+from pipeline.data.sources import open_source, split
+from pipeline.data.store import make_store, read_card, read_split
 from pipeline.errors import DataError, SpaceError
-
-
-def pack(folder, data_params):
-    source = open_source(data_params)
-    return write_store(folder, source, split(source, data_params), data_params)
 
 
 def folder_params(params, root, **changes):
@@ -26,11 +20,11 @@ def folder_params(params, root, **changes):
 
 def test_pixels_labels_and_card_survive_packing(params, image_folder, tmp_path):
     data_params = folder_params(params, image_folder)
-    card = pack(tmp_path / "store", data_params)
+    card = make_store(tmp_path / "store", data_params)
     assert read_card(tmp_path / "store") == card
-    assert sum(card["counts"].values()) == 48
+    assert sum(count for _, count in card.counts) == 48
     train = read_split(tmp_path / "store", "train")
-    assert train.images.shape == (card["counts"]["train"], 16, 16, 3)
+    assert train.images.shape == (card.counts.train, 16, 16, 3)
     source = open_source(data_params)
     index = split(source, data_params)["train"][1][0]
     expected = source.splits["train"].read(int(index)).resize((16, 16), Image.Resampling.BILINEAR)
@@ -38,31 +32,31 @@ def test_pixels_labels_and_card_survive_packing(params, image_folder, tmp_path):
 
 
 def test_statistics_are_those_of_the_training_split(params, image_folder, tmp_path):
-    card = pack(tmp_path / "store", folder_params(params, image_folder))
+    card = make_store(tmp_path / "store", folder_params(params, image_folder))
     pixels = read_split(tmp_path / "store", "train").images / 255
-    np.testing.assert_allclose(card["mean"], pixels.mean(axis=(0, 1, 2)), atol=1e-6)
-    np.testing.assert_allclose(card["std"], pixels.std(axis=(0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(card.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(card.std, pixels.std(axis=(0, 1, 2)), atol=1e-6)
 
 
 def test_given_statistics_replace_the_measured_ones(params, image_folder, tmp_path):
-    card = pack(tmp_path / "store", folder_params(params, image_folder, mean=(0.5, 0.4, 0.3)))
-    assert card["mean"] == [0.5, 0.4, 0.3]
+    card = make_store(tmp_path / "store", folder_params(params, image_folder, mean=(0.5, 0.4, 0.3)))
+    assert card.mean == [0.5, 0.4, 0.3]
 
 
 def test_the_fingerprint_changes_with_a_pixel_and_only_then(params, image_folder, tmp_path):
     data_params = folder_params(params, image_folder)
-    first, again = pack(tmp_path / "a", data_params), pack(tmp_path / "b", data_params)
+    first, again = make_store(tmp_path / "a", data_params), make_store(tmp_path / "b", data_params)
     Image.new("RGB", (9, 9), "red").save(image_folder / "train" / "ant" / "nested" / "0.png")
-    changed = pack(tmp_path / "c", data_params)
-    assert first["fingerprint"] == again["fingerprint"] != changed["fingerprint"]
+    changed = make_store(tmp_path / "c", data_params)
+    assert first.fingerprint == again.fingerprint != changed.fingerprint
 
 
 def test_a_bad_image_leaves_the_earlier_store_untouched(params, image_folder, tmp_path):
     data_params = folder_params(params, image_folder)
-    card = pack(tmp_path / "store", data_params)
+    card = make_store(tmp_path / "store", data_params)
     (image_folder / "train" / "cat" / "nested" / "3.jpg").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"3\.jpg"):
-        pack(tmp_path / "store", data_params)
+        make_store(tmp_path / "store", data_params)
     assert read_card(tmp_path / "store") == card
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -71,12 +65,11 @@ def test_several_bad_images_are_all_listed(params, image_folder, tmp_path):
     bad = [image_folder / "train" / "cat" / "nested" / name for name in ("3.jpg", "5.jpg")]
     for path in bad:
         path.write_bytes(b"")
-    source = open_source(folder_params(params, image_folder))
-    members, listed = split(source, params.data), tmp_path / "bad.txt"
+    listed = tmp_path / "bad.txt"
     with pytest.raises(
         DataError, match=r"2 of 48 images cannot be used, all listed in .*bad\.txt, the first: .*3\.jpg"
     ):
-        write_store(tmp_path / "store", source, members, params.data, bad_list=listed)
+        make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     assert [line.split(" ")[0] for line in listed.read_text().splitlines()] == [str(path) for path in bad]
     assert not (tmp_path / "store").exists()
 
@@ -85,10 +78,9 @@ def test_bad_names_are_listed_with_the_bad_images(params, image_folder, tmp_path
     folder = image_folder / "train" / "cat" / "nested"
     (folder / "3.JPG").write_bytes((folder / "3.jpg").read_bytes())
     (folder / "5.jpg").write_bytes(b"")
-    source = open_source(folder_params(params, image_folder))
     listed = tmp_path / "bad.txt"
     with pytest.raises(DataError, match="2 of 49 images cannot be used, all listed in"):
-        write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+        make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     reasons = listed.read_text().splitlines()
     assert len(reasons) == 2
     assert "differ in case only" in reasons[0]
@@ -96,10 +88,9 @@ def test_bad_names_are_listed_with_the_bad_images(params, image_folder, tmp_path
 
 
 def test_the_list_of_an_earlier_run_goes(params, image_folder, tmp_path):
-    source = open_source(folder_params(params, image_folder))
     listed = tmp_path / "bad.txt"
     listed.write_text("old.jpg cannot be decoded\n")
-    write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+    make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     assert not listed.exists()
 
 
@@ -107,28 +98,33 @@ def test_the_images_are_named_even_if_their_list_cannot_be_written(params, image
     for name in ("3.jpg", "5.jpg"):
         (image_folder / "train" / "cat" / "nested" / name).write_bytes(b"")
     monkeypatch.setattr("pathlib.Path.write_text", disk_full)
-    source = open_source(folder_params(params, image_folder))
     listed = tmp_path / "bad.txt"
     message = r"2 of 48 images .* not listed because .*bad\.txt cannot be written \(No space left.*the first: .*3\.jpg"
     with pytest.raises(DataError, match=message):
-        write_store(tmp_path / "store", source, split(source, params.data), params.data, bad_list=listed)
+        make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     assert not listed.exists()
+
+
+def test_progress_counts_the_images_of_all_splits(params, image_folder, tmp_path):
+    seen = []
+    card = make_store(tmp_path / "store", folder_params(params, image_folder), lambda *step: seen.append(step))
+    assert seen == [(card.counts.train, 48), (card.counts.train + card.counts.val, 48), (48, 48)]
 
 
 def disk_full(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("storage", "fails"), [("packed", "_write_header"), ("files", "pq.write_table")])
+@pytest.mark.parametrize(("storage", "fails"), [("packed", "_write_npy"), ("files", "pq.write_table")])
 def test_a_disk_that_fills_up_leaves_the_earlier_store_untouched(
     params, image_folder, tmp_path, monkeypatch, storage, fails
 ):
     data_params = folder_params(params, image_folder, storage=storage)
-    card = pack(tmp_path / "store", data_params)
+    card = make_store(tmp_path / "store", data_params)
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
     monkeypatch.setattr(f"pipeline.data.store.{fails}", disk_full)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        pack(tmp_path / "store", data_params)
+        make_store(tmp_path / "store", data_params)
     assert caught.value.filename == str(tmp_path / "store")
     assert read_card(tmp_path / "store") == card
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
@@ -143,7 +139,7 @@ def test_a_full_disk_is_an_error_and_not_a_signal(params, image_folder, tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            pack(tmp_path / "store", data_params)
+            make_store(tmp_path / "store", data_params)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
@@ -152,7 +148,7 @@ def test_a_full_disk_is_an_error_and_not_a_signal(params, image_folder, tmp_path
 
 @pytest.mark.parametrize("wrong", [3, -1])
 def test_a_label_of_no_class_is_refused(params, image_folder, tmp_path, wrong):
-    pack(tmp_path / "store", folder_params(params, image_folder))
+    make_store(tmp_path / "store", folder_params(params, image_folder))
     path = tmp_path / "store" / "train_labels.npy"
     labels = np.load(path)
     labels[4] = wrong
@@ -167,13 +163,13 @@ def test_images_of_one_colour_are_refused(params, tmp_path):
         for i in range(12):
             Image.new("RGB", (8, 8)).save(tmp_path / "in" / "train" / name / f"{i}.png")
     with pytest.raises(DataError, match="same value in one channel"):
-        pack(tmp_path / "store", folder_params(params, tmp_path / "in"))
+        make_store(tmp_path / "store", folder_params(params, tmp_path / "in"))
 
 
 def test_a_store_that_no_disk_can_hold_is_refused_before_it_is_written(params, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.store.space.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(SpaceError, match=r"the packed images need .* free; free space, lower data\.image_size"):
-        pack(tmp_path / "store", params.data)
+        make_store(tmp_path / "store", params.data)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.device.benchmark.worker import Job
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture
-def job(tiny_model: TinyModel, tmp_path: Path) -> dict[str, Any]:
-    """What a worker reads."""
-    return {
-        "pass": "round",
-        "name": "tiny",
-        "runtime": "onnxruntime",
-        "path": str(tiny_model.path),
-        "precision": "fp32",
-        "batch": 2,
-        "device": "cpu",
-        "threads": 1,
-        "inputs": str(tiny_model.inputs),
-        "expected": str(tiny_model.expected),
-        "timing_images": 64,
-        "warmup_seconds": 0.0,
-        "warmup_count": 3,
-        "min_seconds": 0.0,
-        "min_count": 20,
-        "max_seconds": 5.0,
-        "output": str(tmp_path / "result.json"),
-    }
+def job(tiny_model: TinyModel) -> Job:
+    """A round of a moment."""
+    variant = Variant("tiny", "onnxruntime", str(tiny_model.path), "fp32", batch=2)
+    limits: dict[str, Any] = {"warmup_seconds": 0.0, "warmup_count": 3, "min_seconds": 0.0, "min_count": 20}
+    expected = str(tiny_model.expected)
+    return Job("round", Plan((variant,), str(tiny_model.inputs), 1, expected=expected, max_seconds=5.0, **limits), {})
+
+
+def changed(job: Job, of_variant: dict[str, Any] | None = None, **of_plan: Any) -> Job:
+    """The job with other values in its plan."""
+    variant = dataclasses.replace(job.variant, **(of_variant or {}))
+    return dataclasses.replace(job, plan=dataclasses.replace(job.plan, variants=(variant,), **of_plan))

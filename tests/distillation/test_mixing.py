@@ -7,13 +7,19 @@ from hypothesis import strategies as st
 
 from pipeline.compute.seeds import CLEAN, stream_seed
 from pipeline.data.loader import shuffled_indices
-from pipeline.distillation.mixing import companion_size, cutmix, draw_cutmix, mixup
+from pipeline.distillation.mixing import MIXES, companion_size, draw_cutmix, draw_mixup
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.subset import select_subset
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def mixed_within(draw, images: torch.Tensor, stream: torch.Generator):
+    """The images, each mixed with its partner in the batch, and how."""
+    mixing = draw(len(images), *images.shape[2:], stream)
+    return mixing.apply(images, images, mixing.partner), mixing
 
 
 @given(st.integers(5, 60), st.floats(0.2, 1))
@@ -95,12 +101,12 @@ def test_companion_batch_has_a_fixed_rounded_size():
 def test_cutmix_pixels_come_from_the_image_or_its_partner_in_the_stated_share(seed):
     batch = 5
     images = torch.arange(1.0, batch + 1).view(-1, 1, 1, 1).expand(batch, 3, 8, 8).contiguous()
-    mixed, partner, share = cutmix(images, generator(seed))
+    mixed, mixing = mixed_within(draw_cutmix, images, generator(seed))
     own = mixed == images
-    theirs = mixed == images[partner]
+    theirs = mixed == images[mixing.partner]
     assert (own | theirs).all()
-    moved = partner != torch.arange(batch)
-    assert torch.allclose(own[moved].float().mean(dim=(1, 2, 3)), torch.tensor(share))
+    moved = mixing.partner != torch.arange(batch)
+    assert torch.allclose(own[moved].float().mean(dim=(1, 2, 3)), torch.tensor(mixing.lam))
     assert (own[:, :1] == own).all(), "all channels are cut alike"
 
 
@@ -108,26 +114,25 @@ def test_cutmix_pixels_come_from_the_image_or_its_partner_in_the_stated_share(se
 @settings(max_examples=50, deadline=None)
 def test_mixup_is_the_stated_convex_combination(seed):
     images = torch.randn(4, 3, 6, 6, generator=generator(seed))
-    mixed, partner, share = mixup(images, generator(seed))
-    assert 0 <= share <= 1
-    torch.testing.assert_close(mixed, share * images + (1 - share) * images[partner])
+    mixed, mixing = mixed_within(draw_mixup, images, generator(seed))
+    assert 0 <= mixing.lam <= 1
+    torch.testing.assert_close(mixed, mixing.lam * images + (1 - mixing.lam) * images[mixing.partner])
 
 
-@pytest.mark.parametrize("mix", [cutmix, mixup])
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
 def test_the_seed_decides_and_the_input_is_kept(mix):
     images = torch.randn(4, 3, 8, 8)
     before = images.clone()
-    first, second, other = mix(images, generator(1)), mix(images, generator(1)), mix(images, generator(2))
-    assert torch.equal(first.images, second.images)
-    assert not torch.equal(first.images, other.images)
+    first, second, other = (mixed_within(MIXES[mix], images, generator(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
     assert torch.equal(images, before)
 
 
 def test_cutmix_shares_are_uniform_before_clipping_and_mixup_shares_sit_at_the_ends():
-    images = torch.zeros(2, 1, 64, 64)
     stream = generator(3)
-    cut = torch.tensor([cutmix(images, stream).share for _ in range(2000)])
-    mixed = torch.tensor([mixup(images, stream).share for _ in range(2000)])
+    cut = torch.tensor([draw_cutmix(2, 64, 64, stream).lam for _ in range(2000)])
+    mixed = torch.tensor([draw_mixup(2, 64, 64, stream).lam for _ in range(2000)])
     # clipping at the border can only enlarge the kept share
     assert 0.5 < cut.mean() < 0.75
     assert abs(mixed.mean() - 0.5) < 0.04

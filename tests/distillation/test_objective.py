@@ -6,10 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.data.loader import Batch
-from pipeline.distillation.feature_loss import FeatureLoss
-from pipeline.distillation.losses import dist, dkd, kd, low_confidence, mlkd, standardize
-from pipeline.distillation.mixing import Mixed
-from pipeline.distillation.objective import Companion, Distillation, DistillationStep
+from pipeline.distillation.losses import make_loss
+from pipeline.distillation.losses.attention import Attention
+from pipeline.distillation.losses.dist import dist
+from pipeline.distillation.losses.dkd import dkd
+from pipeline.distillation.losses.kd import kd
+from pipeline.distillation.losses.logits import standardize
+from pipeline.distillation.losses.mlkd import low_confidence, mlkd
+from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
 from tests.conftest import loss_params
 
@@ -30,26 +34,16 @@ class Linear(nn.Module):
 def setting(params):
     torch.manual_seed(0)
     batch = Batch(torch.randn(6, 3, 2, 2), torch.randint(4, (6,)), torch.tensor([5, 0, 3, 1, 9, 7]))
-    mixed = Mixed(torch.randn(3, 3, 2, 2), torch.tensor([1, 2, 0]), 0.7)
-    companion = Companion(mixed, torch.tensor([0, 1, 2]))
+    companion = Companion(torch.randn(3, 3, 2, 2), torch.tensor([1, 2, 0]), 0.7, torch.tensor([0, 1, 2]))
     groups = EnergyGroups.fit(torch.randn(10), 0.3, 0.3)
     return Linear(1), Linear(2), batch, companion, groups, params
 
 
-def objective(setting, distill=None, heda=None, features=None):
-    teacher, _, _, _, groups, params = setting
-    return Distillation(
-        teacher,
-        groups,
-        4.0,
-        params.distill.model_copy(update=distill or {}),
-        params.heda.model_copy(update=heda or {}),
-        features,
-    )
-
-
-def changed(block, **values):
-    return block.model_copy(update=values)
+def objective(setting, distill=None, heda=None):
+    teacher, student, _, _, groups, params = setting
+    chosen = params.distill.model_copy(update=distill or {})
+    base = make_loss(chosen, student, teacher, image_size=2)
+    return DistillationObjective(teacher, base, groups, 4.0, chosen, params.heda.model_copy(update=heda or {}))
 
 
 def stored_temperatures(setting):
@@ -89,13 +83,13 @@ def test_the_companion_batch_adds_distillation_on_mixed_images_and_no_hard_label
     minimise = objective(setting)
     clean = minimise(student, DistillationStep(batch, None), epoch=0)
     both = minimise(student, DistillationStep(batch, companion), epoch=0)
-    images = companion.mixed.images
+    images = companion.images
     torch.testing.assert_close(both - clean, 0.9 * kd(student(images), teacher(images), 4.0).mean())
 
 
 def test_by_view_a_mixed_image_has_the_temperature_of_its_own_energy(setting):
     teacher, student, batch, companion, groups, _ = setting
-    minimise, images = objective(setting, {"assignment": "view"}), companion.mixed.images
+    minimise, images = objective(setting, {"assignment": "view"}), companion.images
     with torch.no_grad():
         # far apart, so that all three groups occur
         teacher.layer.weight.mul_(20)
@@ -111,7 +105,7 @@ def test_mixed_labels_are_weighted_by_their_share(setting):
     step = DistillationStep(batch, companion)
     without = objective(setting)(student, step, epoch=0)
     weighted = objective(setting, heda={"mixed_label_weight": 0.5})(student, step, epoch=0)
-    logits = student(companion.mixed.images)
+    logits = student(companion.images)
     own, partner = F.cross_entropy(logits, torch.tensor([0, 1, 2])), F.cross_entropy(logits, torch.tensor([1, 2, 0]))
     torch.testing.assert_close(weighted - without, 0.5 * (0.7 * own + 0.3 * partner))
 
@@ -148,7 +142,7 @@ def test_standardized_logits_enter_every_logit_loss_and_no_cross_entropy(setting
     changes = {"loss": loss_params(loss, **warmup), "logit_standardization": True}
     total = objective(setting, changes)(student, DistillationStep(batch, companion), epoch=0)
 
-    raw, images, tau = teacher(batch.images), companion.mixed.images, stored_temperatures(setting)
+    raw, images, tau = teacher(batch.images), companion.images, stored_temperatures(setting)
     ours, theirs = standardize(student(batch.images)), standardize(raw)
     soft = {
         "kd": lambda: kd(ours, theirs, tau),
@@ -189,10 +183,11 @@ class TwoStages(nn.Module):
 def test_a_feature_loss_adds_to_kd_with_energy_temperatures_and_sees_the_clean_batch_only(setting):
     _, _, batch, companion, groups, params = setting
     teacher, student = TwoStages(1, 5), TwoStages(2, 3)
-    features = FeatureLoss("at", student, teacher, ["first", "second"], ["first", "second"], image_size=2)
-    changes = {"loss": loss_params("at", ce_weight=0.5, kd_weight=0.25, feature_weight=8.0, warmup_epochs=4.0)}
-    minimise = objective((teacher, student, batch, companion, groups, params), changes, features=features)
-    with features.tapped():
+    weights = {"ce_weight": 0.5, "kd_weight": 0.25, "feature_weight": 8.0, "warmup_epochs": 4.0}
+    stages = {"student_stages": ["first", "second"], "teacher_stages": ["first", "second"]}
+    changes = {"loss": loss_params("at", **weights, **stages)}
+    minimise = objective((teacher, student, batch, companion, groups, params), changes)
+    with minimise.base.reading_features():
         total = minimise(student, DistillationStep(batch, companion), epoch=1)
 
     def maps(network):
@@ -200,7 +195,7 @@ def test_a_feature_loss_adds_to_kd_with_energy_temperatures_and_sees_the_clean_b
         return [first, network.second(first.tanh())]
 
     soft = kd(student(batch.images), teacher(batch.images), stored_temperatures(setting)).mean()
-    mixed = kd(student(companion.mixed.images), teacher(companion.mixed.images), 4.0).mean()
+    mixed = kd(student(companion.images), teacher(companion.images), 4.0).mean()
     hard = F.cross_entropy(student(batch.images), batch.labels)
-    feature = features(maps(student), maps(teacher)).mean()
+    feature = Attention()(maps(student), maps(teacher)).mean()
     torch.testing.assert_close(total, 0.5 * hard + 0.25 * soft + 8.0 * 0.5 * feature + 0.9 * mixed)

@@ -5,54 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import models
 import models.resnet
-from pipeline.compute.distributed import ALONE
 from pipeline.config import Params
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.distillation.feature_loss import feature_loss
-from pipeline.distillation.student import ScoredImages, distill
+from pipeline.distillation.losses import LOSSES, make_loss
+from pipeline.distillation.losses.base import ViewLogits
+from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups
 from pipeline.errors import ParamsError
 from pipeline.export.capture import capture, deployable
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.weights import state_hash
-from tests.conftest import loss_params
-
-CPU = torch.device("cpu")
-LOSSES = ["kd", "dkd", "mlkd", "dist", "fitnet", "at", "reviewkd"]
+from pipeline.training.session import Session
+from tests.conftest import loss_params, state_hash
+from tests.distillation.helpers import CPU, build, images, scored, settings, train
 
 
-def images(count: int) -> Images:
-    generator = np.random.default_rng(0)
-    labels = np.arange(count) % 4
-    pixels = generator.integers(0, 100, (count, 16, 16, 3)) + 40 * labels[:, None, None, None]
-    resident = ResidentPixels(pixels.astype(np.uint8), CPU, padding=1)
-    return Images(resident, torch.from_numpy(labels), [0.5] * 3, [0.25] * 3, horizontal_flip=True)
-
-
-def settings(params: Params, **changes) -> Params:
-    training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 16, "learning_rate": 0.02})
-    if isinstance(name := changes.get("loss"), str):
-        changes["loss"] = loss_params(name)
-    distillation = params.distill.model_copy(update={"training": training} | changes)
-    return params.model_copy(update={"distill": distillation})
-
-
-def build(name: str, seed: int):
-    torch.manual_seed(seed)
-    return models.build(name, 4).to(memory_format=torch.channels_last)
-
-
-def train(params: Params, student, teacher, **options):
-    return distill(student, teacher, scored_images(), images(16), params, **options)
-
-
-def scored_images() -> ScoredImages:
-    groups = EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25)
-    return ScoredImages(images(48), groups, 4.0, torch.arange(20))
+def _hooks(network: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in network.modules())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -64,13 +37,13 @@ def test_every_loss_trains_the_student_and_nothing_else(params, loss):
     assert state_hash(teacher) == before
     assert state_hash(student) != state_hash(build("resnet8", 1))
     assert list(student.state_dict()) == names
-    for network in (student, teacher):
-        assert not any(module._forward_hooks for module in network.modules())
+    assert _hooks(student) == _hooks(teacher) == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+# bf16 is emulated on most CPUs, so that every pixel costs
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 16), ("bf16", 8)])
 @pytest.mark.parametrize(("loss", "assignment"), [("kd", "sample"), ("mlkd", "view")])
-def test_a_memo_of_the_teacher_changes_no_bit_of_the_student(params, loss, assignment, precision, monkeypatch):
+def test_a_cache_of_the_teacher_changes_no_bit_of_the_student(params, loss, assignment, precision, size, monkeypatch):
     looked_at = []
     forward = models.resnet.ResNet.forward
 
@@ -80,22 +53,19 @@ def test_a_memo_of_the_teacher_changes_no_bit_of_the_student(params, loss, assig
 
     monkeypatch.setattr("models.resnet.ResNet.forward", counted)
     training = params.distill.training.model_copy(
-        update={"epochs": 20, "batch_size": 16, "learning_rate": 0.02, "precision": precision}
+        update={"epochs": 5, "batch_size": 16, "learning_rate": 0.02, "precision": precision}
     )
+    # of an image there are two views, most of which come again
+    training_images, validation = scored(images(48, size, padding=0)), images(4, size)
     students, images_seen = [], []
-    for memo in (False, True):
+    for cache in (False, True):
         looked_at.clear()
         students.append(build("resnet8", 1))
-        chosen = settings(params, loss=loss, assignment=assignment, teacher_memo=memo, training=training)
-        train(chosen, students[-1], build("resnet14", 2))
+        chosen = settings(params, loss=loss, assignment=assignment, teacher_cache=cache, training=training)
+        list(train_student(students[-1], build("resnet14", 2), training_images, validation, chosen, Session(CPU)))
         images_seen.append(sum(looked_at))
     assert state_hash(students[0]) == state_hash(students[1])
     assert images_seen[1] < images_seen[0]
-
-
-def test_feature_losses_refuse_a_memo_of_logits(params):
-    with pytest.raises(ParamsError, match="teacher_memo keeps the teacher's logits, but at reads its feature maps"):
-        train(settings(params, loss="at", teacher_memo=True), build("resnet8", 1), build("resnet14", 2))
 
 
 @pytest.mark.parametrize("loss", ["mlkd", "reviewkd"])
@@ -149,7 +119,7 @@ def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(pa
 def test_stages_that_cannot_be_compared_are_named(params, student, stages, message):
     chosen = params.distill.model_copy(update={"loss": loss_params("reviewkd", student_stages=stages)})
     with pytest.raises(ParamsError, match=message):
-        feature_loss(chosen, build(student, 0), build("resnet14", 0), 32)
+        make_loss(chosen, build(student, 0), build("resnet14", 0), 32)
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("vgg13", "MobileNetV2"), ("ResNet50", "vgg8")])
@@ -158,20 +128,19 @@ def test_networks_of_different_families_have_stages_to_compare(params, teacher, 
     chosen, size = params.distill.model_copy(update={"loss": loss_params(loss)}), 32
     with torch.device("meta"):
         ours, theirs = models.build(student, 4), models.build(teacher, 4)
-        found = feature_loss(chosen, ours, theirs, size)
-        with found.tapped():
-            ours(torch.zeros(2, 3, size, size))
-            theirs(torch.zeros(2, 3, size, size))
-            features = found.student_features(), found.teacher_features()
-        assert [len(maps) for maps in features] == [compared, compared]
-        assert found(*features).shape == (2,)
+        base = make_loss(chosen, ours, theirs, size)
+        with base.reading_features():
+            assert [_hooks(network) for network in (ours, theirs)] == [compared, compared]
+            logits = [network(torch.zeros(2, 3, size, size)) for network in (ours, theirs)]
+            labels, tau = torch.zeros(2, dtype=torch.int64), torch.full((2,), 4.0)
+            [term] = base.terms(ViewLogits(*logits, logits[1], labels, tau, strong=False), epoch=0)
+        assert term.values.shape == (2,)
 
 
 def test_fitnet_compares_the_middle_stage(params):
     chosen = params.distill.model_copy(update={"loss": loss_params("fitnet")})
-    found = feature_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
-    assert found is not None
-    assert found.loss.regressor[0].in_channels == 32
+    base = make_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
+    assert base.loss.regressor[0].in_channels == 32
 
 
 def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irrelevant(params):
@@ -188,21 +157,21 @@ def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irr
 
 @pytest.mark.e2e
 def test_a_compiled_step_trains_as_a_plain_one(params):
+    def small(seed: int) -> nn.Module:
+        """A network of few layers, each of which takes the compiler seconds."""
+        torch.manual_seed(seed)
+        features = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 4))
+
     weights = []
     for choice in ("off", "on"):
         training = params.distill.training.model_copy(
             update={"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32", "compile": choice}
         )
-        student = build("resnet8", 1)
-        train(settings(params, training=training), student, build("resnet14", 2))
+        student = small(1)
+        train(settings(params, training=training), student, small(2))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
-
-
-def test_feature_losses_refuse_to_be_compiled(params):
-    training = params.distill.training.model_copy(update={"compile": "on"})
-    with pytest.raises(ParamsError, match="compile is on, but at reads feature maps by hooks"):
-        train(settings(params, loss="at", training=training), build("resnet8", 1), build("resnet14", 2))
 
 
 SUBSET = [1, 4, 6, 7, 15, 22, 23, 30, 38, 41, 44]
@@ -217,11 +186,13 @@ def steps_of(params, monkeypatch):
 
     def steps(chosen: Params, epoch: int = 0) -> list:
         made = []
-        monkeypatch.setattr(
-            "pipeline.distillation.student.train",
-            lambda student, epoch_steps, *_, **__: made.extend(epoch_steps(epoch)) or [],
-        )
-        distill(build("resnet8", 1), build("resnet8", 2), scored, plain, chosen, world=ALONE)
+
+        def collect(student, task, *_):
+            made.extend(task.epoch_steps(epoch))
+            return []
+
+        monkeypatch.setattr("pipeline.distillation.student.train", collect)
+        list(train_student(build("resnet8", 1), build("resnet8", 2), scored, plain, chosen, Session(CPU)))
         return made
 
     return steps
@@ -247,17 +218,17 @@ def test_companions_are_drawn_from_the_subset_each_member_before_any_twice(param
 def test_companions_are_mixed_as_asked(params, steps_of):
     for mix in ("cutmix", "mixup"):
         for step in steps_of(with_heda(settings(params), mix=mix)):
-            mixed, labels = step.companion.mixed, step.companion.labels
-            own, theirs = colours(labels).expand_as(mixed.images), colours(labels[mixed.partner])
+            companion, labels = step.companion, step.companion.labels
+            own, theirs = colours(labels).expand_as(companion.images), colours(labels[companion.partner])
             if mix == "mixup":
-                expected = mixed.share * own + (1 - mixed.share) * theirs
-                torch.testing.assert_close(mixed.images, expected)
+                expected = companion.lam * own + (1 - companion.lam) * theirs
+                torch.testing.assert_close(companion.images, expected)
             else:
-                kept = torch.isclose(mixed.images, own)
-                assert (kept | torch.isclose(mixed.images, theirs)).all()
+                kept = torch.isclose(companion.images, own)
+                assert (kept | torch.isclose(companion.images, theirs)).all()
                 # an image may be there twice, as the last of a round and in the next
-                moved = labels[mixed.partner] != labels
-                assert kept[moved].double().mean() == pytest.approx(mixed.share)
+                moved = labels[companion.partner] != labels
+                assert kept[moved].double().mean() == pytest.approx(companion.lam)
 
 
 @pytest.mark.parametrize(("batch_size", "fraction", "size"), [(16, 0.4, 6), (16, 0.22, 4), (64, 0.4, 19)])
@@ -265,7 +236,7 @@ def test_a_companion_batch_is_the_rounded_share_of_the_clean_batch(params, steps
     training = params.distill.training.model_copy(update={"batch_size": batch_size})
     steps = steps_of(with_heda(settings(params, training=training), fraction=fraction))
     assert {len(step.companion.labels) for step in steps} == {size}
-    assert {len(step.companion.mixed.images) for step in steps} == {size}
+    assert {len(step.companion.images) for step in steps} == {size}
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
@@ -274,8 +245,8 @@ def test_every_epoch_draws_and_mixes_other_companions_and_a_repeated_one_the_sam
         companions = [step.companion for step in steps_of(with_heda(settings(params), mix=mix), epoch)]
         return {
             "images": [companion.labels.tolist() for companion in companions],
-            "partners": [companion.mixed.partner.tolist() for companion in companions],
-            "shares": [companion.mixed.share for companion in companions],
+            "partners": [companion.partner.tolist() for companion in companions],
+            "shares": [companion.lam for companion in companions],
         }
 
     first, again, second = draws(0), draws(0), draws(1)
@@ -300,14 +271,14 @@ def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
     made = []
 
     def remembered(*arguments):
-        found = feature_loss(*arguments)
-        made.append((found, {name: value.detach().clone() for name, value in found.named_parameters()}))
-        return found
+        base = make_loss(*arguments)
+        made.append((base, {name: value.detach().clone() for name, value in base.named_parameters()}))
+        return base
 
-    monkeypatch.setattr("pipeline.distillation.student.feature_loss", remembered)
+    monkeypatch.setattr("pipeline.distillation.student.make_loss", remembered)
     training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 16})
     train(settings(params, loss=loss, training=training), build("resnet8", 1), build("resnet8", 2))
-    [(found, before)] = made
+    [(base, before)] = made
     assert before
-    for name, value in found.named_parameters():
+    for name, value in base.named_parameters():
         assert not torch.equal(value, before[name]), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from dvc.repo import Repo
 
-from bench.torture.clone import QUICK
-from bench.torture.clone import set_params as set_values
-from tests.conftest import ROOT
+from pipeline.training import checkpoint
+from tests.conftest import ROOT, loss_params
+from tests.torture.clone import QUICK
+from tests.torture.clone import clone as clone_repository
+from tests.torture.clone import set_params as set_values
 
 pytestmark = pytest.mark.e2e
 STAGES = [
@@ -31,8 +35,16 @@ STAGES = [
     "benchmark",
     "report",
 ]
+# what decides no number
+INFRASTRUCTURE = [
+    *("pipeline/errors.py", "pipeline/config.py", "pipeline/store", "pipeline/portable", "pipeline/lineage.py"),
+    *("pipeline/targets.py", "pipeline/report", "stages/common.py", "stages/environment_error.py"),
+    *("stages/launcher.py", "stages/curves.py"),
+]
 SMALL = {
     **QUICK,
+    "data.image_size": 16,
+    "data.crop_padding": 2,
     "data.imbalance_factor": 4.0,
     "evaluate.few_shot_below": 40,
     "teacher.network": "resnet8",
@@ -57,9 +69,9 @@ def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.Com
     return result
 
 
-def stages_run(folder: Path) -> list[str]:
+def stages_run(folder: Path, *targets: str) -> list[str]:
     """What one `dvc repro` ran or restored, in order."""
-    output = command(folder, "dvc", "repro").stdout
+    output = command(folder, "dvc", "repro", *targets).stdout
     return re.findall(r"Running stage '(\w+)'", output)
 
 
@@ -86,15 +98,7 @@ def own_home(tmp_path_factory) -> Iterator[None]:
 def clone(tmp_path_factory, own_home) -> Path:
     """The files that git would clone, in a repository of their own, after a first `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone")
-    names = command(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
-    for name in names:
-        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    set_params(folder, SMALL)
-    command(folder, "git", "init", "--quiet")
-    command(folder, "git", "add", "--all")
-    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "clone")
+    clone_repository(folder, SMALL)
     assert sorted(stages_run(folder)) == sorted(STAGES)
     return folder
 
@@ -143,6 +147,105 @@ def test_a_second_repro_changes_nothing(clone):
     assert (clone / "dvc.lock").read_bytes() == before
 
 
+def add_comment(place: Path) -> None:
+    """At the end of a file, or of each file of a package."""
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+        path.write_text(path.read_text() + "\n# a comment\n")
+
+
+def copy_code(folder: Path) -> Path:
+    """Copy the code that stages run into ``folder``, to change it there."""
+    for name in ("models", "pipeline", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    return folder
+
+
+@contextlib.contextmanager
+def edited(clone: Path, name: str) -> Iterator[None]:
+    """A comment more in a file or package of the clone."""
+    place = clone / name
+    files = {path: path.read_text() for path in ([place] if place.is_file() else place.rglob("*.py"))}
+    add_comment(place)
+    try:
+        yield
+    finally:
+        for path, text in files.items():
+            path.write_text(text)
+
+
+def changed_stages(clone: Path) -> set[str]:
+    """The stages that `dvc status` names."""
+    with contextlib.chdir(clone), Repo() as repository:
+        return set(repository.status())
+
+
+@pytest.mark.parametrize("name", INFRASTRUCTURE)
+def test_a_comment_in_code_that_decides_no_number_changes_no_training_and_no_file(clone, name):
+    with edited(clone, name):
+        assert not changed_stages(clone) & {"prepare", "train_teacher", "score_energy", "distill", "export"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "first"),
+    [
+        ("pipeline/distillation/losses/dkd.py", {"distill"}, "distill"),
+        ("pipeline/export/int8/quantize.py", {"export"}, "export"),
+        ("pipeline/energy/groups.py", None, "score_energy"),
+        ("pipeline/training/optimizer.py", None, "train_teacher"),
+        ("pipeline/data/store.py", None, "prepare"),
+    ],
+)
+def test_a_comment_in_code_that_decides_numbers_changes_its_stage_and_none_before(clone, name, changed, first):
+    with edited(clone, name):
+        found = changed_stages(clone)
+    assert min(found, key=STAGES.index) == first
+    assert changed is None or found == changed
+
+
+def test_a_parameter_of_a_loss_that_is_not_in_use_changes_nothing(clone):
+    params = clone / "params.yaml"
+    text = params.read_text()
+    (unused,) = re.findall(r"^ *# \{name: dkd, .*\}$", text, re.MULTILINE)
+    params.write_text(text.replace(unused, unused.replace("beta: 8", "beta: 2")))
+    assert params.read_text() != text
+    assert changed_stages(clone) == set()
+    set_params(clone, {"distill.loss": loss_params("dkd").model_dump()})
+    assert changed_stages(clone) == {"distill"}
+    params.write_text(text)
+
+
+@pytest.mark.parametrize("name", INFRASTRUCTURE)
+def test_a_killed_training_goes_on_after_such_a_comment(code, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(checkpoint, "_CODE", code)
+    for stage in ("train_teacher", "score_energy", "distill"):
+        before = checkpoint.code_hash(stage)
+        add_comment(code / name)
+        assert checkpoint.code_hash(stage) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        ("pipeline/distillation/losses/kd.py", {"distill"}),
+        ("pipeline/energy/groups.py", {"score_energy", "distill"}),
+        ("pipeline/training/loop.py", {"train_teacher", "score_energy", "distill"}),
+    ],
+)
+def test_a_killed_training_begins_anew_after_a_comment_in_code_that_decides_its_numbers(
+    code, tmp_path, monkeypatch, name, again
+):
+    monkeypatch.setattr(checkpoint, "_CODE", code)
+    before = {stage: checkpoint.code_hash(stage) for stage in ("train_teacher", "score_energy", "distill")}
+    add_comment(code / name)
+    assert {stage for stage, found in before.items() if checkpoint.code_hash(stage) != found} == again
+
+
+@pytest.fixture
+def code(tmp_path) -> Path:
+    return copy_code(tmp_path)
+
+
 def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(clone):
     def ran() -> list[str]:
         return re.findall(r"Running stage '(\S+)'", command(clone, "dvc", "repro", device).stdout)
@@ -183,9 +286,10 @@ def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(c
     assert set(entry["broken"]) == {row["name"] for row in rows if row["role"] == "student"}
 
 
-def test_a_benchmark_parameter_reruns_benchmark_and_report_only(clone):
+def test_a_benchmark_parameter_concerns_no_stage_before_benchmark(clone):
     set_params(clone, {"benchmark.min_count": 41})
-    assert stages_run(clone) == ["benchmark", "report"]
+    assert changed_stages(clone) == {"benchmark"}
+    set_params(clone, {"benchmark.min_count": 40})
 
 
 def test_no_file_within_the_budget_is_exit_code_2_with_the_broken_limits(clone):
@@ -253,7 +357,10 @@ def test_a_temperature_reruns_distill_and_what_follows_and_going_back_restores_t
     weights = clone / "artifacts/student/weights.safetensors"
     before = weights.read_bytes()
     set_params(clone, {"distill.temperatures.high_energy": 3.0})
-    assert stages_run(clone) == ["distill", "export", "evaluate", "benchmark", "report"]
+    assert stages_run(clone, "distill") == ["distill"]
+    changed = changed_stages(clone)
+    assert "export" in changed
+    assert not changed & set(STAGES[: STAGES.index("export")])
     assert weights.read_bytes() != before
     set_params(clone, {"distill.temperatures.high_energy": 2.0})
     output = command(clone, "dvc", "repro", "distill").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,17 +16,18 @@ from PIL import Image
 
 from pipeline.data.store import read_card
 from pipeline.store.paths import CHECKPOINTS, DATA, ENERGY, TEACHER
-from pipeline.training.card import checkpoint_card, network_card
+from pipeline.training.card import card_facts, checkpoint_facts
 from pipeline.training.weights import build_network, write_network
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params, snapshot
+from tests.stages.conftest import run_program_here
 
 pytestmark = pytest.mark.e2e
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # the stage with parts of one batch, a record of the batches, and something that happens at one training image
 PROGRAM = """
 import os, signal, sys, torch
-from pipeline.energy.groups import scoring
+from pipeline.energy import scoring
 from stages.launcher import run_together
 from stages.score_energy import score_energy
 
@@ -65,12 +67,12 @@ def prepare(folder: Path, **data: object) -> Path:
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, {"device": "cpu", **{f"data.{key}": value for key, value in data.items()}})
     (folder / "program.py").write_text(PROGRAM)
-    result = python(folder, "-m", "stages.prepare")
-    assert result.returncode == 0, result.stderr
+    with contextlib.chdir(folder):
+        run_program_here("prepare")
     card = read_card(folder / DATA)
     torch.manual_seed(0)
-    network = build_network("resnet8", len(card["class_names"]), "teacher.network")
-    write_network(folder / TEACHER, network, network_card("teacher", "resnet8", card, {}) | checkpoint_card(0.1))
+    network = build_network("resnet8", len(card.class_names), "teacher.network")
+    write_network(folder / TEACHER, network, card_facts("teacher", "resnet8", card, {}) | checkpoint_facts(0.1))
     return folder
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures, telling_groups
+from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups, sample_temperatures
 from pipeline.errors import DataError
 
 energies = st.lists(st.sampled_from([-9.0, -8.5, -8.0, -3.0, 0.0, 2.0]), min_size=1, max_size=40).map(torch.tensor)
@@ -144,8 +144,8 @@ def test_groups_of_more_images_than_float32_counts_have_exact_sizes():
 
 def test_groups_that_tell_images_apart_are_the_fitted_ones():
     energy = torch.tensor([-4.0, -1.0, -3.0, -2.0, -2.0])
-    assert torch.equal(telling_groups(energy, 0.2, 0.4).codes, EnergyGroups.fit(energy, 0.2, 0.4).codes)
-    assert (telling_groups(torch.ones(5), 0.0, 0.0).codes == 1).all(), "no groups are what was asked for"
+    assert torch.equal(fit_groups(energy, 0.2, 0.4).codes, EnergyGroups.fit(energy, 0.2, 0.4).codes)
+    assert (fit_groups(torch.ones(5), 0.0, 0.0).codes == 1).all(), "no groups are what was asked for"
 
 
 @pytest.mark.parametrize(
@@ -162,4 +162,4 @@ def test_groups_that_tell_images_apart_are_the_fitted_ones():
 )
 def test_groups_that_say_nothing_are_refused(energy, fractions, message):
     with pytest.raises(DataError, match=message):
-        telling_groups(torch.tensor(energy), *fractions)
+        fit_groups(torch.tensor(energy), *fractions)

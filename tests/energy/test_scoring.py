@@ -7,14 +7,20 @@ from torch import nn
 
 from pipeline.data.loader import Images
 from pipeline.data.pixels import ResidentPixels
+from pipeline.energy import scoring
 from pipeline.energy.groups import EnergyGroups
-from pipeline.energy.scoring import Scores, score_images, scored_top1, write_scores
+from pipeline.energy.scoring import Scores, score_images, score_splits, scored_top1
 from pipeline.errors import DataError
-from pipeline.evaluation.accuracy import group_accuracy
-from pipeline.store.tables import read_table
-from pipeline.training.inference import all_logits, answers, inference_batch
+from pipeline.lineage import Run
+from pipeline.portable.accuracy import group_accuracy
+from pipeline.store.tables import EnergyLineage, read_table
+from pipeline.training.inference import all_logits, inference_batch, predict
+from pipeline.training.session import Session
 
 COUNT = 1100  # 4 batches of 256 and one of 76
+LINEAGE = EnergyLineage(
+    data="a" * 64, teacher="b" * 64, split="train", temperature=4.0, low_threshold=-9.0, high_threshold=-3.0
+)
 
 
 class Killed(BaseException):
@@ -51,7 +57,7 @@ def score(teacher, images, folder, **options) -> Scores:
 def table(teacher, images, folder, **options) -> bytes:
     parts = score_images(teacher, images, 4.0, folder / "parts", **options)
     groups = EnergyGroups.fit(parts.energy(), 0.2, 0.2)
-    write_scores(folder / "energy.parquet", parts, groups.codes, {"split": "train"})
+    scoring._write_table(folder / "energy.parquet", parts, groups.codes, LINEAGE)
     return (folder / "energy.parquet").read_bytes()
 
 
@@ -75,7 +81,7 @@ def test_scores_are_those_of_the_plain_images_in_order(images, teacher, tmp_path
     np.testing.assert_allclose(scores.confidence, logits.softmax(dim=1).max(dim=1).values, rtol=1e-5)
     np.testing.assert_array_equal(scores.correct, logits.argmax(dim=1).numpy() == scores.label)
     np.testing.assert_array_equal(scores.label, np.arange(COUNT) % 5)
-    assert scores.correct.mean() == pytest.approx(answers(teacher, images).top1)
+    assert scores.correct.mean() == pytest.approx(predict(teacher, images).top1)
 
 
 @pytest.mark.parametrize("batches_per_part", [1, 2, 4])
@@ -126,7 +132,9 @@ def test_a_part_of_other_images_is_scored_again(images, teacher, passes, tmp_pat
 def test_a_part_damaged_after_scoring_is_refused_in_one_sentence(images, teacher, tmp_path):
     parts = score_images(teacher, images, 4.0, tmp_path, batches_per_part=1)
     parts.path(parts.rows[2]).write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"000000000512-000000000768\.parquet is not readable .*run `dvc repro`"):
+    with pytest.raises(
+        DataError, match=r"000000000512-000000000768\.parquet is not readable .*; run `dvc repro score_energy`$"
+    ):
         parts.energy()
 
 
@@ -147,9 +155,10 @@ def test_the_table_has_groups_by_exact_rank_and_the_accuracy_of_each(images, tea
         teacher[4].weight.zero_()  # all energies are equal, so the index decides
     parts = score_images(teacher, images, 4.0, tmp_path / "parts", batches_per_part=2)
     groups = EnergyGroups.fit(parts.energy(), 0.25, 0.5)
-    write_scores(tmp_path / "energy.parquet", parts, groups.codes, {"split": "train"})
-    columns, lineage = read_table(tmp_path / "energy.parquet")
-    assert lineage == {"split": "train"}
+    scoring._write_table(tmp_path / "energy.parquet", parts, groups.codes, LINEAGE)
+    found = read_table(tmp_path / "energy.parquet", EnergyLineage)
+    columns = found.columns
+    assert found.lineage == LINEAGE
     assert list(columns) == ["index", "label", "energy", "confidence", "correct", "group"]
     dtypes = [column.dtype.name for column in columns.values()]
     assert dtypes == ["int64", "int64", "float32", "float32", "bool", "int8"]
@@ -199,3 +208,29 @@ def test_an_energy_that_is_not_finite_stops_with_the_first_such_image(images, te
     with pytest.raises(DataError, match=f"not finite, the first at index {bad}; its weights"):
         score(Overflowing(), images, tmp_path, batches_per_part=1)
     assert len(list(tmp_path.iterdir())) == bad // 256
+
+
+@pytest.mark.parametrize("fractions", [(0.2, 0.3), (0.0, 0.0)])
+def test_both_tables_of_a_run_are_written_with_the_groups_of_the_training_images(
+    tiny_run, params, tmp_path, caplog, fractions
+):
+    wanted = params.energy.model_copy(update=dict(zip(("low_fraction", "high_fraction"), fractions, strict=True)))
+    counts: list[int] = []
+    session = Session(torch.device("cpu"), checkpoints=tmp_path / "checkpoints", on_images=counts.append)
+    scored = score_splits(tiny_run, wanted, session)
+    made = Run(tiny_run.places)
+    train, test = made.energy, made.energy_test  # linked to each other, the data and the teacher
+    sizes = made.data.counts
+    assert sum(counts) == sizes.train + sizes.test
+    np.testing.assert_array_equal(train.columns["energy"], scored.energy)
+    np.testing.assert_array_equal(train.columns["group"], scored.groups.codes)
+    low, high = (int(sizes.train * fraction) for fraction in fractions)
+    assert np.bincount(train.columns["group"], minlength=3).tolist() == [low, sizes.train - low - high, high]
+    assert (train.lineage.low_threshold, test.lineage.low_threshold) == (scored.groups.low_threshold,) * 2
+    test_energy = torch.from_numpy(test.columns["energy"].copy())
+    np.testing.assert_array_equal(test.columns["group"], scored.groups.assign(test_energy))
+    assert scored.train_top1 == train.columns["correct"].mean()
+    assert scored.test_top1 == test.columns["correct"].mean()
+    assert scored.train_group_top1 == group_accuracy(train.columns["correct"], train.columns["group"])
+    assert not list((tmp_path / "checkpoints").glob("energy-*/"))
+    assert not caplog.text

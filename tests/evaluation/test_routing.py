@@ -57,13 +57,12 @@ def test_a_router_is_set_on_one_split_and_measured_on_the_other():
     validation = np.array([-4.0, -3.0, -2.0, -1.0]), np.array([True, True, False, True])
     test = np.array([-3.5, -3.0, -2.9, -1.0]), np.array([True, False, True, True])
     found = route(validation, test, 0.9)
-    assert found["threshold"] == -3.0
-    assert (found["coverage"], found["kept"], found["top1"]) == (0.5, 2, 0.5)
-    assert len(found["curve"]) == 20
-    assert found["curve"][-1] == 0.75
+    assert (found.threshold, found.coverage, found.kept, found.top1) == (-3.0, 0.5, 2, 0.5)
+    assert len(found.curve) == 20
+    assert found.curve[-1] == 0.75
     everything, nothing = route(validation, test, 0.75), route((validation[0], ~validation[1]), test, 0.9)
-    assert (everything["threshold"], everything["coverage"], everything["top1"]) == (None, 1.0, 0.75)
-    assert (nothing["threshold"], nothing["coverage"], nothing["top1"]) == (None, 0.0, None)
+    assert (everything.threshold, everything.coverage, everything.top1) == (None, 1.0, 0.75)
+    assert (nothing.threshold, nothing.coverage, nothing.top1) == (None, 0.0, None)
 
 
 def test_uncertainty_is_one_minus_the_largest_probability():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.config import ExportParams, Params
-from pipeline.export import ExportedFile, export_all
+from pipeline.config import Params
+from pipeline.export.files import PlannedFile, plan, write_files
+from pipeline.export.formats import ExportSource
+from pipeline.store.documents import ExportedFile
 
 SIZE = 16
 CLASSES = 4
-TEMPERATURE = 4.0
 METADATA = {
     "class_names": json.dumps(["a", "b", "c", "d"]),
     "preprocessing": json.dumps({"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "size": [SIZE, SIZE]}),
     "lineage": json.dumps({"student": "12" * 32}),
 }
+ONNX = {precision: PlannedFile("student", "onnx", precision) for precision in ("fp32", "fp16", "int8")}
+_MADE_ONCE = ("network", "reference", "graph", "int8_graph")
 
 
 class Small(nn.Module):
@@ -49,29 +54,47 @@ class Exported:
     """A folder of files and what they were made from."""
 
     folder: Path
-    files: dict[str, ExportedFile]
-    student: nn.Module
-    teacher: nn.Module
-    params: ExportParams
-    calibration: NDArray[np.float32]
-    images: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    progress: list[str]
+    sources: dict[str, ExportSource]
+    before: dict[str, torch.Tensor]  # state of the student before the export
+    logits: NDArray[np.float32]  # of the trained student itself for the parity images
+    files: dict[str, ExportedFile] = field(default_factory=dict)
+    progress: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def again(self, folder: Path, **changes: object) -> list[ExportedFile]:
-        """Export once more, with other arguments where given."""
-        arguments = {
-            "params": self.params,
-            "image_size": SIZE,
-            "energy_temperature": TEMPERATURE,
-            "calibration_images": self.calibration,
-            "parity_images": self.images,
-            "metadata": METADATA,
-            "out": folder,
-            "on_progress": lambda name: None,
-        }
-        networks = (changes.pop("student", self.student), changes.pop("teacher", self.teacher))
-        return export_all(*networks, **(arguments | changes))
+    @property
+    def student(self) -> nn.Module:
+        return self.sources["student"].trained
+
+    @property
+    def calibration(self) -> NDArray[np.float32]:
+        return self.sources["student"].calibration_images
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        return self.sources["student"].parity_images
+
+    def changed(self, *parts: str, role: str = "student", images: int | None = None, **params: object) -> ExportSource:
+        """A source with other parameters, and fewer parity images.
+
+        Args:
+            parts: of what is made once, those that are made anew because they depend on the change.
+        """
+        old = self.sources[role]
+        new = replace(
+            old,
+            params=old.params.model_copy(update=params),
+            parity_images=old.parity_images[: images or len(self.images)],
+        )
+        kept = {name: vars(old)[name] for name in _MADE_ONCE if name in vars(old) and name not in parts}
+        if "reference" in kept:
+            kept["reference"] = kept["reference"][: len(new.parity_images)]
+        vars(new).update(kept)
+        return new
+
+
+def write(folder: Path, planned: Sequence[PlannedFile], *sources: ExportSource) -> list[ExportedFile]:
+    """Files of these sources in a new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_files(planned, {source.role: source for source in sources}, METADATA, folder, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -82,25 +105,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Export
     labels = torch.arange(160) % CLASSES
     centres = torch.randn(CLASSES, 3, SIZE, SIZE, generator=generator)
     pool = centres[labels] + 0.7 * torch.randn(160, 3, SIZE, SIZE, generator=generator)
-    student, teacher = (_trained(width, pool, labels) for width in (8, 16))
+    # every layer quantised: of three layers one may be all that stands out
+    settings = params.export.model_copy(update={"int8": params.export.int8.model_copy(update={"float_share": 0.0})})
+    sources = {
+        role: ExportSource(_trained(width, pool, labels), role, settings, 4.0, pool[:64].numpy(), pool[64:].numpy())
+        for role, width in (("student", 8), ("teacher", 16))
+    }
+    folder = tmp_path_factory.mktemp("export")
+    student = sources["student"].trained
     with torch.inference_mode():
         logits = student.eval()(pool[64:]).numpy()
     student.train()
-    folder = tmp_path_factory.mktemp("export") / "files"
-    progress: list[str] = []
-    made = Exported(
-        folder=folder,
-        files={},
-        student=student,
-        teacher=teacher,
-        # every layer quantised: of three layers one may be all that stands out
-        params=params.export.model_copy(update={"int8": params.export.int8.model_copy(update={"float_share": 0.0})}),
-        calibration=pool[:64].numpy(),
-        images=pool[64:].numpy(),
-        logits=logits,
-        progress=progress,
-    )
-    made.files.update({file.name: file for file in made.again(folder, on_progress=progress.append)})
+    made = Exported(folder, sources, copy.deepcopy(student.state_dict()), logits)
+    files = write_files(plan(settings), sources, METADATA, folder, lambda *step: made.progress.append(step))
+    made.files.update({file.name: file for file in files})
     return made
 
 

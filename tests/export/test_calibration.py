@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Int8Params
-from pipeline.errors import ExportError
-from pipeline.export.calibration import select, write_record
-from pipeline.store.tables import read_json
+from pipeline.export.calibration import select
 
 
 @st.composite
@@ -86,25 +80,11 @@ def test_low_and_high_energy_are_drawn_from_their_fifth_or_as_many_as_are_wanted
     assert sorted(energy[select(labels, energy, 40, "high_energy", 0)]) == list(range(60, 100))
 
 
-def test_more_images_than_there_are_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"export\.calibration\.images is 4, but the training split has 3 images; "):
-        select(np.zeros(3, np.int64), np.zeros(3, np.float32), 4, "stratified", 0)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_all_images_are_taken_if_more_are_wanted(selection: str) -> None:
+    assert select(np.arange(3), np.zeros(3, np.float32), 4, selection, 0).tolist() == [0, 1, 2]
 
 
 def test_labels_and_energies_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="same length"):
         select(np.zeros(3, np.int64), np.zeros(4, np.float32), 1, "stratified", 0)
-
-
-def test_record_names_the_images_and_their_hash(tmp_path: Path) -> None:
-    indices = np.array([2, 5, 11], dtype=np.int64)
-    int8 = Int8Params(ranges="error", rounding=True, bias_correction=True, float_share=0.1)
-    made_from = {"data": "0" * 64, "energy": "1" * 64}
-    write_record(tmp_path / "calibration.json", indices, selection="stratified", seed=0, int8=int8, lineage=made_from)
-    record = read_json(tmp_path / "calibration.json")
-    assert record["indices"] == [2, 5, 11]
-    assert record["images"] == 3
-    assert record["lineage"] == made_from
-    assert record["selection"] == "stratified"
-    assert record["int8"] == int8.model_dump()
-    assert record["sha256"] == hashlib.sha256(indices.tobytes()).hexdigest()

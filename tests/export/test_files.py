@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,12 @@ from torch import nn
 import pipeline
 from pipeline import runtimes
 from pipeline.errors import ExportError
-from pipeline.export import onnx_file, plan
-from pipeline.store.tables import model_files
+from pipeline.export import graph
+from pipeline.export.files import plan
+from pipeline.store.documents import ExportedFile
+from pipeline.store.paths import model_files
 
-from .conftest import CLASSES, SIZE, Exported
+from .conftest import CLASSES, ONNX, SIZE, Exported, write
 
 STUDENT_FILES = [
     "student_fp32.pt2",
@@ -41,17 +42,19 @@ def _one_sentence(message: str) -> bool:
 
 def test_all_planned_files_are_written_and_nothing_else(exported: Exported) -> None:
     names = [*STUDENT_FILES, "teacher_fp32.onnx"]
-    assert list(exported.files) == [file.name for file in plan(exported.params, teacher=True)] == names
-    assert exported.progress == names
+    planned = plan(exported.sources["student"].params)
+    assert list(exported.files) == [file.name for file in planned] == names
+    assert exported.progress == [(done, 8, name) for done, name in enumerate([*names, ""])]
     written = {path.name for path in exported.folder.iterdir()}
     assert written == set(names) | {"student_fp32.bin", "student_fp16.bin", "student_int8.bin"}
 
 
 def test_plan_leaves_out_what_params_leave_out(exported: Exported) -> None:
-    params = exported.params.model_copy(update={"precisions": ["int8", "fp32"], "openvino": False, "teacher": False})
+    params = exported.sources["student"].params
+    fewer = params.model_copy(update={"precisions": ["int8", "fp32"], "openvino": False, "teacher": False})
     names = ["student_fp32.pt2", "student_fp32.onnx", "student_int8.onnx"]
-    assert [file.name for file in plan(params, teacher=True)] == names
-    assert [file.name for file in plan(exported.params, teacher=False)] == STUDENT_FILES
+    assert [file.name for file in plan(fewer)] == names
+    assert [file.name for file in plan(params.model_copy(update={"teacher": False}))] == STUDENT_FILES
 
 
 def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
@@ -63,24 +66,12 @@ def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
         assert file.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_entries_are_ready_for_the_manifest(exported: Exported) -> None:
-    entry = exported.files["student_int8.onnx"].entry()
-    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
-    assert list(entry) == [
-        "name",
-        "role",
-        "format",
-        "precision",
-        "sha256",
-        "size_bytes",
-        "batch",
-        "float_nodes",
-        "parity",
-    ]
-    assert entry["parity"]["images"] == len(exported.images)
-    assert entry["parity"]["runtime"] == "onnxruntime"
-    assert entry["parity"].keys() >= {"max_abs", "mean_abs", "cosine", "top1_agreement", "executed_precision"}
-    assert 0 < entry["parity"]["energy_max_abs"] < 0.5
+def test_entries_say_what_a_file_was_compared_on_and_by(exported: Exported) -> None:
+    entry = exported.files["student_int8.onnx"]
+    assert ExportedFile.model_validate_json(entry.model_dump_json(), strict=True) == entry
+    assert (entry.role, entry.format, entry.precision, entry.fp32_layers) == ("student", "onnx", "int8", [])
+    assert (entry.parity.images, entry.parity.runtime) == (len(exported.images), "onnxruntime")
+    assert 0 < entry.parity.energy_max_abs < 0.5
 
 
 def test_every_file_computes_what_its_network_computes(exported: Exported) -> None:
@@ -89,12 +80,14 @@ def test_every_file_computes_what_its_network_computes(exported: Exported) -> No
         assert file.parity.top1_agreement >= 0.95
         if file.precision == "fp32":
             assert file.parity.max_abs < 1e-4
-            assert file.executed_precision == "fp32"
+            assert file.parity.executed_precision == "fp32"
 
 
 def test_second_export_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
-    again = exported.again(tmp_path / "elsewhere" / "files")
-    assert {file.name: file.sha256 for file in again} == {name: file.sha256 for name, file in exported.files.items()}
+    student = replace(exported.sources["student"])  # nothing of it is made yet
+    planned = [file for file in plan(student.params) if file.role == "student"]
+    again = write(tmp_path / "elsewhere" / "files", planned, student)
+    assert {file.name: file.sha256 for file in again} == {name: exported.files[name].sha256 for name in STUDENT_FILES}
 
 
 def test_no_file_holds_a_path_or_source_line_of_this_machine(exported: Exported) -> None:
@@ -105,14 +98,12 @@ def test_no_file_holds_a_path_or_source_line_of_this_machine(exported: Exported)
         assert [needle for needle in needles if needle.encode() in content] == [], path.name
 
 
-def test_networks_are_left_as_they_are(exported: Exported, tmp_path: Path) -> None:
-    student = copy.deepcopy(exported.student)
-    before = copy.deepcopy(student.state_dict())
-    exported.again(tmp_path, student=student, teacher=None, params=_onnx_only(exported))
+def test_networks_are_left_as_they_are(exported: Exported) -> None:
+    student = exported.student
     assert student.training
     assert student.stem[2].inplace
     assert all(parameter.requires_grad for parameter in student.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(torch.equal(value, exported.before[name]) for name, value in student.state_dict().items())
 
 
 @pytest.mark.parametrize("name", STUDENT_FILES)
@@ -123,7 +114,9 @@ def test_a_file_alone_in_another_folder_gives_the_same_answers_for_any_batch_siz
     for part in model_files(original):
         shutil.copy(part, tmp_path)
     file = exported.files[name]
-    here, there = (runtimes.load(file.runtime, path, precision=file.precision) for path in (original, tmp_path / name))
+    here, there = (
+        runtimes.load(file.parity.runtime, path, precision=file.precision) for path in (original, tmp_path / name)
+    )
     for batch in (1, 2, 5):
         logits, energy = there.run(exported.images[:batch])
         assert logits.shape == (batch, CLASSES)
@@ -138,16 +131,14 @@ def test_a_file_alone_in_another_folder_gives_the_same_answers_for_any_batch_siz
 def test_a_fixed_batch_is_in_every_file_but_the_torch_program_and_proved_with_it(
     exported: Exported, tmp_path: Path, batch: int
 ) -> None:
-    params = exported.params.model_copy(update={"batch": batch, "ir_version": 9})
-    files = {file.name: file for file in exported.again(tmp_path, params=params, parity_images=exported.images[:7])}
-    for name, file in files.items():
+    sources = [exported.changed(role=role, images=7, batch=batch, ir_version=9) for role in ("student", "teacher")]
+    planned = [file for file in plan(sources[0].params) if batch > 1 or file.format != "torch"]
+    for file in write(tmp_path, planned, *sources):
         assert file.batch == (None if file.format == "torch" else batch)
         assert file.parity.images == 7
         if file.format == "torch" or file.role == "teacher":
             continue
-        runtime = runtimes.load(
-            file.format if file.format == "openvino" else "onnxruntime", tmp_path / name, precision=file.precision
-        )
+        runtime = runtimes.load(file.parity.runtime, tmp_path / file.name, precision=file.precision)
         answers = runtimes.run_padded(runtime, exported.images[: min(2, batch)], batch)
         np.testing.assert_allclose(answers.logits, exported.logits[: min(2, batch)], atol=0.5)
         with pytest.raises(Exception):  # noqa: B017  each runtime has its own
@@ -159,17 +150,17 @@ def test_a_fixed_batch_is_in_every_file_but_the_torch_program_and_proved_with_it
 
 
 def test_a_tampered_file_stops_the_export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = onnx_file.graph.write
+    original = graph.write
 
     def write_tampered(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
         bias = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.bias")
         values = numpy_helper.to_array(bias) + np.float32(0.01)
         bias.CopyFrom(numpy_helper.from_array(values, bias.name))
-        write(model, path, metadata)
+        original(model, path, metadata)
 
-    monkeypatch.setattr(onnx_file.graph, "write", write_tampered)
+    monkeypatch.setattr(graph, "write", write_tampered)
     with pytest.raises(ExportError, match=r"student_fp32\.onnx differs .* up to 0\.01 .* limit of 0\.0001; ") as caught:
-        exported.again(tmp_path)
+        write(tmp_path, [ONNX["fp32"]], exported.sources["student"])
     assert _one_sentence(str(caught.value))
 
 
@@ -178,24 +169,15 @@ def test_a_tampered_file_stops_the_export(exported: Exported, tmp_path: Path, mo
     [
         (np.zeros((4, 3, SIZE, SIZE + 1), np.float32), "where float32"),
         (np.zeros((4, 3, SIZE, SIZE), np.float64), "float64"),
-        (np.zeros((0, 3, SIZE, SIZE), np.float32), "are none"),
+        (np.zeros((0, 3, SIZE, SIZE), np.float32), "there are no "),
         (np.full((4, 3, SIZE, SIZE), np.nan, np.float32), "not finite"),
     ],
 )
 @pytest.mark.parametrize("argument", ["calibration_images", "parity_images"])
-def test_unusable_images_are_refused(
-    exported: Exported, tmp_path: Path, images: np.ndarray, reason: str, argument: str
-) -> None:
+def test_unusable_images_are_refused(exported: Exported, images: np.ndarray, reason: str, argument: str) -> None:
     with pytest.raises(ExportError, match=reason) as caught:
-        exported.again(tmp_path, **{argument: images})
+        replace(exported.sources["student"], **{argument: images})
     assert argument.split("_", maxsplit=1)[0] in str(caught.value)
-    assert _one_sentence(str(caught.value))
-
-
-def test_a_folder_that_cannot_be_made_is_named(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ExportError, match=r"taken is a file; remove it") as caught:
-        exported.again(tmp_path / "taken")
     assert _one_sentence(str(caught.value))
 
 
@@ -225,16 +207,12 @@ class _NotFinite(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(7, CLASSES)), "the student cannot run images of 16 x 16"),
         (_TwoOutputs(), "does not return logits"),
         (_NotFinite(), "not finite"),
-        (_FixedBatch(), "free batch size"),
+        (_FixedBatch(), "dynamic batch size"),
     ],
 )
 def test_networks_that_cannot_be_exported_are_refused_with_the_reason(
     exported: Exported, tmp_path: Path, network: nn.Module, reason: str
 ) -> None:
     with pytest.raises(ExportError, match=reason) as caught:
-        exported.again(tmp_path, student=network)
+        write(tmp_path, [ONNX["fp32"]], replace(exported.sources["student"], trained=network))
     assert _one_sentence(str(caught.value))
-
-
-def _onnx_only(exported: Exported) -> object:
-    return exported.params.model_copy(update={"precisions": ["fp32"], "openvino": False})

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from pipeline.errors import ExportError
 from pipeline.export.structure import check_structure
 
-from .conftest import Exported
+from .conftest import ONNX, Exported, write
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -43,21 +43,20 @@ def test_other_names_of_input_and_outputs_are_refused(exported: Exported, tmp_pa
         check_structure(path, "fp32")
 
 
-def test_nodes_in_fp32_are_allowed_in_an_int8_file_if_they_are_listed_and_no_others(
+def test_layers_in_fp32_are_allowed_in_an_int8_file_if_they_are_listed_and_no_others(
     exported: Exported, tmp_path: Path
 ) -> None:
-    params = exported.params.model_copy(
-        update={"int8": exported.params.int8.model_copy(update={"float_share": 0.5}), "openvino": False}
-    )
-    (kept,) = {file.float_nodes for file in exported.again(tmp_path, params=params) if file.precision == "int8"}
+    int8 = exported.sources["student"].params.int8.model_copy(update={"float_share": 0.5})
+    (file,) = write(tmp_path, [ONNX["int8"]], exported.changed("int8_graph", int8=int8))
+    kept = tuple(file.fp32_layers)
     path = tmp_path / "student_int8.onnx"
     assert kept
-    assert check_structure(path, "int8", kept).float_nodes == kept
+    assert check_structure(path, "int8", kept).fp32_layers == kept
     for listed in ((), (*kept, "another")):
         with pytest.raises(ExportError, match="should hold convolutions and matrix products in int8 only"):
             check_structure(path, "int8", listed)
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert json.loads(properties["float_nodes"]) == list(kept)
+    assert json.loads(properties["fp32_layers"]) == list(kept)
 
 
 def _shift_zero_point(model: onnx.ModelProto) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.device.benchmark.plan import Plan, Variant
+from pipeline.portable.accuracy import Expected
 from pipeline.remote import BundleContent, run_bundle, write_bundle
 from tests.device.conftest import TinyModel, tiny_model  # noqa: F401  (a fixture)
 from tests.remote.server import SSHD, Running, Server, free_port, serving
@@ -102,10 +103,12 @@ def content(tiny_model: TinyModel) -> BundleContent:  # noqa: F811
             (Variant("ort", "onnxruntime", str(tiny_model.path), "fp32"),), "", rounds=1, max_seconds=60, **QUICK
         ),
         inputs=inputs,
-        logits=generator.standard_normal((count, 4)).astype(np.float32),
-        energy=generator.standard_normal(count).astype(np.float32),
-        labels=np.arange(count, dtype=np.int64) % 4,
-        groups=np.zeros(count, dtype=np.int8),
+        expected=Expected(
+            logits=generator.standard_normal((count, 4)).astype(np.float32),
+            energy=generator.standard_normal(count).astype(np.float32),
+            labels=np.arange(count, dtype=np.int64) % 4,
+            groups=np.zeros(count, dtype=np.int8),
+        ),
         card={"labels": ["a", "b", "c", "d"]},
     )
 
@@ -124,8 +127,8 @@ def bundle(content: BundleContent, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slow_bundle(content: BundleContent, tmp_path: Path) -> Path:
-    """Measures for two seconds and more, in two rounds."""
-    return write(tmp_path / "slow.pyz", content, min_seconds=1.0, rounds=2)
+    """Measures for a second and more, in two rounds."""
+    return write(tmp_path / "slow.pyz", content, min_seconds=0.6, rounds=2)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.device.service.files import read_json
+from pipeline.portable.documents import Result
+from pipeline.portable.files import read_object
 from pipeline.remote import Address, RemoteError, run_bundle
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -164,7 +165,7 @@ class Client:
     def wait_until_measuring(self) -> None:
         wait_for(lambda: self.reported("round "), "the first round")
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         return self._future.result(90)
 
 
@@ -176,7 +177,7 @@ def on_device(server: Server) -> list[str]:
 
 def processes_of_run(server: Server) -> tuple[int, int]:
     """The process that watches over the run on the device, and the one that measures."""
-    holder = read_json(server.folder / "device/lock.json")
+    holder = read_object(server.folder / "device/lock.json")
     assert holder is not None
     [measuring] = connections(holder["pid"])
     return holder["pid"], measuring

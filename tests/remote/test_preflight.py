@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.service.files import told
+from pipeline.device.service.run_folder import read_line
 from pipeline.remote import Address, LinkError, RemoteError, run_bundle, scripts
-from pipeline.remote.local import LocalTransport
-from pipeline.remote.transport import converse
+from pipeline.remote.transport import LocalTransport, converse
 from tests.remote.server import refusal
 
 OLD_PYTHONS = [
@@ -65,7 +64,7 @@ def test_a_python_that_says_it_is_old_is_refused(bundle: Path, address: Address,
         ("echo hello", "gave no answer to"),
         ("echo 'some reason' >&2; exit 1", "this machine: some reason"),
         ("exit 127", "has no program"),
-        ("exit 9", "the program ended with exit code 9 and said nothing"),
+        ("exit 9", "the program ended with exit code 9 and wrote no error"),
     ],
 )
 def test_a_program_that_is_no_python_is_refused(
@@ -105,12 +104,12 @@ def test_a_device_that_says_nothing_is_given_up(
 def test_bytes_that_move_are_a_sign_of_life(address: Address, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"\0" * 1000)
-    reads = "import sys, time\nfor _ in range(10): sys.stdin.buffer.raw.read(100); time.sleep(0.15)"
+    reads = "import sys, time\nfor _ in range(10): sys.stdin.buffer.raw.read(100); time.sleep(0.08)"
     sent: list[int] = []
     words = ["-c", reads]
     transport = LocalTransport(address)
     deadline = time.monotonic() + 30
-    list(converse(transport, words, silence_seconds=1.0, deadline=deadline, source=source, on_sent=sent.append))
+    list(converse(transport, words, silence_seconds=0.5, deadline=deadline, source=source, on_sent=sent.append))
     assert sent[-1] == 1000
     assert sent == sorted(sent)
     assert len(sent) > 2
@@ -129,7 +128,7 @@ def test_a_bundle_of_which_only_a_part_arrives_is_not_installed(bundle: Path, tm
     words = scripts.words(scripts.INSTALL, folder=str(tmp_path / "device"), sha256="0" * 64, run="0")
     half = bundle.read_bytes()[: bundle.stat().st_size // 2]
     ended = subprocess.run([sys.executable, *words], input=half, capture_output=True, check=True)
-    [answer] = [values for line in ended.stdout.decode().splitlines() if (values := told(line)) is not None]
+    [answer] = [values for line in ended.stdout.decode().splitlines() if (values := read_line(line)) is not None]
     assert answer["received"] == len(half)
     assert "wrong" in answer
     assert list((tmp_path / "device").iterdir()) == []
@@ -145,7 +144,7 @@ def test_this_machine_is_measured_in_the_folder_below_home(
     result = run_bundle(
         bundle, Address(), tmp_path / "out", timeout_seconds=60, on_progress=lambda *step: steps.append(step)
     )
-    assert result["plan"]["variants"][0]["path"] == result["variants"][0]["path"] == "bundle/models/tiny.onnx"
+    assert result.plan["variants"][0]["path"] == "bundle/models/tiny.onnx"
     assert (home / ".cache/energykd/lock").is_file()
     assert steps[0] == (0, 0, "asking this machine")
     assert steps[-1] == (0, 0, "fetching the result")

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.service.lock import DeviceLock, Holder
-from pipeline.device.service.processes import marked
+from pipeline.device.service.lock import DeviceLock, Holder, measuring_processes
+from pipeline.portable.files import sha256_file
 from pipeline.remote import BundleContent
-from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import wait_for
 
@@ -75,17 +74,17 @@ def test_an_interrupted_run_writes_nothing_and_does_not_hold_up_the_next(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     device = tmp_path / "device"
-    wait_for(lambda: marked(device), "the first worker")
+    wait_for(lambda: measuring_processes(device), "the first worker")
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").iterdir())
     if number != signal.SIGKILL:
-        assert marked(device) == []
+        assert measuring_processes(device) == []
         assert not (device / "here").exists()
     subprocess.run(words(bundle, tmp_path), capture_output=True, check=True)
-    assert marked(device) == []
+    assert measuring_processes(device) == []
     assert not (device / "here").exists()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.portable.files import sha256_file
 from pipeline.remote import Address, RemoteError, device, run, run_bundle, scripts
-from pipeline.store.tables import sha256_file
 from tests.remote.server import NEEDS_SSHD, Client, Running, on_device, refusal
 
 pytestmark = NEEDS_SSHD
@@ -95,14 +95,21 @@ def test_a_bundle_that_arrives_damaged_is_removed(
     assert on_device(server[0]) == []
 
 
-def test_a_bundle_that_was_damaged_on_the_device_is_copied_again(server: Running, bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_was_damaged_on_the_device_is_copied_again_and_a_whole_one_is_not(
+    server: Running, bundle: Path, tmp_path: Path
+) -> None:
     there = server[0].folder / "device" / sha256_file(bundle) / "bundle.pyz"
     there.parent.mkdir(parents=True)
     there.write_bytes(bundle.read_bytes()[:-100] + b"\0" * 100)
-    client = Client(bundle, server[0].address, tmp_path / "out")
-    assert client.result()["variants"][0]["error"] is None
-    assert any(label.startswith("copying") for label in client.labels)
-    assert sha256_file(there) == sha256_file(bundle)
+    copied, counts = [], []
+    for _ in range(2):
+        client = Client(bundle, server[0].address, tmp_path / "out")
+        assert client.result().rows[0].error is None
+        copied.append(any(label.startswith("copying") for label in client.labels))
+        counts.append(server[0].worker_count())
+        assert sha256_file(there) == sha256_file(bundle)
+    assert copied == [True, False]
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_a_result_that_arrives_damaged_is_not_taken_and_can_be_fetched_again(

@@ -33,7 +33,7 @@ def test_a_cut_connection_is_made_again_and_nothing_is_repeated(
     client.wait_until_measuring()
     assert cut(listener.pid) >= 1
     wait_for(lambda: client.reported("reconnecting"), "the client to notice")
-    assert [row["error"] for row in client.result()["variants"]] == [None]
+    assert [row.error for row in client.result().rows] == [None]
     assert device.worker_count() == undisturbed
 
 
@@ -41,7 +41,7 @@ def test_a_connection_that_falls_silent_is_given_up_and_made_again(
     server: Running, slow_bundle: Path, undisturbed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, listener = server
-    monkeypatch.setattr(device_module, "_SILENT_BEATS", -0.7)
+    monkeypatch.setattr(device_module, "_MISSED_HEARTBEATS", -0.7)
     client = Client(slow_bundle, device.address, tmp_path / "out")
     client.wait_until_measuring()
     silent = connections(listener.pid)
@@ -99,4 +99,4 @@ def test_a_host_key_that_changes_within_a_run_ends_the_client_and_not_the_run(
     with pytest.raises(RemoteError, match="shows another host key"):
         client.result()
     device.know()
-    assert Client(slow_bundle, device.address, tmp_path / "out").result()["variants"][0]["error"] is None
+    assert Client(slow_bundle, device.address, tmp_path / "out").result().rows[0].error is None

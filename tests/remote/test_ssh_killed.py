@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.device.service.lock import DeviceLock
+from pipeline.portable.files import sha256_file
 from pipeline.remote import BundleContent, RemoteError, run_bundle
-from pipeline.store.tables import sha256_file
 from tests.remote.conftest import write
 from tests.remote.server import (
     NEEDS_SSHD,
@@ -38,7 +38,7 @@ def test_a_killed_client_leaves_the_run_and_the_same_command_finds_it(
     killed.wait()
     assert [path.name for path in out.iterdir()] == [".run.json"]
     client = Client(slow_bundle, address, out)
-    assert client.result()["variants"][0]["error"] is None
+    assert client.result().rows[0].error is None
     assert device.worker_count() == undisturbed
     assert not any(label.startswith("copying") for label in client.labels)
     assert sorted(path.name for path in out.iterdir()) == ["result.json", "samples.npz"]
@@ -55,7 +55,7 @@ def test_a_killed_clients_run_is_ended_by_the_same_client_with_another_bundle(
     killed.kill()
     killed.wait()
     result = run_bundle(bundle, address, out, timeout_seconds=60)
-    assert result["bundle_sha256"] == sha256_file(bundle)
+    assert result.bundle_sha256 == sha256_file(bundle)
 
 
 def test_an_interrupted_client_ends_its_run(server: Running, content: BundleContent, tmp_path: Path) -> None:
@@ -84,9 +84,7 @@ def test_a_run_that_ended_without_its_client_is_fetched_and_not_repeated(
     assert not any(name.endswith("outcome.json") for name in on_device(device))
 
 
-def test_a_run_killed_on_the_device_is_one_sentence(
-    server: Running, slow_bundle: Path, bundle: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_on_the_device_is_one_sentence(server: Running, slow_bundle: Path, tmp_path: Path) -> None:
     device, _ = server
     client = Client(slow_bundle, device.address, tmp_path / "out")
     client.wait_until_measuring()
@@ -96,7 +94,7 @@ def test_a_run_killed_on_the_device_is_one_sentence(
     ):
         client.result()
     assert list((tmp_path / "out").iterdir()) == []
-    run_bundle(bundle, device.address, tmp_path / "out", timeout_seconds=60)
+    assert DeviceLock(device.folder / "device").holder() is None
 
 
 def test_a_run_killed_with_its_watcher_is_noticed_and_its_worker_ended_by_the_next(
@@ -121,11 +119,11 @@ def test_a_run_killed_with_its_watcher_is_noticed_and_its_worker_ended_by_the_ne
 
 
 def test_a_run_over_the_time_limit_is_ended_on_the_device(
-    server: Running, content: BundleContent, bundle: Path, tmp_path: Path
+    server: Running, content: BundleContent, tmp_path: Path
 ) -> None:
     device, _ = server
     long = write(tmp_path / "long.pyz", content, min_seconds=40)
     with pytest.raises(RemoteError, match=r"^the run on device was ended at the limit of 0\.05 minutes"):
         run_bundle(long, device.address, tmp_path / "out", timeout_seconds=3)
     assert list((tmp_path / "out").iterdir()) == []
-    run_bundle(bundle, device.address, tmp_path / "out", timeout_seconds=60)
+    assert DeviceLock(device.folder / "device").holder() is None

@@ -1,28 +1,22 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report import Inputs
-from pipeline.report.compare import compare, newcombe_interval, round_medians, verdict_sentence, wilson_interval
+from pipeline.portable.documents import MeasuredRow
+from pipeline.report.compare import compare, newcombe_interval, verdict_sentence, wilson_interval
+from pipeline.report.rows import Row
+from tests.report.conftest import benchmark, changed, rounds, row_of
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
-Rows = list[dict[str, Any]]
-
-
-Rounds = dict[tuple[str, str], list[float]]
+INT8 = ("student_int8.onnx", "onnxruntime")
 
 
 @pytest.fixture
-def rounds(inputs: Inputs) -> Rounds:
-    return {key: list(medians) for key, medians in round_medians(inputs.benchmark).items()}
-
-
-def of(rows: Rows, name: str) -> dict[str, Any]:
-    return next(row for row in rows if row["name"] == name and row["runtime"] != "tensorrt")
+def timed() -> list[MeasuredRow]:
+    """Rows of the benchmark, free to change; the third is that of INT8."""
+    return benchmark().rows
 
 
 def test_intervals_match_published_examples() -> None:
@@ -38,19 +32,18 @@ def test_interval_contains_the_difference_and_stays_in_range(count: int, data: s
     assert -1 - 1e-9 <= low <= share - other <= high <= 1 + 1e-9
 
 
-def test_sentence_claims_size_speed_and_accuracy_with_interval(rows: Rows, rounds: Rounds) -> None:
-    row = of(rows, "student_int8.onnx")
-    sentence = verdict_sentence(row, compare(row, rows, images=360, rounds=rounds), 1)
-    assert sentence == (
+def test_sentence_claims_size_speed_and_accuracy_with_interval(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row = row_of(rows, *INT8)
+    assert verdict_sentence(row, compare(row, rows, timed), 1) == (
         f"Deploy student_int8.onnx with ONNX Runtime: 11{TIMES} smaller and 4.4{TIMES} faster than the teacher, at "
         f"{MINUS}1.4 points of top-1 accuracy (95 % interval {MINUS}3.8 to +0.8)."
     )
 
 
-def test_no_speed_is_claimed_where_intervals_overlap(rows: Rows, rounds: Rounds) -> None:
-    row = of(rows, "student_int8.onnx")
-    rounds["student_int8.onnx", "onnxruntime"][-2:] = [1.3, 1.4]
-    comparison = compare(row, rows, images=360, rounds=rounds)
+def test_no_speed_is_claimed_where_intervals_overlap(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row = row_of(rows, *INT8)
+    timed[2] = changed(timed[2], rounds=rounds(0.29, 0.295, 0.298, 1.3, 1.4))
+    comparison = compare(row, rows, timed)
     assert comparison.speed_ratio is None
     sentence = verdict_sentence(row, comparison, 1)
     assert "faster" not in sentence
@@ -59,41 +52,46 @@ def test_no_speed_is_claimed_where_intervals_overlap(rows: Rows, rounds: Rounds)
 
 @pytest.mark.parametrize("verdict", ["throttled", "too_few_samples"])
 @pytest.mark.parametrize("name", ["student_int8.onnx", "teacher_fp32.onnx"])
-def test_no_speed_is_claimed_from_an_unusable_latency(rows: Rows, rounds: Rounds, verdict: str, name: str) -> None:
-    of(rows, name)["verdict"] = verdict
-    comparison = compare(of(rows, "student_int8.onnx"), rows, images=360, rounds=rounds)
+def test_no_speed_is_claimed_from_an_unusable_latency(
+    rows: list[Row], timed: list[MeasuredRow], verdict: str, name: str
+) -> None:
+    row_of(rows, name, "onnxruntime").verdict = verdict
+    comparison = compare(row_of(rows, *INT8), rows, timed)
     assert comparison.speed_ratio is None
     assert verdict.replace("_", " ") in comparison.speed_reason
 
 
-def test_slower_file_is_called_slower(rows: Rows, rounds: Rounds) -> None:
-    row = of(rows, "student_int8.onnx")
-    row["latency_p50_ms"] = 2.62
-    rounds["student_int8.onnx", "onnxruntime"] = [2.6, 2.6, 2.62, 2.63, 2.7]
-    assert f"2.0{TIMES} slower" in verdict_sentence(row, compare(row, rows, images=360, rounds=rounds), 1)
+def test_slower_file_is_called_slower(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row = row_of(rows, *INT8)
+    row.latency_p50_ms = 2.62
+    timed[2] = changed(timed[2], rounds=rounds(2.6, 2.6, 2.62, 2.63, 2.7))
+    assert f"2.0{TIMES} slower" in verdict_sentence(row, compare(row, rows, timed), 1)
 
 
-def test_other_runtime_of_the_teacher_is_named(rows: Rows, rounds: Rounds) -> None:
-    row = of(rows, "student_int8.xml")
-    assert "faster than the teacher in ONNX Runtime," in verdict_sentence(
-        row, compare(row, rows, images=360, rounds=rounds), 1
-    )
+def test_other_runtime_of_the_teacher_is_named(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row = row_of(rows, "student_int8.xml", "openvino")
+    assert "faster than the teacher in ONNX Runtime," in verdict_sentence(row, compare(row, rows, timed), 1)
 
 
-def test_missing_teacher_leaves_the_cost_open(rows: Rows, rounds: Rounds) -> None:
-    rows = [row for row in rows if row["role"] == "student"]
-    row = of(rows, "student_int8.onnx")
-    comparison = compare(row, rows, images=360, rounds=rounds)
+def test_missing_teacher_leaves_the_cost_open(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row = row_of(rows, *INT8)
+    comparison = compare(row, [row for row in rows if row.role == "student"], timed)
     assert comparison.size_ratio is None
-    assert "is not known, because no file of the teacher was exported" in verdict_sentence(row, comparison, 1)
+    sentence = verdict_sentence(row, comparison, 1)
+    assert "it was not compared with the teacher, because no file of the teacher was exported" in sentence
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_no_speed_is_claimed_from_too_few_rounds(rows: Rows, rounds: Rounds, count: int) -> None:
-    row = of(rows, "student_int8.onnx")
-    del rounds["student_int8.onnx", "onnxruntime"][count:]
-    comparison = compare(row, rows, images=360, rounds=rounds)
+def test_no_speed_is_claimed_from_too_few_rounds(rows: list[Row], timed: list[MeasuredRow], count: int) -> None:
+    timed[2] = changed(timed[2], rounds=timed[2].rounds[:count])
+    comparison = compare(row_of(rows, *INT8), rows, timed)
     assert comparison.speed_ratio is None
     assert comparison.speed_reason == (
         "a comparison needs 4 rounds of each" if count else "the latency of the file was not measured"
     )
+
+
+def test_a_latency_of_zero_is_no_measurement(rows: list[Row], timed: list[MeasuredRow]) -> None:
+    row_of(rows, *INT8).latency_p50_ms = 0.0
+    comparison = compare(row_of(rows, *INT8), rows, timed)
+    assert (comparison.speed_ratio, comparison.speed_reason) == (None, "the latency of the file was not measured")

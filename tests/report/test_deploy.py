@@ -6,9 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +14,14 @@ from PIL import Image
 
 from pipeline.data.image_files import resize
 from pipeline.errors import DataError, LineageError
-from pipeline.export.energy_output import with_energy
-from pipeline.export.graph import fix_batch
-from pipeline.report import Inputs, Recommendation, write_deploy
+from pipeline.export.graph import fix_batch, with_energy
+from pipeline.report.deploy import write_deploy
+from pipeline.report.inputs import Inputs
+from pipeline.report.rows import Row, rows_here
+from tests.report.conftest import build_inputs, changed
 
 WEIGHT = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 TEMPERATURE = 4.0
-Row = dict[str, Any]
 
 
 def export_onnx(folder: Path) -> Path:
@@ -59,7 +58,7 @@ def export_openvino(folder: Path) -> Path:
 def row_for(path: Path, rows: list[Row]) -> Row:
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return next(row for row in rows if row["name"] == path.name) | {"sha256": sha256}
+    return changed(next(row for row in rows if row.name == path.name), sha256=sha256)
 
 
 def run_predict(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,19 +68,14 @@ def run_predict(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def deployed(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    make_inputs: Callable[..., Inputs],
-    summarise: Callable[[Inputs], tuple[dict[str, Any], Recommendation]],
-) -> Path:
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip(request.param)
     export = tmp_path_factory.mktemp("export")
-    inputs = make_inputs()
-    inputs.data["class_names"][1] = "été <b>\u2028"
+    run = build_inputs().run
+    run.data.class_names[1] = "été <b>\u2028"
     path = export_onnx(export) if request.param == "onnxruntime" else export_openvino(export)
     folder = tmp_path_factory.mktemp("artifacts") / "deploy"
-    write_deploy(folder, row_for(path, summarise(inputs)[0]["rows"]), export, inputs.data)
+    write_deploy(folder, row_for(path, rows_here(run, None)), export, run.data)
     return folder
 
 
@@ -114,7 +108,7 @@ def test_predict_gives_the_answer_of_training_preprocessing(deployed: Path, pict
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(picture) as image:
         pixels = np.asarray(resize(image.convert("RGB"), 32), dtype=np.float64)
-    logits = WEIGHT @ ((pixels / 255 - inputs.data["mean"]) / inputs.data["std"]).mean(axis=(0, 1))
+    logits = WEIGHT @ ((pixels / 255 - inputs.run.data.mean) / inputs.run.data.std).mean(axis=(0, 1))
     expected = np.exp(logits) / np.exp(logits).sum()
     path, label, probability, energy = done.stdout.rstrip("\n").split("\t")
     labels = (deployed / "labels.txt").read_text(encoding="utf-8").split("\n")
@@ -168,7 +162,7 @@ def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
 
 def test_preprocessing_is_that_of_the_data_card(deployed: Path, inputs: Inputs) -> None:
     spec = json.loads((deployed / "preprocessing.json").read_text(encoding="utf-8"))
-    assert (spec["image_size"], spec["mean"], spec["std"]) == (32, inputs.data["mean"], inputs.data["std"])
+    assert (spec["image_size"], spec["mean"], spec["std"]) == (32, inputs.run.data.mean, inputs.run.data.std)
     assert (spec["input"], spec["output"], spec["energy"]) == ("input", "logits", "energy")
     assert spec["energy_threshold"] == -8.25
 
@@ -183,8 +177,8 @@ def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
 def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
     tmp_path: Path, rows: list[Row], inputs: Inputs
 ) -> None:
-    row = row_for(export_onnx(tmp_path), rows) | {"runtime": "tensorrt"}
-    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    row = changed(row_for(export_onnx(tmp_path), rows), runtime="tensorrt")
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
     assert "build a TensorRT engine of it on the device" in " ".join(
         (tmp_path / "deploy/README.md").read_text().split()
     )
@@ -195,11 +189,11 @@ def test_readme_names_the_energy_above_which_to_reject_and_what_that_keeps(
     tmp_path: Path, rows: list[Row], inputs: Inputs
 ) -> None:
     row = row_for(export_onnx(tmp_path), rows)
-    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
     text = (tmp_path / "deploy/README.md").read_text()
     assert "predict.py --reject-above -8.25 image.png" in text
     assert "kept 95.0 % of the images, of which 99.12 % were right" in text
-    write_deploy(tmp_path / "deploy", row | {"energy_threshold": None}, tmp_path, inputs.data)
+    write_deploy(tmp_path / "deploy", changed(row, energy_threshold=None), tmp_path, inputs.run.data)
     assert "--reject-above" not in (tmp_path / "deploy/README.md").read_text()
 
 
@@ -215,7 +209,7 @@ def test_predict_fills_the_batch_of_a_file_that_takes_several_images(
             model = onnx.load(path)
             fix_batch(model, batch)
             onnx.save(model, path)
-        write_deploy(tmp_path / "deploy", row_for(path, rows) | {"batch": batch}, tmp_path, inputs.data)
+        write_deploy(tmp_path / "deploy", changed(row_for(path, rows), batch=batch), tmp_path, inputs.run.data)
         done = run_predict(tmp_path / "deploy", str(picture))
         assert (done.returncode, done.stderr) == (0, "")
         expected = expected or done.stdout
@@ -226,11 +220,11 @@ def test_file_that_is_not_the_measured_one_is_refused(tmp_path: Path, rows: list
     path = export_onnx(tmp_path)
     row = row_for(path, rows)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(LineageError, match=row["sha256"][:12]):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+    with pytest.raises(LineageError, match=row.sha256[:12]):
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
     assert not (tmp_path / "deploy").exists()
 
 
@@ -239,9 +233,9 @@ def test_class_name_with_a_line_break_or_an_escape_sequence_is_refused(
     tmp_path: Path, rows: list[Row], inputs: Inputs, name: str
 ) -> None:
     row = row_for(export_onnx(tmp_path), rows)
-    inputs.data["class_names"][0] = name
+    inputs.run.data.class_names[0] = name
     with pytest.raises(DataError, match="line break"):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.data)
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
 
 
 def test_predict_does_not_hand_a_picture_to_a_decoder_that_starts_programs(deployed: Path, tmp_path: Path) -> None:
@@ -268,7 +262,7 @@ def test_the_name_of_the_file_is_a_string_in_predict_whatever_it_holds(
     row = row_for(source, rows)
     name = 'a"); open("owned", "w").close(); ("b.onnx'
     source.rename(tmp_path / name)
-    write_deploy(tmp_path / "deploy", row | {"name": name}, tmp_path, inputs.data)
+    write_deploy(tmp_path / "deploy", changed(row, name=name), tmp_path, inputs.run.data)
     tree = ast.parse((tmp_path / "deploy/predict.py").read_text(encoding="utf-8"))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "owned"]
     assert [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == name]

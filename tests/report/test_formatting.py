@@ -42,7 +42,7 @@ def test_accuracy_of_few_images_has_fewer_decimals() -> None:
         formatting.points,
         formatting.milliseconds,
         formatting.size,
-        formatting.count,
+        formatting.number,
         formatting.logit_error,
     ],
 )

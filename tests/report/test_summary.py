@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from pipeline.errors import LineageError
-from pipeline.report import Inputs, Recommendation
-
-Summarise = Callable[[Inputs], tuple[dict[str, Any], Recommendation]]
+from pipeline.report.build import Report, build_report
+from pipeline.report.inputs import Inputs
+from pipeline.report.rows import Row
+from pipeline.store.documents import ShotAccuracy
+from tests.report.conftest import build_inputs, changed, row_of, with_rows, without
 
 KEYS_OF_DESIGN = {
     *("name", "format", "precision", "precision_executed", "runtime", "device", "top1", "top1_low_energy"),
@@ -47,28 +47,32 @@ SUBJECTS = {
     "verdict": "verdict|latency",
     "precision_executed": "precision",
 }
+INT8 = ("student_int8.onnx", "onnxruntime")
 
 
-def row_of(summary: dict[str, Any], name: str, runtime: str) -> dict[str, Any]:
-    (row,) = [row for row in summary["rows"] if (row["name"], row["runtime"]) == (name, runtime)]
-    assert isinstance(row, dict)
-    return row
+def int8_row(inputs: Inputs) -> Row:
+    return row_of(build_report(inputs).rows, *INT8)
 
 
-def assert_nulls_are_explained(row: dict[str, Any]) -> None:
-    notes = " ".join(row["notes"])
-    for key, value in row.items():
+def assert_nulls_are_explained(row: Row) -> None:
+    notes = " ".join(row.notes)
+    for key, value in asdict(row).items():
         if (
             key not in ("batch", "target")
             and value is None
             and "not measured on this machine" not in notes
             and "accuracy not measured" not in notes
         ):
-            assert any(subject in notes for subject in SUBJECTS[key].split("|")), (key, row["notes"])
+            assert any(subject in notes for subject in SUBJECTS[key].split("|")), (key, row.notes)
 
 
-def test_every_row_has_exactly_the_flat_keys(summarise: Summarise, inputs: Inputs) -> None:
-    summary = summarise(inputs)[0]
+@pytest.fixture
+def report(inputs: Inputs) -> Report:
+    return build_report(inputs)
+
+
+def test_every_row_has_exactly_the_flat_keys(report: Report) -> None:
+    summary = report.summary()
     assert set(summary) == {"schema", "student", "teacher", "rows", "recommended", "devices"}
     assert summary["schema"] == 1
     for row in summary["rows"]:
@@ -76,28 +80,27 @@ def test_every_row_has_exactly_the_flat_keys(summarise: Summarise, inputs: Input
         assert not any(isinstance(row[key], dict | list) for key in set(row) - {"notes"})
 
 
-def test_row_joins_manifest_accuracy_and_latency_of_one_file_and_runtime(summarise: Summarise, inputs: Inputs) -> None:
-    row = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
-    assert row["size_bytes"] == 97_861
-    assert row["parity_top1_agreement"] == 0.9931
-    assert row["top1"] == pytest.approx(350 / 360)
-    assert row["latency_p50_ms"] == 0.298
-    assert row["verdict"] == "stable"
-    assert row["device"] == "Example CPU"
-    assert row["notes"] == []
+def test_row_joins_manifest_accuracy_and_latency_of_one_file_and_runtime(report: Report) -> None:
+    row = row_of(report.rows, *INT8)
+    assert row.size_bytes == 97_861
+    assert row.parity_top1_agreement == 0.9931
+    assert row.top1 == pytest.approx(350 / 360)
+    assert row.delta_top1_high_energy == 0
+    assert row.latency_p50_ms == 0.298
+    assert row.verdict == "stable"
+    assert row.device == "Example CPU"
+    assert row.notes == []
 
 
-def test_parity_that_the_export_stage_did_not_measure_is_that_of_the_benchmark(
-    summarise: Summarise, inputs: Inputs
-) -> None:
-    entry = next(file for file in inputs.export["files"] if file["name"] == "student_int8.onnx")
-    entry["parity"]["runtime"] = "tensorrt"
-    timed = next(row for row in inputs.benchmark["rows"] if row["name"] == "student_int8.onnx")
-    assert "parity not measured" in " ".join(row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")["notes"])
-    timed["accuracy"] = {"parity_max_abs": 0.3, "parity_top1_agreement": 0.98}
-    row = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
-    assert (row["parity_max_abs"], row["parity_top1_agreement"]) == (0.3, 0.98)
-    assert "parity" not in " ".join(row["notes"])
+def test_parity_that_the_export_stage_did_not_measure_is_that_of_the_benchmark(inputs: Inputs) -> None:
+    files = inputs.run.exported.files
+    files[2] = changed(files[2], parity=changed(files[2].parity, runtime="tensorrt"))
+    assert "parity not measured" in " ".join(int8_row(inputs).notes)
+    timed = changed(inputs.run.evaluation.rows[2].accuracy, parity_max_abs=0.3, parity_top1_agreement=0.98)
+    inputs.run.benchmark = with_rows(inputs.run.benchmark, lambda row: changed(row, accuracy=timed), INT8[0])
+    row = int8_row(inputs)
+    assert (row.parity_max_abs, row.parity_top1_agreement) == (0.3, 0.98)
+    assert "parity" not in " ".join(row.notes)
 
 
 @pytest.mark.parametrize(
@@ -108,173 +111,174 @@ def test_parity_that_the_export_stage_did_not_measure_is_that_of_the_benchmark(
             0.0,
             None,
             [
-                "no energy threshold: no share of its surest answers is 99 % right on the validation split",
+                "no energy threshold: no share of its most certain answers is 99 % right on the validation split",
                 "accuracy on the device not measured: no test image is kept there",
             ],
         ),
     ],
 )
 def test_missing_threshold_says_whether_all_or_none_is_kept(
-    summarise: Summarise, inputs: Inputs, coverage: float, top1: float | None, notes: list[str]
+    inputs: Inputs, coverage: float, top1: float | None, notes: list[str]
 ) -> None:
-    for row in inputs.evaluation["rows"]:
-        row["routing"]["energy"].update(threshold=None, coverage=coverage, top1=top1)
-    row = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
-    assert (row["energy_threshold"], row["on_device_coverage"], row["on_device_top1"]) == (None, coverage, top1)
-    assert row["notes"] == notes
+    routing = inputs.run.evaluation.rows[0].routing
+    routing = changed(routing, energy=changed(routing.energy, threshold=None, coverage=coverage, top1=top1))
+    inputs.run.evaluation = with_rows(inputs.run.evaluation, lambda row: changed(row, routing=routing))
+    row = int8_row(inputs)
+    assert (row.energy_threshold, row.on_device_coverage, row.on_device_top1) == (None, coverage, top1)
+    assert row.notes == notes
 
 
-def test_file_without_tensorrt_result_has_a_row_of_nulls_with_the_reason(summarise: Summarise, inputs: Inputs) -> None:
-    summary = summarise(inputs)[0]
-    tensorrt = [row for row in summary["rows"] if row["runtime"] == "tensorrt"]
-    assert [row["name"] for row in tensorrt] == ["student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx"]
+def test_file_without_tensorrt_result_has_a_row_of_nulls_with_the_reason(report: Report) -> None:
+    tensorrt = [row for row in report.rows if row.runtime == "tensorrt"]
+    assert [row.name for row in tensorrt] == ["student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx"]
     for row in tensorrt:
-        given = {key for key, value in row.items() if value is not None}
+        given = {key for key, value in asdict(row).items() if value is not None}
         assert given == {"name", "role", "format", "precision", "runtime", "device", "size_bytes", "sha256", "notes"}
-        assert row["notes"] == [
+        assert row.notes == [
             "not measured on this machine: tensorrt is not installed; install it with `pip install tensorrt`"
         ]
 
 
-def test_available_but_unused_tensorrt_is_said_to_be_so(
-    summarise: Summarise, make_inputs: Callable[..., Inputs]
-) -> None:
-    row = row_of(summarise(make_inputs(tensorrt_unavailable=None))[0], "student_fp32.onnx", "tensorrt")
-    assert "TensorRT is not among evaluate.runtimes" in row["notes"][0]
+def test_available_but_unused_tensorrt_is_said_to_be_so() -> None:
+    row = row_of(build_report(build_inputs(tensorrt_unavailable=None)).rows, "student_fp32.onnx", "tensorrt")
+    assert "TensorRT is not among evaluate.runtimes" in row.notes[0]
 
 
-def test_measured_tensorrt_takes_the_place_of_the_row_of_nulls(summarise: Summarise, inputs: Inputs) -> None:
-    evaluated = copy.deepcopy(inputs.evaluation["rows"][2]) | {"runtime": "tensorrt"}
-    inputs.evaluation["rows"].append(evaluated)
-    row = row_of(summarise(inputs)[0], "student_int8.onnx", "tensorrt")
-    assert row["top1"] == evaluated["top1"]
-    assert row["latency_p50_ms"] is None
-    assert "latency not measured: TensorRT is not among benchmark.runtimes" in row["notes"]
-    assert "parity not measured in TensorRT: the export stage compared in ONNX Runtime" in row["notes"]
+def test_measured_tensorrt_takes_the_place_of_the_row_of_nulls(inputs: Inputs) -> None:
+    evaluated = changed(inputs.run.evaluation.rows[2], runtime="tensorrt")
+    inputs.run.evaluation.rows.append(evaluated)
+    row = row_of(build_report(inputs).rows, "student_int8.onnx", "tensorrt")
+    assert row.top1 == evaluated.accuracy.top1
+    assert row.latency_p50_ms is None
+    assert "latency not measured: TensorRT is not among benchmark.runtimes" in row.notes
+    assert "parity not measured in TensorRT: the export stage compared in ONNX Runtime" in row.notes
     assert_nulls_are_explained(row)
 
 
-def test_unmeasured_percentile_keeps_the_reason_of_the_benchmark(summarise: Summarise, inputs: Inputs) -> None:
-    row = row_of(summarise(inputs)[0], "student_fp32.pt2", "torch")
-    assert row["latency_p99_ms"] is None
-    assert row["notes"] == ["p99 not measured: 540 samples, 662 needed", "latency noisy: round medians differ by 14%"]
+def test_unmeasured_percentile_keeps_the_reason_of_the_benchmark(report: Report) -> None:
+    row = row_of(report.rows, "student_fp32.pt2", "torch")
+    assert row.latency_p99_ms is None
+    assert row.notes == ["p99 not measured: 540 samples, 662 needed", "latency noisy: round medians differ by 14%"]
 
 
 @pytest.mark.parametrize(
     "key",
     ["latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_ci_low_ms", "throughput_ips", "verdict"],
 )
-def test_null_in_the_benchmark_without_a_reason_gets_one(summarise: Summarise, inputs: Inputs, key: str) -> None:
-    inputs.benchmark["rows"][0][key] = None
-    row = summarise(inputs)[0]["rows"][0]
-    assert row[key] is None
+def test_null_in_the_benchmark_without_a_reason_gets_one(inputs: Inputs, key: str) -> None:
+    inputs.run.benchmark.rows[0] = changed(inputs.run.benchmark.rows[0], **{key: None})
+    row = build_report(inputs).rows[0]
+    assert getattr(row, key) is None
     assert_nulls_are_explained(row)
 
 
-@pytest.mark.parametrize("key", ["top1_low_energy", "top1_mid_energy", "top1_high_energy", "delta_ci_low"])
-def test_null_in_the_evaluation_gets_a_reason(summarise: Summarise, inputs: Inputs, key: str) -> None:
-    inputs.evaluation["rows"][0][key] = None
-    assert_nulls_are_explained(summarise(inputs)[0]["rows"][0])
-
-
-def test_file_that_was_not_evaluated_or_not_compared_has_nulls_with_reasons(
-    summarise: Summarise, inputs: Inputs
-) -> None:
-    del inputs.evaluation["rows"][0]
-    del inputs.export["files"][0]["parity"]
-    row = summarise(inputs)[0]["rows"][0]
-    assert row["top1"] is None
-    assert row["parity_max_abs"] is None
-    assert row["notes"][0] == "accuracy not measured: ONNX Runtime is not among evaluate.runtimes"
+@pytest.mark.parametrize("group", ["low", "mid", "high"])
+def test_energy_group_without_images_gets_a_reason(inputs: Inputs, group: str) -> None:
+    keys = (f"top1_{group}_energy", f"delta_top1_{group}_energy")
+    keys += (f"delta_{group}_energy_ci_low", f"delta_{group}_energy_ci_high")
+    evaluated = inputs.run.evaluation.rows[0]
+    inputs.run.evaluation.rows[0] = changed(evaluated, accuracy=changed(evaluated.accuracy, **dict.fromkeys(keys)))
+    row = build_report(inputs).rows[0]
+    assert getattr(row, keys[0]) is None
     assert_nulls_are_explained(row)
 
 
-def test_requested_precision_that_was_not_executed_is_noted(summarise: Summarise, inputs: Inputs) -> None:
-    row = row_of(summarise(inputs)[0], "student_fp16.onnx", "onnxruntime")
-    assert row["precision_executed"] == "fp32"
-    assert row["notes"] == ["fp16 not executed: ONNX Runtime ran fp32"]
+def test_file_that_was_not_evaluated_has_nulls_with_reasons(inputs: Inputs) -> None:
+    del inputs.run.evaluation.rows[0]
+    row = build_report(inputs).rows[0]
+    assert row.top1 is None
+    assert row.notes[0] == "accuracy not measured: ONNX Runtime is not among evaluate.runtimes"
+    assert_nulls_are_explained(row)
 
 
-def test_accuracy_and_latency_in_different_precisions_have_no_common_precision(
-    summarise: Summarise, inputs: Inputs
-) -> None:
-    inputs.benchmark["rows"][3]["precision_executed"] = "bf16"
-    summary, recommendation = summarise(inputs)
-    row = row_of(summary, "student_fp32.xml", "openvino")
-    assert row["precision_executed"] is None
-    assert row["notes"] == ["executed precision not one: accuracy in fp32, latency in bf16"]
-    assert row["name"] in recommendation.broken
+def test_requested_precision_that_was_not_executed_is_noted(report: Report) -> None:
+    row = row_of(report.rows, "student_fp16.onnx", "onnxruntime")
+    assert row.precision_executed == "fp32"
+    assert row.notes == ["fp16 not executed: ONNX Runtime ran fp32"]
 
 
-def test_counts_of_a_mixed_precision_may_differ_between_batch_sizes(summarise: Summarise, inputs: Inputs) -> None:
-    inputs.benchmark["rows"][5]["precision_executed"] = "mixed:int8=8,fp32=2"
-    row = row_of(summarise(inputs)[0], "student_int8.xml", "openvino")
-    assert row["precision_executed"] == "mixed:int8=8,fp32=2"
+def test_accuracy_and_latency_in_different_precisions_have_no_common_precision(inputs: Inputs) -> None:
+    timed = inputs.run.benchmark
+    inputs.run.benchmark = with_rows(timed, lambda row: changed(row, precision_executed="bf16"), "student_fp32.xml")
+    report = build_report(inputs)
+    row = row_of(report.rows, "student_fp32.xml", "openvino")
+    assert row.precision_executed is None
+    assert row.notes == ["executed precision not unique: accuracy in fp32, latency in bf16"]
+    assert row.name in report.recommendation.broken
 
 
-def test_file_that_failed_in_the_benchmark_keeps_its_accuracy(summarise: Summarise, inputs: Inputs) -> None:
-    row = inputs.benchmark["rows"][2]
-    row.update(dict.fromkeys([key for key in row if key.startswith(("latency", "throughput", "verdict", "precision"))]))
-    row.update(rounds=[], samples=0, error="timed out.", notes=["latency not measured: timed out."], reasons=[])
-    found = row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")
-    assert found["notes"] == ["latency not measured: timed out"]
-    assert found["precision_executed"] == "int8"
+def test_counts_of_a_mixed_precision_may_differ_between_batch_sizes(inputs: Inputs) -> None:
+    mixed = "mixed:int8=8,fp32=2"
+    timed = inputs.run.benchmark
+    inputs.run.benchmark = with_rows(timed, lambda row: changed(row, precision_executed=mixed), "student_int8.xml")
+    row = row_of(build_report(inputs).rows, "student_int8.xml", "openvino")
+    assert row.precision_executed == mixed
+
+
+def test_file_that_failed_in_the_benchmark_keeps_its_accuracy(inputs: Inputs) -> None:
+    row = inputs.run.benchmark.rows[2]
+    unmeasured = [key for key in vars(row) if key.startswith(("latency", "throughput_", "verdict", "precision_"))]
+    failed: dict[str, Any] = {"rounds": [], "error": "timed out.", "notes": ["latency not measured: timed out."]}
+    inputs.run.benchmark.rows[2] = changed(row, **dict.fromkeys(unmeasured), **failed)
+    found = int8_row(inputs)
+    assert found.notes == ["latency not measured: timed out"]
+    assert found.precision_executed == "int8"
     assert_nulls_are_explained(found)
 
 
-def test_row_names_the_device_of_its_runtime(summarise: Summarise, inputs: Inputs) -> None:
-    inputs.benchmark["rows"][2]["device_name"] = "Example GPU"
-    assert row_of(summarise(inputs)[0], "student_int8.onnx", "onnxruntime")["device"] == "Example GPU"
+def test_row_names_the_device_of_its_runtime(inputs: Inputs) -> None:
+    inputs.run.benchmark.rows[2] = changed(inputs.run.benchmark.rows[2], device_name="Example GPU")
+    assert int8_row(inputs).device == "Example GPU"
 
 
-def test_networks_have_the_test_accuracy_of_their_reference_file(summarise: Summarise, inputs: Inputs) -> None:
-    summary = summarise(inputs)[0]
-    assert summary["student"]["top1"] == pytest.approx(351 / 360)
-    assert summary["teacher"]["top1"] == pytest.approx(355 / 360)
-    assert summary["teacher"]["network"] == "resnet20"
-    assert summary["student"]["weights_sha256"] == inputs.student["weights_sha256"]
+def test_networks_have_the_test_accuracy_of_their_reference_file(report: Report, inputs: Inputs) -> None:
+    assert report.student["top1"] == pytest.approx(351 / 360)
+    assert report.teacher["top1"] == pytest.approx(355 / 360)
+    assert report.teacher["network"] == "resnet20"
+    assert report.student["weights_sha256"] == inputs.run.student.weights_sha256
 
 
-def test_teacher_that_was_not_exported_has_null_accuracy_with_a_note(summarise: Summarise, inputs: Inputs) -> None:
-    inputs.export["files"].pop()
-    inputs.evaluation["rows"].pop()
-    inputs.benchmark["rows"].pop()
-    teacher = summarise(inputs)[0]["teacher"]
+def test_teacher_that_was_not_exported_has_null_accuracy_with_a_note(inputs: Inputs) -> None:
+    without(inputs.run, "teacher_fp32.onnx")
+    teacher = build_report(inputs).teacher
     assert teacher["top1"] is None
     assert teacher["notes"] == ["test accuracy not measured: no file of this network was evaluated in fp32"]
 
 
-@pytest.mark.parametrize("document", ["evaluation", "benchmark"])
-def test_measurement_of_another_file_is_refused_with_both_hashes(
-    summarise: Summarise, inputs: Inputs, document: str
-) -> None:
-    exported = inputs.export["files"][2]["sha256"]
-    getattr(inputs, document)["rows"][2]["sha256"] = "f" * 64
-    with pytest.raises(LineageError) as raised:
-        summarise(inputs)
-    assert "f" * 12 in str(raised.value)
-    assert exported[:12] in str(raised.value)
-    assert "student_int8.onnx" in str(raised.value)
-
-
-def test_measurement_of_an_unknown_file_is_refused(summarise: Summarise, inputs: Inputs) -> None:
-    inputs.benchmark["rows"][0]["name"] = "other.onnx"
-    with pytest.raises(LineageError, match=r"other\.onnx, which the export manifest does not list"):
-        summarise(inputs)
-
-
-def test_rows_of_a_long_tail_have_the_accuracy_of_frequent_and_rare_classes(
-    summarise: Summarise, inputs: Inputs
-) -> None:
+def test_rows_of_a_long_tail_have_the_accuracy_of_frequent_and_rare_classes(inputs: Inputs) -> None:
     shots = {"top1_many_shot": 0.9, "top1_medium_shot": None, "top1_few_shot": 0.4}
-    inputs.evaluation["shot_classes"] = {"many": 5, "medium": 0, "few": 5}
-    for row in inputs.evaluation["rows"]:
-        row.update(shots)
-    rows = summarise(inputs)[0]["rows"]
-    measured = next(row for row in rows if row["name"] == "student_int8.onnx" and row["runtime"] == "onnxruntime")
+    evaluation = with_rows(inputs.run.evaluation, lambda row: changed(row, shots=ShotAccuracy(**shots)))
+    inputs.run.evaluation = changed(evaluation, shot_classes={"many": 5, "medium": 0, "few": 5})
+    rows = build_report(inputs).summary()["rows"]
+    measured = next(row for row in rows if (row["name"], row["runtime"]) == INT8)
     assert {key: measured[key] for key in shots} == shots
     assert measured["balanced_accuracy"] is not None
     assert "accuracy on medium-shot classes not measured: there is none" in measured["notes"]
     unmeasured = next(row for row in rows if row["runtime"] == "tensorrt")
     assert unmeasured["top1_few_shot"] is None
     assert set(unmeasured) == set(measured)
+
+
+def test_metrics_are_flat_numbers_of_the_recommended_file(report: Report) -> None:
+    metrics = report.metrics()
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    assert metrics["recommended_size_mb"] == 0.097861
+    assert metrics["recommended_latency_p50_ms"] == 0.298
+    assert metrics["student_top1_high_energy"] == 65 / 72
+    assert round(metrics["compression_ratio"], 2) == 11.27
+    assert round(metrics["speedup"], 2) == 4.40
+    assert {"teacher_top1", "student_top1", "recommended_top1"} <= metrics.keys()
+
+
+def test_metric_that_was_not_measured_has_no_entry(inputs: Inputs) -> None:
+    without(inputs.run, "teacher_fp32.onnx")
+    metrics = build_report(inputs).metrics()
+    assert "teacher_top1" not in metrics
+    assert "speedup" not in metrics
+    assert metrics["student_top1"] == 351 / 360
+
+
+def test_nothing_is_recommended_outside_the_budget(inputs: Inputs) -> None:
+    report = build_report(changed(inputs, budget=changed(inputs.budget, max_size_mb=0.001)))
+    assert report.summary()["recommended"] is None
+    assert not any(name.startswith("recommended") for name in report.metrics())

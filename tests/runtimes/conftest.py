@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.runtimes.openvino_core import openvino_core
+from pipeline.runtimes.openvino_runtime import openvino_core
 
 SIZE = 16
 CLASSES = 5

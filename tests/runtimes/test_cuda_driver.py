@@ -93,9 +93,9 @@ def test_missing_driver_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(cuda_driver.ctypes, "CDLL", absent)
     assert device_problem() == (
-        "the NVIDIA driver library libcuda.so.1 is not here; install the driver, or give the container its GPUs."
+        "the NVIDIA driver library libcuda.so.1 is missing; install the driver, or give the container its GPUs."
     )
-    with pytest.raises(RuntimeUnavailableError, match=r"libcuda\.so\.1 is not here"):
+    with pytest.raises(RuntimeUnavailableError, match=r"libcuda\.so\.1 is missing"):
         CudaDriver()
 
 

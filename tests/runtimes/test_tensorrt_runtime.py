@@ -283,7 +283,7 @@ def test_precision_that_was_not_executed_is_an_error(
         open_runtime(model, precision=asked)
     assert str(caught.value) == (
         f"{model}: {asked} was asked for but tensorrt:Test GPU executed {executed}; "
-        f"export it again, or do not ask this GPU for {asked}."
+        "export it again, or request another precision."
     )
     assert len(fake.builds) == 1
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import runpy
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import pytest
-import torch
 
-from pipeline.config import Params, load_params
-from pipeline.data.store import read_card, read_split
-from pipeline.store.paths import DATA, ENERGY, ENERGY_TEST, STUDENT, SUBSET, TEACHER
-from pipeline.store.tables import sha256_file, write_table
-from pipeline.training.card import checkpoint_card, network_card
-from pipeline.training.weights import build_network, write_network
-from tests.conftest import ROOT
+from pipeline.config import load_params
+from pipeline.lineage import Run
+from tests.conftest import ROOT, write_chain
 from tests.e2e.test_repro import set_params
 
 SMALL = {
@@ -43,7 +41,7 @@ def exported_once(tmp_path_factory) -> Path:
     with contextlib.chdir(folder):
         params = load_params()
         prepare(params)
-        write_chain(params)
+        write_chain(Run(), params)
         export(params)
     return folder
 
@@ -62,41 +60,13 @@ def exported(exported_once, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def write_chain(params: Params, seed: int = 0) -> dict[str, str]:
-    """All from the teacher to the student, of the prepared data; returns the lineage of an export."""
-    from stages.build_subset import build_subset
-
-    data = read_card(DATA)
-    made_from = {"data": data["fingerprint"], "teacher": write_untrained(TEACHER, "teacher", data, {}, seed)}
-    write_scores(ENERGY, "train", made_from)
-    made_from["energy"] = sha256_file(ENERGY)
-    write_scores(ENERGY_TEST, "test", made_from)
-    build_subset(params)
-    taught = {key: made_from[key] for key in ("teacher", "energy")} | {"subset": sha256_file(SUBSET)}
-    return made_from | {"student": write_untrained(STUDENT, "student", data, taught, seed)}
-
-
-def write_untrained(folder: Path, role: str, data: dict, lineage: dict[str, str], seed: int) -> str:
-    """Weights as they are drawn; returns their hash."""
-    torch.manual_seed(seed + len(role))
-    network = build_network("resnet8", len(data["class_names"]), f"{role}.network")
-    settings = {"distill": {}, "heda": {}} if role == "student" else {}
-    card = network_card(role, "resnet8", data, lineage) | checkpoint_card(0.1) | settings
-    return write_network(folder, network, card)["weights_sha256"]
-
-
-def write_scores(path: Path, split: str, made_from: dict[str, str]) -> None:
-    """Energies by chance, the upper fifth high and the lower fifth low."""
-    labels = np.asarray(read_split(DATA, split).labels)
-    energy = np.random.default_rng(0).normal(-8, 1, len(labels)).astype(np.float32)
-    low, high = np.quantile(energy, (0.2, 0.8))
-    columns = {
-        "index": np.arange(len(labels)),
-        "label": labels,
-        "energy": energy,
-        "confidence": np.full(len(labels), 0.5, np.float32),
-        "correct": np.zeros(len(labels), bool),
-        "group": (1 + (energy > high) - (energy < low)).astype(np.int8),
-    }
-    thresholds = {"low_threshold": float(low), "high_threshold": float(high)}
-    write_table(path, columns, {**made_from, **thresholds, "temperature": 4.0, "split": split})
+def run_program_here(stage: str, *arguments: str, expected: int = 0) -> str:
+    """Standard error of a stage's program, run inside this process, which saves the imports."""
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(said), mock.patch.object(sys, "argv", [stage, *arguments]):
+        try:
+            runpy.run_module(f"stages.{stage}", run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+    assert code == expected, said.getvalue()
+    return said.getvalue()

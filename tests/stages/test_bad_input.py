@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import models
 from stages.common import run_program
 from tests.conftest import ROOT, loss_params
 from tests.e2e.test_repro import set_params, snapshot
+from tests.stages.conftest import run_program_here
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,8 @@ def workspace(prepared, tmp_path) -> Path:
 
 
 def run(folder: Path, stage: str, *arguments: str, expected: int = 2) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert result.returncode == expected, result.stdout + result.stderr
-    return result.stderr
+    with contextlib.chdir(folder):
+        return run_program_here(stage, *arguments, expected=expected)
 
 
 def sentence(folder: Path, stage: str, *arguments: str) -> str:
@@ -197,7 +188,7 @@ def test_an_unknown_student_before_the_teacher_is_trained(workspace):
 
 
 def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(workspace):
-    set_params(workspace, {"distill.network": "torchvision:vit_b_16"})
+    set_params(workspace, {"distill.network": "torchvision:alexnet"})
     assert "params.yaml: distill.network cannot take images of 32 pixels" in sentence(workspace, "check")
 
 

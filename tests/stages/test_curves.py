@@ -6,10 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import DataError
-from pipeline.training.loop import EpochRecord
-from stages.curves import check_repository, learning_curves
+from pipeline.lineage import Places, Run
+from pipeline.training.card import EpochRecord
+from stages.curves import check_repository, training_session
+from tests.report.conftest import data_card
 
 NO_COMMIT = r"need a Git repository with a commit .*`git add --all && git commit`"
 
@@ -31,9 +34,11 @@ def test_a_repository_without_a_commit_is_known_before_anything_is_computed(repo
 
 
 def test_a_repository_without_a_commit_is_one_sentence(repository):
+    run = Run(Places(curves={"teacher": Path("curves")}))
+    run.data = data_card()
     with (
         pytest.raises(DataError, match=NO_COMMIT),
-        learning_curves(Path("curves"), "teacher", 1, 1) as curves,
+        training_session(run, "teacher", torch.device("cpu"), epochs=1, batch_size=64) as session,
     ):
-        curves.epoch(EpochRecord(0, 1.0, 0.5, 0.1, 1.0))
+        session.on_epoch(EpochRecord(0, 1.0, 0.5, 0.1, 1.0))
     assert not Path("curves").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.dvc_files import mend
+from stages.dvc_files import repair_dvc_files
 
 LOCK = """schema: '2.0'
 stages:
@@ -39,7 +39,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("end", [0, 8, LOCK.index("deps") + 2, LOCK.index("hash") + 2])
 def test_a_lockfile_that_was_cut_short_is_set_aside(workspace, caplog, name, end):
     (workspace / name).write_text(LOCK[:end])
-    mend()
+    repair_dvc_files()
     assert not (workspace / name).exists()
     assert f"{name} was cut short" in caplog.text
     assert (workspace / ".dvc/tmp" / f"{name.replace('/', '_')}.damaged").read_text() == LOCK[:end]
@@ -47,14 +47,14 @@ def test_a_lockfile_that_was_cut_short_is_set_aside(workspace, caplog, name, end
 
 def test_whole_files_are_left_alone(workspace, caplog):
     (workspace / "dvc.lock").write_text(LOCK)
-    mend()
+    repair_dvc_files()
     assert (workspace / "dvc.lock").read_text() == LOCK
     assert not caplog.text
 
 
 def test_a_list_of_users_that_was_cut_short_is_removed(workspace, caplog):
     (workspace / ".dvc/tmp/rwlock").write_text('{"write": ')
-    mend()
+    repair_dvc_files()
     assert not (workspace / ".dvc/tmp/rwlock").exists()
     assert "rwlock was cut short" in caplog.text
 
@@ -68,7 +68,7 @@ def test_a_user_whose_number_another_program_has_by_now_is_forgotten_and_a_livin
         users.write_text(
             json.dumps({"write": {"artifacts/data": {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}})
         )
-        mend()
+        repair_dvc_files()
         process.kill()
     assert users.exists() == (program == "dvc")
 
@@ -76,7 +76,7 @@ def test_a_user_whose_number_another_program_has_by_now_is_forgotten_and_a_livin
 @pytest.mark.parametrize("text", ["[]", '{"read": 1}', '{"write": {"a": {}}}', '{"read": {"a": [{"pid": "x"}]}}'])
 def test_a_list_of_users_of_another_form_is_removed(workspace, text):
     (workspace / ".dvc/tmp/rwlock").write_text(text)
-    mend()
+    repair_dvc_files()
     assert not (workspace / ".dvc/tmp/rwlock").exists()
 
 
@@ -86,8 +86,8 @@ def test_what_a_running_dvc_may_be_writing_is_left_alone(workspace):
     with (workspace / ".dvc/tmp/lock").open() as repository, (workspace / ".dvc/tmp/rwlock.lock").open() as users:
         for file in (repository, users):
             fcntl.flock(file, fcntl.LOCK_EX)
-        mend()
+        repair_dvc_files()
     assert (workspace / "dvc.lock").exists()
     assert (workspace / ".dvc/tmp/rwlock").exists()
-    mend()
+    repair_dvc_files()
     assert not (workspace / "dvc.lock").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,14 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.store.tables import read_json
-from pipeline.training.weights import CARD
+from pipeline.store.json_files import read_json
+from pipeline.store.paths import CARD
 from tests.conftest import ROOT
 from tests.e2e.test_repro import set_params
+from tests.stages.conftest import run_program_here
 
 pytestmark = pytest.mark.e2e
 # one epoch at a low rate: rounding errors, which differ with the number of processes, must not grow within the test
 TRAINING = {"epochs": 1, "batch_size": 64, "learning_rate": 0.01, "precision": "fp32"}
+EPOCHS = 15  # of a run that is killed after its first
 SMALL = {
     "device": "cpu",
     "data.image_size": 8,
@@ -38,7 +41,7 @@ def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL)
-    run(folder, "prepare")
+    run_here(folder, "prepare")
     return folder
 
 
@@ -68,6 +71,12 @@ def run(folder: Path, stage: str, expected: int = 0) -> str:
     return error
 
 
+def run_here(folder: Path, stage: str, expected: int = 0) -> str:
+    """Likewise, of a stage that runs in one process: this one."""
+    with contextlib.chdir(folder):
+        return run_program_here(stage, expected=expected)
+
+
 def losses(folder: Path, role: str) -> list[float]:
     lines = (folder / f"reports/curves/{role}/plots/metrics/train_loss.tsv").read_text().splitlines()
     return [float(line.split("\t")[1]) for line in lines[1:]]
@@ -76,17 +85,20 @@ def losses(folder: Path, role: str) -> list[float]:
 def test_two_processes_train_and_score_as_one(workspace, tmp_path):
     other = shutil.copytree(workspace, tmp_path / "other")
     set_params(other, {"launcher.processes": 2})
-    for folder in (workspace, other):
-        run(folder, "train_teacher")
+    run_here(workspace, "train_teacher")
+    run(other, "train_teacher")
     assert losses(other, "teacher") == pytest.approx(losses(workspace, "teacher"), abs=1e-3)
     # teachers that differ by rounding put some images into other groups; what follows is compared under one teacher
     shutil.rmtree(other / "artifacts/teacher")
     shutil.copytree(workspace / "artifacts/teacher", other / "artifacts/teacher")
-    for folder in (workspace, other):
-        for stage in ("score_energy", "build_subset", "distill"):
-            run(folder, stage)
-    for name in ("energy.parquet", "energy_test.parquet", "heda_subset.parquet"):
+    run_here(workspace, "score_energy")
+    run(other, "score_energy")
+    for name in ("energy.parquet", "energy_test.parquet"):
         assert (other / "artifacts" / name).read_bytes() == (workspace / "artifacts" / name).read_bytes()
+    for folder in (workspace, other):
+        run_here(folder, "build_subset")
+    run_here(workspace, "distill")
+    run(other, "distill")
     assert losses(other, "student") == pytest.approx(losses(workspace, "student"), abs=1e-3)
     cards = [read_json(folder / "artifacts/student" / CARD) for folder in (workspace, other)]
     assert cards[0].keys() == cards[1].keys()
@@ -98,10 +110,10 @@ def test_two_processes_train_and_score_as_one(workspace, tmp_path):
 
 
 def test_what_is_wrong_in_all_processes_is_said_once_with_exit_code_2(workspace):
-    set_params(workspace, {"launcher.processes": 3, "teacher.training.batch_size": 2})
+    set_params(workspace, {"launcher.processes": 2, "teacher.training.batch_size": 1})
     error = run(workspace, "train_teacher", expected=2)
     assert error.count("error: ") == 1
-    assert error.splitlines()[-1].startswith("error: a batch of 2 images cannot be divided among 3 processes")
+    assert error.splitlines()[-1].startswith("error: a batch size of 1 cannot be divided among 2 processes")
     assert "Traceback" not in error
     assert not (workspace / "artifacts/teacher").exists()
 
@@ -117,7 +129,7 @@ def test_a_second_process_of_a_stage_is_refused_and_told_of_the_first(workspace,
             assert time.monotonic() < deadline
             time.sleep(0.05)
         set_params(workspace, {"seed": 1})  # another run, which would write the same files
-        error = run(workspace, "train_teacher", expected=2)
+        error = run_here(workspace, "train_teacher", expected=2)
     finally:
         first = psutil.Process(before.pid)
         for process in [first, *first.children(recursive=True)]:  # torchrun's are in groups of their own
@@ -131,7 +143,7 @@ def test_a_second_process_of_a_stage_is_refused_and_told_of_the_first(workspace,
 
 @pytest.mark.parametrize(("victim", "code"), [("worker", 128 + signal.SIGKILL), ("launcher", 128 + signal.SIGTERM)])
 def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace, victim, code):
-    set_params(workspace, {"launcher.processes": 2, "teacher.training.epochs": 60})
+    set_params(workspace, {"launcher.processes": 2, "teacher.training.epochs": EPOCHS})
     process = start(workspace, "train_teacher")
     deadline = time.monotonic() + 120
     while not list(workspace.glob(".checkpoints/teacher-*/epoch.safetensors")):
@@ -148,5 +160,5 @@ def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace, victim, code
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     set_params(workspace, {"launcher.processes": 1})
-    run(workspace, "train_teacher")
-    assert len(losses(workspace, "teacher")) == 60
+    run_here(workspace, "train_teacher")
+    assert len(losses(workspace, "teacher")) == EPOCHS

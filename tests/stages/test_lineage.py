@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_params
-from pipeline.errors import LineageError
+from pipeline.errors import DataError, LineageError
+from pipeline.lineage import Run
+from pipeline.store.documents import DataCard, ExportManifest, NetworkCard
 from pipeline.store.paths import (
     BENCHMARK,
-    CURVES_LINEAGE,
+    CURVES,
     DATA,
     ENERGY,
     ENERGY_TEST,
@@ -25,15 +27,16 @@ from pipeline.store.paths import (
     TEACHER,
     TEACHER_CURVES,
 )
-from pipeline.store.tables import read_json, write_json
+from pipeline.store.tables import EnergyLineage, SubsetLineage
 from stages import benchmark, build_subset, distill, evaluate, export, report, score_energy
+from stages.curves import sign_curves
 from stages.prepare import prepare
+from tests.conftest import write_chain, write_scores
 from tests.e2e.test_repro import set_params, snapshot
-from tests.report.conftest import benchmark as measured_benchmark
-from tests.report.conftest import evaluation as measured_evaluation
-from tests.stages.conftest import write_chain, write_scores
+from tests.report import conftest as made_up
 
 STAGES = {
+    "prepare": prepare,
     "score_energy": score_energy.score_energy,
     "build_subset": build_subset.build_subset,
     "distill": distill.distill,
@@ -42,7 +45,6 @@ STAGES = {
     "benchmark": benchmark.benchmark,
     "report": report.report,
 }
-CURVES = {"teacher": TEACHER_CURVES, "student": STUDENT_CURVES}
 # stage, what is different in the other run, what is taken from there
 MIXES = [
     ("score_energy", "data", TEACHER),
@@ -67,17 +69,21 @@ MIXES = [
 ]
 
 
-def write_measured(lineage: dict[str, str], sha256: str | None = None) -> None:
+def write_measured(sha256: str | None = None) -> None:
     """Measurements of the student's file, and curves, as the stages would leave them."""
-    exported = {file["name"]: file["sha256"] for file in read_json(EXPORT_MANIFEST)["files"]}
-    for path, measured in ((EVALUATION, measured_evaluation()), (BENCHMARK, measured_benchmark())):
-        (row,) = [row for row in measured["rows"] if row["name"] == "student_fp32.onnx"]
-        row["sha256"] = sha256 or exported[row["name"]]
-        write_json(path, measured | {"rows": [row], "lineage": lineage})
+    run = Run()
+    hashes = {file.name: file.sha256 for file in run.exported.files}
+    for path, measured in ((EVALUATION, made_up.evaluation()), (BENCHMARK, made_up.benchmark())):
+        rows = [
+            made_up.changed(row, sha256=sha256 or hashes[row.name])
+            for row in measured.rows
+            if row.name == "student_fp32.onnx"
+        ]
+        made_up.changed(measured, rows=rows, lineage=run.made_from).write(path)
     for role, folder in CURVES.items():
         (folder / "plots/metrics").mkdir(parents=True, exist_ok=True)
         (folder / "plots/metrics/val_top1.tsv").write_text("step\tval_top1\n0\t0.5\n")
-        write_json(folder / CURVES_LINEAGE, {"lineage": {role: lineage[role]}})
+        sign_curves(run, getattr(run, role))
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +92,22 @@ def runs(exported_once, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     shutil.copytree(exported_once, root / "one")
     with contextlib.chdir(root / "one"):
-        write_measured(read_json(EXPORT_MANIFEST)["lineage"])
+        write_measured()
     for name in ("teacher", "data", "energy", "files"):
         shutil.copytree(root / "one", root / name)
         with contextlib.chdir(root / name):
-            manifest = read_json(EXPORT_MANIFEST)
+            exported = Run().exported
             if name in ("teacher", "data"):
                 if name == "data":
                     set_params(root / name, {"data.seed": 1})
                     prepare(load_params())
-                manifest["lineage"] = write_chain(load_params(), seed=1)
-                write_json(EXPORT_MANIFEST, manifest)
-                write_measured(manifest["lineage"])
+                write_chain(Run(), load_params(), seed=1)
+                made_up.changed(exported, lineage=Run().made_from).write(EXPORT_MANIFEST)
+                write_measured()
             elif name == "energy":
-                made_from = {key: manifest["lineage"][key] for key in ("data", "teacher")}
-                write_scores(ENERGY_TEST, "test", made_from | {"energy": "e" * 64})
+                write_scores(Run(), "test", energy="e" * 64)
             else:
-                write_measured(manifest["lineage"], "f" * 64)
+                write_measured("f" * 64)
     return root
 
 
@@ -147,6 +152,31 @@ def test_energies_of_the_other_split_are_refused(run, stage, source, target):
     with pytest.raises(LineageError, match="was made from split"):
         STAGES[stage](load_params())
     assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    ("document", "link", "path", "reader", "maker"),
+    [
+        (DataCard, "data", "artifacts/data/data.json", "score_energy", "prepare"),
+        (NetworkCard, "teacher", "artifacts/teacher/card.json", "score_energy", "train_teacher"),
+        (EnergyLineage, "energy", "artifacts/energy.parquet", "build_subset", "score_energy"),
+        (SubsetLineage, "subset", "artifacts/heda_subset.parquet", "distill", "build_subset"),
+        (ExportManifest, "exported", "artifacts/export/export.json", "evaluate", "export"),
+    ],
+)
+def test_a_raised_format_refuses_earlier_files_and_names_the_stage_that_writes_them_anew(
+    run, monkeypatch, document, link, path, reader, maker
+):
+    monkeypatch.setattr(document, "FORMAT", 9)
+    before = snapshot(run)
+    with pytest.raises(
+        DataError, match=rf"^{path} has format 1, but this version reads 9; run `dvc repro -fs {maker}`$"
+    ):
+        STAGES[reader](load_params())
+    assert snapshot(run) == before
+    if maker != "train_teacher":  # it would train
+        STAGES[maker](load_params())
+        assert getattr(Run(), link)
 
 
 def test_files_of_one_run_are_not_refused(run):

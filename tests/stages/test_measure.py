@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,17 +15,23 @@ from ruamel.yaml import YAML
 from pipeline.config import load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
-from pipeline.evaluation.candidates import candidates
-from pipeline.evaluation.measure import bundle_content, document, make_plan, spread_over
-from pipeline.remote import BundleContent
+from pipeline.evaluation import measure as measuring
+from pipeline.evaluation.measure import MeasurementRequest, bundle_content, make_plan, spread_over
+from pipeline.evaluation.runnable import runnable_files
+from pipeline.lineage import Run
+from pipeline.portable.documents import MeasuredRow
+from pipeline.portable.files import sha256_file
+from pipeline.remote import Address, BundleContent
 from pipeline.runtimes import load
+from pipeline.store.json_files import read_json
 from pipeline.store.paths import DATA, EXPORT_MANIFEST
-from pipeline.store.tables import read_json, sha256_file
-from pipeline.target_config import find_target, load_target
+from pipeline.targets import find_target, load_target
 from stages.measure import measure_device
 from stages.show import show
 from stages.target import examples, target
 from tests.e2e.test_repro import set_params
+from tests.report.conftest import accuracy, measurement
+from tests.stages.conftest import run_program_here as run
 
 QUICK = {
     "benchmark.runtimes": ["onnxruntime"],
@@ -52,14 +58,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if ".checkpoints" not in path.parts
     }
-
-
-def run(stage: str, *arguments: str, expected: int = 0) -> str:
-    """Standard error of the stage as a program."""
-    words = [sys.executable, "-m", f"stages.{stage}", *arguments]
-    ended = subprocess.run(words, text=True, capture_output=True, check=False)
-    assert ended.returncode == expected, ended.stdout + ended.stderr
-    return ended.stderr
 
 
 def sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -109,30 +107,45 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
 
 def test_a_result_with_the_samples_of_another_measurement_is_not_shown(here: Path) -> None:
     (here / "samples.npz").write_bytes(b"of another")
-    (here / "result.json").write_text(json.dumps({"samples_sha256": "a" * 64}))
+    measurement("board", {}, {}, []).write(here / "result.json")
     with pytest.raises(
-        LineageError, match=r"result\.json was made from samples a{12}, but .* in use is \w{12}; run `dvc"
+        LineageError, match=r"result\.json was made from samples 24baa7a731ce, but .* in use is \w{12}; run `dvc"
     ):
         show("here")
-    (here / "result.json").write_text("{}")
-    with pytest.raises(DataError, match="samples_sha256 is missing"):
+    (here / "result.json").write_text('{"format": 2}')
+    with pytest.raises(DataError, match=r"\w+ is missing"):
         show("here")
 
 
-def content(wanted: int) -> BundleContent:
-    chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
-    return bundle_content(make_plan(chosen, load_params().benchmark, "k", 60), wanted)
+def wanted(**changes: object) -> MeasurementRequest:
+    """A measurement of all files on this machine."""
+    values = {
+        "files": runnable_files(Run(), ["onnxruntime"], "k"),
+        "settings": load_params().benchmark,
+        "key": "d.yaml",
+        "address": Address(),
+        "folder": Path("measured"),
+        "result": Path("result.json"),
+        "samples": Path("samples.npz"),
+        "timeout_seconds": 60,
+        "process_seconds": 60,
+    }
+    return MeasurementRequest(**values | changes)
+
+
+def content(images: int) -> BundleContent:
+    return bundle_content(Run(), make_plan(wanted()), images)
 
 
 def test_the_answers_sent_along_are_those_of_the_students_file_on_the_same_images(exported: Path) -> None:
     sent = content(40)
     assert sent.inputs.shape == (40, 3, 8, 8)
     answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(sent.inputs)
-    np.testing.assert_allclose(answers.logits, sent.logits, atol=1e-4)
-    np.testing.assert_allclose(answers.energy, sent.energy, atol=1e-3)
+    np.testing.assert_allclose(answers.logits, sent.expected.logits, atol=1e-4)
+    np.testing.assert_allclose(answers.energy, sent.expected.energy, atol=1e-3)
     total = len(read_split(DATA, "test").labels)
     index = spread_over(total, 40)
-    np.testing.assert_array_equal(sent.labels, np.asarray(read_split(DATA, "test").labels)[index])
+    np.testing.assert_array_equal(sent.expected.labels, np.asarray(read_split(DATA, "test").labels)[index])
     assert sent.card["labels"] == [str(digit) for digit in range(10)]
     assert sent.card["lineage"] == read_json(EXPORT_MANIFEST)["lineage"]
 
@@ -149,53 +162,36 @@ def test_scores_of_another_teacher_are_refused(exported: Path) -> None:
     card = json.loads((exported / "artifacts/student/card.json").read_text())
     card["lineage"]["teacher"] = "f" * 64
     (exported / "artifacts/student/card.json").write_text(json.dumps(card))
-    with pytest.raises(LineageError, match=r"energy_test\.parquet was made from teacher"):
+    with pytest.raises(LineageError, match=r"student was made from teacher f{12}, but"):
         content(8)
 
 
-def accuracy(**changes: float) -> dict[str, float]:
-    parity = {"parity_max_abs": 0.1, "parity_mean_abs": 0.1, "parity_top1_agreement": 0.5, "energy_max_abs": 0.1}
-    return {"images": 40, "top1": 0.1, "top1_high_energy": 0.25, **parity, **changes}
+def test_a_teacher_is_scored_but_not_compared_with_the_answers_of_the_student(exported: Path, monkeypatch) -> None:
+    asked = wanted()
 
+    def run_bundle(bundle: Path, address: Address, folder: Path, **_: object) -> SimpleNamespace:
+        (folder / "samples.npz").write_bytes(b"")
+        parity = {"parity_max_abs": 0.1, "parity_mean_abs": 0.1, "parity_top1_agreement": 0.5, "energy_max_abs": 0.1}
+        sizes = {"low": 9, "mid": 22, "high": 9}
+        scored = accuracy("student_fp32.onnx", 40, sizes, 0.1, **parity)
+        rows = [MeasuredRow(file.name, file.runtime, "fp32", 1, "cpu", accuracy=scored) for file in asked.files]
+        return SimpleNamespace(**vars(measurement("board", {"cpu": "c"}, {}, rows)))
 
-def run_result(chosen: list) -> dict[str, object]:
-    variants = [
-        {"name": one.name, "path": "x", "runtime": one.runtime, "notes": [], "error": None, "accuracy": accuracy()}
-        for one in chosen
-    ]
-    return {
-        "device": "board",
-        "provenance": {"cpu": "c"},
-        "bundle_sha256": "0" * 64,
-        "started_at": 1.0,
-        "seconds": 2.0,
-        "tuning": {"allowed": False, "changed": {}, "notes": []},
-        "notes": [],
-        "variants": variants,
-    }
-
-
-def test_a_teacher_is_scored_but_not_compared_with_the_answers_of_the_student(exported: Path) -> None:
-    chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
-    sent = content(40)
-    student, teacher = document(run_result(chosen), chosen, load_params().benchmark, sent)["rows"]
-    high = sent.groups == 2
-    reference = (sent.logits.argmax(axis=1) == sent.labels)[high].mean()
-    assert student["accuracy"]["delta_top1_high_energy"] == pytest.approx(0.25 - reference)
-    assert student["accuracy"]["parity_max_abs"] == 0.1
-    assert teacher["accuracy"]["top1"] == 0.1
-    assert teacher["accuracy"]["parity_max_abs"] is None
-    assert teacher["notes"] == ["parity on the device not measured: the answers sent along are those of the student"]
+    monkeypatch.setattr(measuring, "run_bundle", run_bundle)
+    student, teacher = measuring.measure(Run(), asked, lambda done, total, what: None).rows
+    assert student.accuracy.parity_max_abs == 0.1
+    assert teacher.accuracy.top1 == student.accuracy.top1
+    assert teacher.accuracy.parity_max_abs is None
+    assert teacher.notes == ["parity on the device not measured: the reference outputs are those of the student"]
 
 
 def test_a_file_of_a_fixed_batch_is_refused_with_another(exported: Path) -> None:
-    chosen = candidates(EXPORT_MANIFEST, ["onnxruntime"], "k")
-    chosen[0].file["batch"] = 4
+    files = [replace(file, file=file.file.model_copy(update={"batch": 4})) for file in wanted().files]
     with pytest.raises(ParamsError, match=r"^d\.yaml: export\.batch is 4, but benchmark\.batch_size is 1; make them"):
-        make_plan(chosen, load_params().benchmark, "d.yaml", 60)
+        make_plan(wanted(files=files))
     matching = load_params().benchmark.model_copy(update={"batch_size": 4, "throughput": [(8, 1)]})
     with pytest.raises(ParamsError, match=r"^d\.yaml: export\.batch is 4, but benchmark\.throughput asks for batch 8"):
-        make_plan(chosen, matching, "d.yaml", 60)
+        make_plan(wanted(files=files, settings=matching))
 
 
 @pytest.mark.parametrize("like", examples())

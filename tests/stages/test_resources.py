@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -22,13 +23,14 @@ from pipeline.errors import SpaceError
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
 from tests.conftest import ROOT
-from tests.e2e.test_repro import set_params, snapshot
+from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code, set_params, snapshot
+from tests.stages.conftest import run_program_here
 
 STOPPED = "stopped by SIGTERM; run the same command again to go on\n"
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from pipeline.store.atomic import atomic_folder
+from pipeline.portable.files import atomic_folder
 from stages.common import run_program
 def program():
     with atomic_folder(Path(sys.argv[1])) as temporary:
@@ -126,14 +128,15 @@ def test_a_program_under_nohup_outlives_its_terminal(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path):
+def test_a_stopped_training_goes_on_to_the_same_bytes_after_comments_in_code_that_decides_no_number(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    for folder in (stopped, whole):
-        folder.mkdir()
-        shutil.copy(ROOT / "params.yaml", folder)
-        set_params(folder, {"device": "cpu", "data.image_size": 8, "data.crop_padding": 1})
-        set_params(folder, {"teacher.network": "resnet8", "teacher.minimum_top1": 0.0, "teacher.training.epochs": 6})
-        assert stage(folder, "prepare").wait(300) == 0
+    copy_code(stopped)
+    shutil.copy(ROOT / "params.yaml", stopped)
+    set_params(stopped, {"device": "cpu", "data.image_size": 8, "data.crop_padding": 1})
+    set_params(stopped, {"teacher.network": "resnet8", "teacher.minimum_top1": 0.0, "teacher.training.epochs": 5})
+    with contextlib.chdir(stopped):
+        run_program_here("prepare")
+    shutil.copytree(stopped, whole)
     process = stage(stopped, "train_teacher")
     deadline = time.monotonic() + 300
     while not list(stopped.glob(".checkpoints/teacher-*/epoch.safetensors")):
@@ -147,14 +150,18 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path):
     assert "Traceback" not in error
     assert not (stopped / "artifacts/teacher").exists()
     assert not list(stopped.rglob(".epoch.safetensors.*"))
+    for name in INFRASTRUCTURE:
+        add_comment(stopped / name)
     for folder in (stopped, whole):
         process = stage(folder, "train_teacher")
         _, error = process.communicate(timeout=600)
         assert process.returncode == 0, error
+    assert len(list(stopped.glob(".checkpoints/teacher-*.lock"))) == 1, "it began anew under another key"
     assert snapshot(stopped) == snapshot(whole)
 
 
 def stage(folder: Path, name: str) -> subprocess.Popen[str]:
+    """Begin a stage, with the code in ``folder`` where it holds any."""
     return started(f"import runpy; runpy.run_module('stages.{name}', run_name='__main__')", cwd=folder)
 
 

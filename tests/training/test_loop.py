@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.compute.seeds import CLEAN, COMPANIONS, GROUPS, MIXING, PER_PROCESS, STRONG, SUBSET, stream_seed
+from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, PER_PROCESS, RANDOM_GROUPS, STRONG, SUBSET, stream_seed
 from pipeline.data.loader import Batch, Images
 from pipeline.data.pixels import ResidentPixels
-from pipeline.distillation.mixing import cutmix
-from pipeline.distillation.objective import Companion, Distillation, DistillationStep
-from pipeline.energy.groups import EnergyGroups
 from pipeline.errors import BusyError, TrainingError
-from pipeline.training import loop as training
-from pipeline.training.answers import Answers
-from pipeline.training.checkpoint import Checkpoint, open_checkpoint
-from pipeline.training.inference import answers
-from pipeline.training.loop import cross_entropy, learning_rate, train
-from pipeline.training.weights import state_hash
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training import loop
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.inference import predict
+from pipeline.training.loop import Task, cross_entropy, train
+from pipeline.training.optimizer import learning_rate
+from pipeline.training.predictions import Predictions
+from pipeline.training.session import Session
+from tests.conftest import state_hash
 
 STEPS = 3
 CPU = torch.device("cpu")
+QUIET = Session(CPU)
 
 
 def network(seed: int) -> nn.Module:
@@ -35,8 +37,8 @@ def network(seed: int) -> nn.Module:
     )
 
 
-def mixed(trained: nn.Module) -> Answers:
-    return Answers(torch.tensor([0, 1]), torch.tensor([0, 0]))
+def mixed() -> Predictions:
+    return Predictions(torch.tensor([0, 1]), torch.tensor([0, 0]))
 
 
 def batches(epoch: int):
@@ -52,16 +54,18 @@ def settings(params, **changes):
     return params.teacher.training.model_copy(update=base | changes)
 
 
-def run(params, student, **options):
-    options = {"seed": 0, "device": CPU, "validate": mixed} | options
-    return train(student, batches, STEPS, cross_entropy, options.pop("training", settings(params)), **options)
+def run(params, student, training=None, checkpoint=None, session=QUIET, **changes):
+    usual = {"epoch_steps": batches, "steps": STEPS, "objective": cross_entropy, "validate": mixed, "seed": 0}
+    epochs = train(student, Task(**usual | changes), training or settings(params), session, checkpoint)
+    return session.watched(epochs)
 
 
-def test_training_learns_and_records_every_epoch(params):
-    student, calls = network(1), []
-    records = run(params, student, training=settings(params, epochs=12), on_epoch=calls.append)
+def test_training_learns_and_every_epoch_is_recorded_and_shown_before_the_next(params):
+    seen = []
+    session = Session(CPU, on_step=lambda: seen.append("step"), on_epoch=seen.append)
+    records = run(params, network(1), settings(params, epochs=12), session=session)
     assert [record.epoch for record in records] == list(range(12))
-    assert calls == records
+    assert seen == [shown for record in records for shown in (*["step"] * STEPS, record)]
     assert records[-1].train_loss < 0.6 * records[0].train_loss
 
 
@@ -90,13 +94,15 @@ def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, tmp_pat
             raise Killed
 
     with pytest.raises(Killed):
-        run(params, network(1), checkpoint=Checkpoint(tmp_path), on_step=kill_later)
+        run(params, network(1), checkpoint=Checkpoint(tmp_path), session=Session(CPU, on_step=kill_later))
     resumed = network(7)
     # weights of unfinished first epochs are not kept: such a run starts again
     if stop_after < STEPS:
         resumed = network(1)
-    records = run(params, resumed, checkpoint=Checkpoint(tmp_path))
-    assert records == expected
+    seen = []
+    session = Session(CPU, on_step=lambda: seen.append(1), on_epoch=seen.append)
+    assert run(params, resumed, checkpoint=Checkpoint(tmp_path), session=session) == expected
+    assert seen == [shown for record in expected for shown in (*[1] * STEPS, record)], "finished epochs too"
     assert state_hash(resumed) == state_hash(undisturbed)
 
 
@@ -106,7 +112,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_samples(params):
         return loss * float("nan") if epoch == 1 and int(batch.index[0]) == 8 else loss
 
     with pytest.raises(TrainingError, match=r"epoch 1 step 1 \(learning rate 0\.0\d+, training samples 8, 9, 10"):
-        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+        run(params, network(1), objective=objective)
 
 
 def test_weights_that_the_last_step_made_infinite_are_named(params):
@@ -124,15 +130,15 @@ def test_weights_that_the_last_step_made_infinite_are_named(params):
         return Overflow.apply(loss) if epoch == 1 and int(batch.index[0]) == 8 * (STEPS - 1) else loss
 
     with pytest.raises(TrainingError, match=r"tensor 0\.weight was not finite at epoch 1 step 2 \(.*samples 16, 17"):
-        train(network(1), batches, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
+        run(params, network(1), objective=objective)
 
 
 def collapsed_after(epochs: int):
-    """Answers that are one class from an epoch on."""
+    """Predictions that are one class from an epoch on."""
     validated = iter(range(1000))
 
-    def validate(trained: nn.Module) -> Answers:
-        return Answers(torch.tensor([2, 2 if next(validated) >= epochs else 1]), torch.tensor([0, 1]))
+    def validate() -> Predictions:
+        return Predictions(torch.tensor([2, 2 if next(validated) >= epochs else 1]), torch.tensor([0, 1]))
 
     return validate
 
@@ -140,20 +146,21 @@ def collapsed_after(epochs: int):
 @pytest.fixture
 def impatient(monkeypatch):
     """The epochs of these tests are shorter than those of a training."""
-    monkeypatch.setattr(training, "_PATIENCE_STEPS", STEPS)
+    monkeypatch.setattr(loop, "_PATIENCE_STEPS", STEPS)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_network_that_answers_alike_at_the_end_has_collapsed(params):
-    with pytest.raises(
-        TrainingError, match=r"one class \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning rate .* 16, 17"
-    ):
+def test_a_network_that_predicts_one_class_at_the_end_has_collapsed(params):
+    words = (
+        r"one class for all validation images \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning .* 16, 17"
+    )
+    with pytest.raises(TrainingError, match=words):
         run(params, network(1), validate=collapsed_after(3))
 
 
-def test_a_network_that_was_hardly_trained_may_answer_alike(params, caplog):
-    run(params, network(1), training=settings(params, epochs=30), validate=collapsed_after(0))
-    assert "one class (now 2) since epoch 0" in caplog.text
+def test_a_network_that_was_hardly_trained_may_predict_one_class(params, caplog):
+    run(params, network(1), settings(params, epochs=30), validate=collapsed_after(0))
+    assert "one class for all validation images (now 2) since epoch 0" in caplog.text
     assert "raise training.epochs" in caplog.text
 
 
@@ -161,30 +168,15 @@ def test_a_network_that_was_hardly_trained_may_answer_alike(params, caplog):
 def test_a_network_that_stays_collapsed_is_stopped_and_one_that_recovers_is_not(params):
     long = settings(params, epochs=60, warmup_epochs=2.0)
     with pytest.raises(TrainingError, match=r"since epoch 1, seen after epoch 8 step 2"):
-        run(params, network(1), training=long, validate=collapsed_after(1))
+        run(params, network(1), long, validate=collapsed_after(1))
     late = iter([*[0] * 7, *range(1, 100)])
     records = run(
         params,
         network(1),
-        training=long,
-        validate=lambda trained: Answers(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
+        long,
+        validate=lambda: Predictions(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
     )
     assert [record.constant for record in records] == [0] * 7 + [None] * 53
-
-
-def test_the_teacher_does_not_move(params):
-    teacher, student = network(2), network(1)
-    before = state_hash(teacher)
-    objective = Distillation(teacher, EnergyGroups.fit(torch.randn(24), 0.2, 0.2), 4.0, params.distill, params.heda)
-
-    def steps(epoch: int):
-        generator = torch.Generator().manual_seed(epoch)
-        for batch in batches(epoch):
-            yield DistillationStep(batch, Companion(cutmix(batch.images[:4], generator), batch.labels[:4]))
-
-    train(student, steps, STEPS, objective, settings(params), seed=0, device=CPU, validate=mixed)
-    assert state_hash(teacher) == before
-    assert state_hash(student) != state_hash(network(1))
 
 
 def test_cosine_rises_linearly_then_falls_to_zero(params):
@@ -206,66 +198,58 @@ def test_steps_divide_by_ten_at_each_milestone(params):
 
 def test_bf16_training_stays_close_to_fp32(params):
     losses = {
-        precision: run(params, network(1), training=settings(params, precision=precision))[-1].train_loss
+        precision: run(params, network(1), settings(params, precision=precision))[-1].train_loss
         for precision in ("fp32", "bf16")
     }
     assert math.isclose(losses["fp32"], losses["bf16"], rel_tol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("precision", "native", "told"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
+    ("precision", "native", "warned"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
 )
-def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, told):
+def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, warned):
     for module in ("pipeline.training.loop", "pipeline.compute.device"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: native)
-    run(params, network(1), training=settings(params, precision=precision, epochs=1))
-    assert ("which this processor emulates" in caplog.text) is told
+    run(params, network(1), settings(params, precision=precision, epochs=1))
+    assert ("which this processor emulates" in caplog.text) is warned
 
 
-def test_another_setting_has_another_checkpoint(tmp_path):
+@pytest.fixture
+def session(tmp_path):
+    return Session(CPU, checkpoints=tmp_path, keep=False)
+
+
+def test_another_setting_has_another_checkpoint(session):
     folders = set()
-    for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1}):
-        with open_checkpoint(tmp_path, "student", decides) as checkpoint:
+    for rate in (1, 2, 1):
+        with session.checkpoint("student", {"lr": rate}, network(1)) as checkpoint:
             folders.add(checkpoint.folder)
     assert len(folders) == 2
 
 
-def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(tmp_path):
-    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {}) as checkpoint:
+def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(session):
+    with pytest.raises(Killed), session.checkpoint("student", {}, network(1)) as checkpoint:
         raise Killed
     assert checkpoint.folder.exists()
-    with open_checkpoint(tmp_path, "student", {}) as checkpoint:
+    with session.checkpoint("student", {}, network(1)) as checkpoint:
         pass
     assert not checkpoint.folder.exists()
 
 
-def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(params, tmp_path):
-    def finish(setting: int) -> Path:
-        with open_checkpoint(tmp_path, "student", {"lr": setting}, keep=True) as checkpoint:
-            run(params, network(1), checkpoint=checkpoint)
-        return checkpoint.folder
+def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(params, session):
+    session = replace(session, keep=True)
 
-    with pytest.raises(Killed), open_checkpoint(tmp_path, "student", {"lr": 0}, keep=True) as unfinished:
+    def finish(setting: int, student: nn.Module, **changes) -> tuple[Path, list]:
+        with session.checkpoint("student", {"lr": setting}, student) as checkpoint:
+            return checkpoint.folder, run(params, student, checkpoint=checkpoint, session=session, **changes)
+
+    with pytest.raises(Killed), session.checkpoint("student", {"lr": 0}, network(1)) as unfinished:
         raise Killed
-    first = finish(1)
-    student, steps = network(7), []
-    with open_checkpoint(tmp_path, "student", {"lr": 1}, keep=True) as checkpoint:
-        records = train(
-            student,
-            lambda epoch: steps.append(epoch) or [],
-            STEPS,
-            lambda *_: None,
-            settings(params),
-            seed=0,
-            device=CPU,
-            validate=mixed,
-            checkpoint=checkpoint,
-        )
-    assert not steps, "nothing is trained again"
-    undisturbed = network(1)
-    assert records == run(params, undisturbed)
-    assert state_hash(student) == state_hash(undisturbed)
-    second = finish(2)
+    undisturbed, again = network(1), network(7)
+    first, records = finish(1, undisturbed)
+    assert finish(1, again, epoch_steps=None, objective=None) == (first, records), "nothing is trained again"
+    assert state_hash(again) == state_hash(undisturbed)
+    second, _ = finish(2, network(1))
     assert second.exists()
     assert not first.exists()
     assert unfinished.folder.exists(), "it may go on some day"
@@ -287,22 +271,20 @@ def test_a_slow_disk_is_not_written_to_each_epoch_but_after_the_first_and_the_la
 
 
 def test_epochs_that_are_long_beside_their_storing_are_all_stored(params, tmp_path, monkeypatch):
-    from pipeline.training import checkpoint
-
     clock = iter(range(0, 10**6, 1000))  # seconds; storing takes two looks at it, and so an epoch's length
-    monkeypatch.setattr(checkpoint, "_SHARE", 1.0)
-    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(checkpoints, "_SHARE", 1.0)
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: next(clock))
     stored = []
-    monkeypatch.setattr(checkpoint, "save", lambda plain, metadata: stored.append(1) or b"")
+    monkeypatch.setattr(checkpoints, "save", lambda plain, metadata: stored.append(1) or b"")
     epochs = len(run(params, network(1), checkpoint=Checkpoint(tmp_path)))
     assert len(stored) == epochs
 
 
-def test_two_trainers_of_one_run_are_refused(tmp_path):
+def test_two_trainers_of_one_run_are_refused(session):
     with (
-        open_checkpoint(tmp_path, "student", {}),
+        session.checkpoint("student", {}, network(1)),
         pytest.raises(BusyError, match=f"process {os.getpid()} is already training this student"),
-        open_checkpoint(tmp_path, "student", {}),
+        session.checkpoint("student", {}, network(1)),
     ):
         pass
 
@@ -322,7 +304,7 @@ def test_no_two_runs_epochs_or_streams_share_a_seed():
 def test_the_streams_of_a_seed_give_different_numbers():
     drawn = [
         tuple(torch.randperm(20, generator=torch.Generator().manual_seed(stream_seed(0, stream, epoch))).tolist())
-        for stream in (CLEAN, COMPANIONS, MIXING, STRONG, GROUPS, SUBSET, PER_PROCESS)
+        for stream in (CLEAN, COMPANIONS, MIXING, STRONG, RANDOM_GROUPS, SUBSET, PER_PROCESS)
         for epoch in range(3)
     ]
     assert len(set(drawn)) == len(drawn)
@@ -334,5 +316,5 @@ def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inferen
     student.register_forward_pre_hook(lambda network, _: seen.add((network.training, torch.backends.cudnn.allow_tf32)))
     images = Images(ResidentPixels(np.zeros((6, 4, 4, 3), np.uint8), CPU, 0), torch.arange(6) % 3, [0.5] * 3, [0.5] * 3)
     chosen = settings(params, precision=precision, epochs=1, warmup_epochs=0)
-    run(params, student, training=chosen, validate=lambda trained: answers(trained, images))
+    run(params, student, chosen, validate=lambda: predict(student, images))
     assert seen == {(True, tf32), (False, False)}

@@ -5,23 +5,77 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.data.sources import open_source
-from pipeline.data.splits import split
-from pipeline.data.store import write_store
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.lineage import Run
+from pipeline.portable.files import sha256_file
+from pipeline.training.session import Session
 from pipeline.training.teacher import make_teacher
+from pipeline.training.weights import read_network
+from tests.conftest import state_hash
 
 
-def test_a_teacher_that_could_not_be_written_keeps_its_checkpoint(params, tmp_path, monkeypatch):
-    source = open_source(params.data)
-    write_store(tmp_path / "data", source, split(source, params.data), params.data)
-    training = params.teacher.training.model_copy(update={"epochs": 1, "batch_size": 256})
-    chosen = params.teacher.model_copy(update={"network": "resnet8", "minimum_top1": 0.0, "training": training})
-    settings = params.model_copy(update={"teacher": chosen})
+@pytest.fixture
+def session(tmp_path):
+    return Session(torch.device("cpu"), checkpoints=tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def settings(params):
+    """Parameters of a teacher that is trained for one epoch: (changes) -> params."""
+
+    def changed(**changes):
+        training = params.teacher.training.model_copy(update={"epochs": 1, "batch_size": 256, "precision": "fp32"})
+        chosen = {"network": "resnet8", "minimum_top1": 0.0, "training": training} | changes
+        return params.model_copy(update={"teacher": params.teacher.model_copy(update=chosen)})
+
+    return changed
+
+
+def test_a_teacher_that_is_refused_or_cannot_be_written_keeps_its_checkpoint_and_one_that_is_written_does_not(
+    tiny_run, settings, session, monkeypatch
+):
+    before = tiny_run.teacher
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("pipeline.training.teacher.write_network", full)
-    with pytest.raises(OSError, match="no space left"):
-        make_teacher(tmp_path / "teacher", tmp_path / "data", settings, torch.device("cpu"), tmp_path / "checkpoints")
-    assert list((tmp_path / "checkpoints").glob("teacher-*/epoch.safetensors"))
+    with pytest.raises(
+        TrainingError, match=r"trained teacher \(1 epochs, .* reaches validation top-1 .*; change teacher"
+    ):
+        make_teacher(tiny_run, settings(minimum_top1=1.0), session)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("pipeline.training.teacher.write_network", full)
+        make_teacher(tiny_run, settings(), session)
+    assert list(session.checkpoints.glob("teacher-*/epoch.safetensors"))
+    assert Run(tiny_run.places).teacher == before
+    monkeypatch.setattr("pipeline.training.loop.cross_entropy", None)  # no step is trained again
+    card = make_teacher(tiny_run, settings(), session)
+    assert Run(tiny_run.places).teacher == card
+    assert (card.role, card.source, card.epochs, card.best_val_epoch) == ("teacher", "trained", 1, 0)
+    assert card.lineage.model_dump(exclude_none=True) == {"data": tiny_run.data.fingerprint}
+    assert not list(session.checkpoints.glob("teacher-*/"))
+
+
+def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, settings, session):
+    path = tiny_run.places.student / "weights.safetensors"
+    card = make_teacher(tiny_run, settings(checkpoint=str(path)), session)
+    assert (card.source, card.seed, card.epochs, card.best_val_top1) == ("checkpoint", None, None, None)
+    assert card.lineage.checkpoint == sha256_file(path)
+    student = read_network(tiny_run.places.student, tiny_run.student)
+    assert state_hash(read_network(tiny_run.places.teacher, card)) == state_hash(student)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "words"),
+    [
+        (0.01, "is at chance level, teaching nothing"),
+        (1.0, r"reaches validation top-1 0\.\d+, below teacher.minimum_top1 1"),
+    ],
+)
+def test_a_checkpoint_that_knows_too_little_is_refused_and_the_earlier_teacher_stays(
+    tiny_run, settings, session, minimum, words
+):
+    path, before = tiny_run.places.student / "weights.safetensors", tiny_run.teacher
+    with pytest.raises(CheckpointError, match=rf"checkpoint {path} {words}.*; check that it was trained on these"):
+        make_teacher(tiny_run, settings(checkpoint=str(path), minimum_top1=minimum), session)
+    assert Run(tiny_run.places).teacher == before

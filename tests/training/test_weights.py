@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 import models
 from pipeline.errors import CheckpointError, LineageError, ParamsError
-from pipeline.training.weights import build_network, load_foreign, read_network, state_hash, write_network
-from tests.conftest import CARD
+from pipeline.store.documents import NetworkCard
+from pipeline.training.weights import build_network, load_pretrained, read_network, write_network
+from tests.conftest import CARD, state_hash
 
 
 @pytest.fixture
@@ -20,28 +21,31 @@ def network():
 
 def test_weights_and_card_come_back_as_written(network, tmp_path):
     card = write_network(tmp_path / "student", network, CARD)
-    read, read_card = read_network(tmp_path / "student")
-    assert read_card == card
-    assert card["parameters"] == sum(parameter.numel() for parameter in network.parameters())
-    assert card["macs"] > 1e7
+    assert NetworkCard.read(tmp_path / "student/card.json") == card
+    read = read_network(tmp_path / "student", card)
+    assert card.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert card.macs > 1e7
     assert state_hash(read) == state_hash(network)
     assert not read.training
 
 
 def test_weights_that_the_card_does_not_describe_are_refused(network, tmp_path):
-    write_network(tmp_path / "student", network, CARD)
-    save_file(models.build("resnet8", 5).state_dict(), tmp_path / "student" / "weights.safetensors")
+    card = write_network(tmp_path / "student", network, CARD)
+    save_file(models.build("resnet8", 5).state_dict(), tmp_path / "student/weights.safetensors")
     with pytest.raises(LineageError, match="its card was written for"):
-        read_network(tmp_path / "student")
+        read_network(tmp_path / "student", card)
+    (tmp_path / "student/weights.safetensors").unlink()
+    with pytest.raises(LineageError, match="has hash no file, but its card was written for"):
+        read_network(tmp_path / "student", card)
 
 
 @pytest.mark.parametrize(("role", "stage"), [("teacher", "train_teacher"), ("student", "distill")])
 def test_own_weights_that_are_not_finite_are_to_be_made_anew(network, role, stage, tmp_path):
     with torch.no_grad():
         network.fc.bias[0] = torch.nan
-    write_network(tmp_path / role, network, CARD | {"role": role})
+    card = write_network(tmp_path / role, network, CARD | {"role": role})
     with pytest.raises(CheckpointError, match=f"not finite; remove .checkpoints and run `dvc repro -f {stage}`$"):
-        read_network(tmp_path / role)
+        read_network(tmp_path / role, card)
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
@@ -50,7 +54,7 @@ def test_foreign_state_dicts_load_bare_or_wrapped(network, tmp_path, wrap, prefi
     path = tmp_path / "teacher.pth"
     torch.save(wrap({prefix + name: value for name, value in network.state_dict().items()}), path)
     other = models.build("resnet8", 5)
-    load_foreign(other, path)
+    load_pretrained(other, path)
     assert state_hash(other) == state_hash(network)
 
 
@@ -58,7 +62,7 @@ def test_foreign_safetensors_load(network, tmp_path):
     path = tmp_path / "teacher.safetensors"
     save_file(network.state_dict(), path)
     other = models.build("resnet8", 5)
-    load_foreign(other, path)
+    load_pretrained(other, path)
     assert state_hash(other) == state_hash(network)
 
 
@@ -67,7 +71,7 @@ def test_a_checkpoint_of_the_wrong_network_is_refused_and_changes_nothing(networ
     torch.save(models.build("resnet14", 5).state_dict(), path)
     before = state_hash(network)
     with pytest.raises(CheckpointError, match=r"teacher\.pth is not a checkpoint of this .* others such as layer"):
-        load_foreign(network, path)
+        load_pretrained(network, path)
     assert state_hash(network) == before
 
 
@@ -75,7 +79,7 @@ def test_a_checkpoint_of_other_classes_names_the_shapes(network, tmp_path):
     path = tmp_path / "teacher.pth"
     torch.save(models.build("resnet8", 7).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"has fc\.weight as \[7, 64\] in place of \[5, 64\]"):
-        load_foreign(network, path)
+        load_pretrained(network, path)
 
 
 def test_a_network_that_is_trained_further_keeps_its_own_classifier_and_takes_the_rest(network, tmp_path):
@@ -83,7 +87,7 @@ def test_a_network_that_is_trained_further_keeps_its_own_classifier_and_takes_th
     other = models.build("resnet8", 7)
     torch.save(other.state_dict(), path)
     classifier = network.fc.weight.clone()
-    load_foreign(network, path, new_classes=5)
+    load_pretrained(network, path, new_classes=5)
     assert torch.equal(network.fc.weight, classifier)
     assert torch.equal(network.conv1.weight, other.conv1.weight)
 
@@ -92,7 +96,7 @@ def test_a_network_that_is_trained_further_refuses_other_shapes(network, tmp_pat
     path = tmp_path / "pretrained.pth"
     torch.save(models.build("resnet8x4", 7).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"has conv1\.weight as \[32, 3, 3, 3\] in place of \[16, 3, 3, 3\]"):
-        load_foreign(network, path, new_classes=5)
+        load_pretrained(network, path, new_classes=5)
 
 
 class Exploit:
@@ -124,7 +128,7 @@ def test_unreadable_or_unsafe_files_end_in_one_sentence(network, tmp_path, capsy
         case "empty":
             torch.save({"epoch": 1}, path)
     with pytest.raises(CheckpointError) as caught:
-        load_foreign(network, path)
+        load_pretrained(network, path)
     assert "\n" not in str(caught.value)
     assert "teacher.pth" in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
@@ -132,7 +136,7 @@ def test_unreadable_or_unsafe_files_end_in_one_sentence(network, tmp_path, capsy
 
 def test_a_missing_checkpoint_is_named(network, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        load_foreign(network, tmp_path / "teacher.safetensors")
+        load_pretrained(network, tmp_path / "teacher.safetensors")
 
 
 def test_an_unknown_network_names_its_key():

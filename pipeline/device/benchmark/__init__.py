@@ -1,1 +1,1 @@
-"""What is timed and counted on a device, and what the numbers carry."""
+"""Latency, memory, energy and accuracy of model files on a device, and the statistics of the numbers."""

@@ -1,44 +1,39 @@
-"""What a benchmark measures and for how long."""
+"""The plan of a benchmark: its variants, and how long each is measured. A PlanError names the wrong field."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.device.errors import PlanError, brief
+from pipeline.device.errors import PlanError
+from pipeline.portable.text import brief
 
 SCHEMA = 2
-_MOST = 2**63  # above it, and for what is not a number, no limit and no count means anything
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_MAX_COOLING_SECONDS = 300.0
+_MAX_NUMBER = 2**63  # excludes infinities and NaN too
+_MAX_BATCH = 65536  # images
+_TYPES: dict[str, Any] = {"str": str, "str | None": (str, type(None)), "bool": bool, "int": int, "float": (int, float)}
+_ABOVE_ZERO = ("rounds", "min_count", "max_seconds", "timeout_seconds", "timing_images")
+_NOT_NEGATIVE = ("threads", "min_seconds", "seed", "warmup_seconds", "warmup_count", "cold_rounds", "sustained_seconds")
 
 
 def _check_types(value: Any) -> None:
-    """Refuse a field of another type than its own: a plan comes out of a file, and is used hours later.
-
-    Raises:
-        PlanError: one is; also a number that is not finite.
-    """
+    """Raise PlanError for a field of the wrong type. A plan comes from a file, and some fields are used hours later."""
     for field in dataclasses.fields(value):
-        found = getattr(value, field.name)
-        if not _is_a(str(field.type), found):
-            raise PlanError(f"{field.name} of the plan is {brief(repr(found))}, not {field.type}; write it again.")
+        content = getattr(value, field.name)
+        if not _has_type(str(field.type), content):
+            raise PlanError(f"{field.name} of the plan is {brief(repr(content))}, not {field.type}; write it again.")
 
 
-def _is_a(kind: str, value: Any) -> bool:
-    if kind.endswith(" | None"):
-        return value is None or _is_a(kind.removesuffix(" | None"), value)
-    if kind == "str":
-        return isinstance(value, str)
-    if kind == "bool":
-        return isinstance(value, bool)
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
-    if kind == "float":
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
-    return isinstance(value, tuple)
+def _has_type(kind: str, value: Any) -> bool:
+    if not isinstance(value, _TYPES.get(kind, tuple)) or (isinstance(value, bool) and kind != "bool"):
+        return False
+    return not isinstance(value, (int, float)) or abs(value) < _MAX_NUMBER
 
 
 @dataclass(frozen=True)
@@ -47,12 +42,12 @@ class Variant:
 
     Attributes:
         name: unique within a plan; letters, digits and ``._+-``.
-        runtime: name of pipeline.runtimes.NAMES.
+        runtime: one of pipeline.runtimes.NAMES.
         path: model file.
-        precision: that the file claims.
+        precision: precision that the file is made for.
         batch: images in one inference.
-        device: "cpu", or an accelerator as the runtime names it.
-        fixed_batch: the file takes ``batch`` images and no other number.
+        device: "cpu", or the runtime's name of an accelerator.
+        fixed_batch: true if the file accepts only batches of ``batch`` images.
     """
 
     name: str
@@ -65,36 +60,43 @@ class Variant:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if not _NAME.fullmatch(self.name):
-            raise PlanError(f"variant name {brief(repr(self.name))} may hold only letters, digits and ._+-; rename it.")
-        if self.batch < 1:
-            raise PlanError(f"variant {self.name} has batch {self.batch}; use 1 or more.")
+        for key, value in (("name", self.name), ("runtime", self.runtime), ("precision", self.precision)):
+            if not _NAME.fullmatch(value):
+                raise PlanError(
+                    f"variant {key} {brief(repr(value))} may hold only letters, digits and ._+-; rename it."
+                )
+        if not 1 <= self.batch <= _MAX_BATCH:
+            raise PlanError(f"variant {self.name} has batch {self.batch}; use 1 to {_MAX_BATCH}.")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu" or self.runtime == "tensorrt"
+
+    def takes(self, batch: int) -> bool:
+        """Return true if the file can run with this batch size."""
+        return not self.fixed_batch or batch == self.batch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Variants, what is measured of each of them, and for how long.
+    """Variants of a benchmark, with the measurements and their durations.
 
-    A round ends when it has both ``min_seconds`` and ``min_count``, or at ``max_seconds`` whatever it has; the warm-up
-    likewise.
+    A round ends when both ``min_seconds`` and ``min_count`` are reached, or at ``max_seconds``. The warm-up ends in the
+    same way at its own minimum.
 
     Attributes:
         inputs: .npy file with float32 images [N, 3, H, W], preprocessed.
-        threads: of one inference on a CPU; 0 leaves the runtime's own choice.
-        rounds: fresh processes for each variant.
-        seed: of the order of the variants within a round.
-        timeout_seconds: for what a process does beside measuring: importing, loading, building an engine; and for the
-            accuracy.
-        expected: .npz file with what is known of the N images: logits float32 [N, K] and energy float32 [N] of the
-            network, labels int64 [N], groups int8 [N] (0 low, 1 middle, 2 high energy, -1 unknown). None leaves the
-            accuracy out.
-        timing_images: the first so many images, which inferences cycle through while they are timed.
-        cold_rounds: further processes of each variant for the cold start, with the file cache dropped where the system
-            allows it.
-        memory_pass: measure the peak memory, in a process that does not time.
-        sustained_seconds: time limit of the measurement until a plateau, one variant after another; 0 leaves it out.
-        throughput: (batch, threads) points at which images per second are measured besides.
-        allow_device_tuning: set the CPU governor to "performance" meanwhile; otherwise nothing on the device changes.
+        threads: CPU threads of one inference; 0 means the default of the runtime.
+        rounds: number of rounds; each round is a fresh process for each variant.
+        seed: random seed for the order of the variants within a round.
+        timeout_seconds: time limit of a process for import, load, engine build and accuracy.
+        expected: .npz file of a :class:`pipeline.portable.accuracy.Expected` for the N images; None skips accuracy.
+        timing_images: number of images, from the first, that timed inferences cycle through.
+        cold_rounds: processes of each variant for the cold start. The file cache is dropped if the system allows it.
+        memory_pass: measure peak memory, in a process that does not measure latency.
+        sustained_seconds: time limit of sustained load for each variant; 0 skips it.
+        throughput: (batch, threads) points of the throughput measurement.
+        allow_device_tuning: set the CPU governor to "performance" during the benchmark; else no setting is changed.
     """
 
     variants: tuple[Variant, ...]
@@ -121,44 +123,44 @@ class Plan:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise PlanError(f"a plan needs variants with different names, but has {', '.join(names) or 'none'}.")
-        positive = {"rounds": self.rounds, "min_count": self.min_count, "max_seconds": self.max_seconds}
-        positive |= {"timeout_seconds": self.timeout_seconds, "timing_images": self.timing_images}
-        for key, value in positive.items():
-            if value <= 0:
-                raise PlanError(f"{key} is {value}; use a number above 0.")
-        not_negative = {"threads": self.threads, "min_seconds": self.min_seconds, "seed": self.seed}
-        not_negative |= {"warmup_seconds": self.warmup_seconds, "warmup_count": self.warmup_count}
-        not_negative |= {"cold_rounds": self.cold_rounds, "sustained_seconds": self.sustained_seconds}
-        for key, value in not_negative.items():
-            if value < 0:
-                raise PlanError(f"{key} is {value}; use 0 or more.")
+        for key in (*_ABOVE_ZERO, *_NOT_NEGATIVE):
+            value = getattr(self, key)
+            if value < 0 or (value == 0 and key in _ABOVE_ZERO):
+                raise PlanError(f"{key} is {value}; use {'a number above 0' if key in _ABOVE_ZERO else '0 or more'}.")
         if self.max_seconds < max(self.min_seconds, self.warmup_seconds):
             raise PlanError(f"max_seconds is {self.max_seconds}, below min_seconds or warmup_seconds; raise it.")
         for batch, threads in self.throughput:
-            if not (_is_a("int", batch) and _is_a("int", threads)):
-                raise PlanError(
-                    f"the plan cannot be read (throughput has {brief(repr((batch, threads)))}); use whole numbers."
-                )
-            if batch < 1 or threads < 0:
-                raise PlanError(f"throughput has batch {batch} with {threads} threads; use 1 or more, and 0 or more.")
+            if not (_has_type("int", batch) and _has_type("int", threads)):
+                point = brief(repr((batch, threads)))
+                raise PlanError(f"the plan cannot be read (throughput has {point}); use whole numbers.")
+            if not 1 <= batch <= _MAX_BATCH or threads < 0:
+                raise PlanError(f"throughput has batch {batch} and threads {threads}; use batch >= 1 and threads >= 0.")
+
+    @property
+    def cool_limit_seconds(self) -> float:
+        """Time limit for cooling before sustained load, at most the duration of the load itself."""
+        return min(_MAX_COOLING_SECONDS, self.sustained_seconds)
+
+    def map_paths(self, change: Callable[[str], str]) -> Plan:
+        """Return the plan with every path replaced by ``change(path)``."""
+        return dataclasses.replace(
+            self,
+            inputs=change(self.inputs),
+            expected=None if self.expected is None else change(self.expected),
+            variants=tuple(dataclasses.replace(variant, path=change(variant.path)) for variant in self.variants),
+        )
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that ``to_json`` wrote.
-
-        Raises:
-            PlanError: not JSON, another schema, an unknown or missing key, or a value out of range.
-        """
+        """Read a plan written by ``to_json``."""
         try:
             values: dict[str, Any] = json.loads(text)
-            schema = values.pop("schema", None)
-            if schema != SCHEMA:
-                raise PlanError(
-                    f"the plan has schema {brief(schema)}, but this program reads {SCHEMA}; write it again."
-                )
+            if (schema := values.pop("schema", None)) != SCHEMA:
+                schemas = f"has schema {brief(schema)}, but this program reads {SCHEMA}"
+                raise PlanError(f"the plan {schemas}; write it again.")
             variants = tuple(Variant(**variant) for variant in values.pop("variants"))
             points = tuple((batch, threads) for batch, threads in values.pop("throughput", ()))
             return cls(variants=variants, throughput=points, **values)

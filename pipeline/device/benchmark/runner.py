@@ -1,172 +1,110 @@
-"""Runs a plan: each pass over each variant in a fresh process, and what the samples add up to."""
+"""Runs each measurement of a plan in a fresh process and builds the result."""
 
-from __future__ import annotations
-
-import json
-import os
-import re
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.device.benchmark.accuracy import Expected
-from pipeline.device.benchmark.aggregate import compare_with_first, summarise
-from pipeline.device.benchmark.collected import Collected, Json, samples_ns
-from pipeline.device.benchmark.passes import is_gpu
-from pipeline.device.benchmark.plan import SCHEMA, Plan
-from pipeline.device.benchmark.process import WorkerError, run_worker
-from pipeline.device.benchmark.steps import REQUIRED, Step, job_of, limit_seconds, shuffled_rounds, steps
+from pipeline.device.benchmark.plan import Plan
+from pipeline.device.benchmark.rows import Collected, measured_row
+from pipeline.device.benchmark.steps import Step, WorkerError, run_step, steps
 from pipeline.device.benchmark.timing import WallClock
 from pipeline.device.errors import BenchmarkError, PlanError
 from pipeline.device.machine.power import find_meter
-from pipeline.device.machine.probe import device_name, provenance
+from pipeline.device.machine.probe import describe_machine, device_name
 from pipeline.device.machine.tuning import tuned
+from pipeline.portable.accuracy import Expected
+from pipeline.portable.documents import Result
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]  # finished workers, all workers (0: unknown yet), label of the next
+Samples = dict[str, NDArray[np.int64]]
 
-_MEASURED_BY = {"cold": "cold start", "memory": "peak memory", "power": "energy", "sustained": "sustained latency"}
 
-
-def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> Json:
+def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> tuple[Result, Samples]:
     """Measure all variants of a plan.
 
-    A variant whose accuracy or latency cannot be measured keeps its earlier rounds, is left out of what follows, and
-    carries the reason in ``error`` and its kind in ``error_kind``: "unavailable", "model_file", "timeout" or "failed".
-    What fails in the other passes is null, with the reason in the row's ``notes``.
-
-    Args:
-        on_progress: called with workers done, workers in all, and what comes next.
+    If accuracy or latency of a variant fails, the variant keeps its earlier rounds, ``error`` gives the reason, and its
+    other steps are skipped. If another measurement fails, its value is None and ``notes`` gives the reason.
 
     Returns:
-        A dictionary that is ready for JSON but for ``samples_ns``, which maps "<variant>/round<r>" to int64 [M] in time
-        order, as ``np.savez_compressed(path, **result.pop("samples_ns"))`` takes them. Its ``notes`` are about the run
-        as a whole. The user's home folder is "~" in all texts.
+        The result with the paths of the plan, and the samples: "<variant>/round<r>" -> nanoseconds int64 [M] in time
+        order.
 
     Raises:
-        PlanError: the inputs or the expected answers do not exist, or do not fit each other.
+        PlanError: the inputs or the expected outputs are missing, or their numbers of images differ.
         BenchmarkError: no variant could be measured.
     """
     _check_files(plan)
-    report = on_progress or (lambda done, total, label: None)
     started, begin = time.time(), time.monotonic()
     with tuned(plan.allow_device_tuning) as tuning:
-        machine = provenance()
-        order = shuffled_rounds(plan)
+        machine = describe_machine()
         collected = {variant.name: Collected() for variant in plan.variants}
-        for name, reason in _without_meter(plan).items():
-            collected[name].reasons["power"] = reason
-        metered = frozenset(name for name, mine in collected.items() if "power" not in mine.reasons)
-        todo = steps(plan, order, metered, machine["state"])
-        jumps = _run_all(plan, todo, collected, report)
-    errors = [mine.error for mine in collected.values() if not mine.rounds]
-    if len(errors) == len(collected):
-        raise BenchmarkError(" ".join([str(errors[0]), *tuning["notes"]]))
-    result = {
-        "schema": SCHEMA,
-        "device": device_name(),
-        "provenance": machine,
-        "tuning": tuning,
-        "plan": json.loads(plan.to_json()),
-        "order": [[variant.name for variant in variants] for variants in order],
-        "started_at": started,
-        "seconds": time.monotonic() - begin,
-        "notes": [*tuning["notes"], *jumps],
-        "variants": [summarise(plan, variant, collected[variant.name], machine) for variant in plan.variants],
-        "comparisons": compare_with_first(plan, collected),
-    }
+        reasons = {gpu: find_meter(gpu=gpu)[1] for gpu in {variant.on_gpu for variant in plan.variants}}
+        for variant in plan.variants:
+            if reason := reasons[variant.on_gpu]:
+                collected[variant.name].missing["power"] = reason
+        metered = frozenset(name for name, values in collected.items() if not values.missing)
+        planned = steps(plan, metered, machine["state"])
+        notes = _run_all(plan, planned, collected, on_progress or (lambda done, total, label: None))
+    if not any(values.rounds for values in collected.values()):
+        error = next(values.error for values in collected.values())
+        raise BenchmarkError(" ".join([str(error), *tuning["notes"]]))
+    result = Result(
+        device=device_name(),
+        machine=machine,
+        tuning=tuning,
+        plan=dataclasses.asdict(plan),
+        started_at=started,
+        seconds=time.monotonic() - begin,
+        notes=[*tuning["notes"], *notes],
+        rows=[measured_row(plan, variant, collected[variant.name], machine) for variant in plan.variants],
+    )
     samples = {
-        f"{name}/round{number}": samples_ns(found)
-        for name, mine in collected.items()
-        for number, found in enumerate(mine.rounds)
+        f"{name}/round{number}": np.asarray(timed.samples_ns, dtype=np.int64)
+        for name, values in collected.items()
+        for number, timed in enumerate(values.rounds)
     }
-    return {**_without_home(result), "samples_ns": samples}
+    return result, samples
 
 
 def _check_files(plan: Plan) -> None:
-    if not Path(plan.inputs).is_file():
-        raise PlanError(f"{plan.inputs} does not exist; write the preprocessed images first.")
+    for path, content in ((plan.inputs, "the preprocessed images"), (plan.expected, "the expected answers")):
+        if path is not None and not Path(path).is_file():
+            raise PlanError(f"{path} does not exist; write {content} first.")
     if plan.expected is None:
         return
-    if not Path(plan.expected).is_file():
-        raise PlanError(f"{plan.expected} does not exist; write the expected answers first.")
     try:
-        answers = len(Expected.load(Path(plan.expected)).labels)
+        expected = len(Expected.load(Path(plan.expected)).labels)
         images = len(np.load(plan.inputs, mmap_mode="r", allow_pickle=False))
     except (ValueError, OSError, EOFError, TypeError) as error:
         raise PlanError(f"the images and expected answers cannot be read ({error}); write them again.") from error
-    if answers != images:
-        raise PlanError(
-            f"{plan.expected} has answers for {answers} images, but {plan.inputs} has {images}; write them again."
-        )
+    if expected != images:
+        counts = f"has answers for {expected} images, but {plan.inputs} has {images}"
+        raise PlanError(f"{plan.expected} {counts}; write them again.")
 
 
-def _without_meter(plan: Plan) -> dict[str, str]:
-    """Variants for whose device there is no power meter, with the reason."""
-    reasons = {gpu: find_meter(gpu=gpu)[1] for gpu in {is_gpu(one.device, one.runtime) for one in plan.variants}}
-    found = {variant.name: reasons[is_gpu(variant.device, variant.runtime)] for variant in plan.variants}
-    return {name: reason for name, reason in found.items() if reason}
-
-
-def _run_all(plan: Plan, todo: list[Step], collected: dict[str, Collected], report: Progress) -> list[str]:
-    """Run the steps and collect what they give; sentences about a wall clock that was set meanwhile."""
+def _run_all(plan: Plan, planned: list[Step], collected: dict[str, Collected], report: Progress) -> list[str]:
+    """Run the steps and collect their results; returns a sentence for each step during which the clock was set."""
     notes = []
     with tempfile.TemporaryDirectory() as folder:
-        for done, step in enumerate(todo):
-            report(done, len(todo), step.label)
-            mine = collected[step.variant.name]
-            if mine.error is not None or step.kind in mine.reasons:
+        for done, step in enumerate(planned):
+            report(done, len(planned), step.label)
+            values = collected[step.variant.name]
+            if values.error is not None or step.kind in values.missing:
                 continue
             clock = WallClock()
             try:
-                mine.results[step.kind].append(_run_step(plan, step, Path(folder) / "result.json"))
+                values.add(step, run_step(plan, step, Path(folder) / "result.json"))
             except WorkerError as failure:
-                _record_failure(mine, step, failure)
-            jump = clock.jump()
-            if jump is not None:
-                notes.append(_jump_sentence(jump, step.label))
-                mine.notes.append(notes[-1])
-    report(len(todo), len(todo), "done")
+                values.add_failure(step, failure)
+            if (jump := clock.jump()) is not None:
+                cause = "was set back" if jump < 0 else "was set forward, or the device slept,"
+                effect = "durations are not affected."
+                notes.append(f"the wall clock {cause} by {abs(jump):.0f} s during {step.label}; {effect}")
+                values.notes.append(notes[-1])
+    report(len(planned), len(planned), "done")
     return notes
-
-
-def _run_step(plan: Plan, step: Step, output: Path) -> Json:
-    job = job_of(plan, step, output)
-    result = run_worker(job, limit_seconds=limit_seconds(plan, step), name=step.worker)
-    return {**result, "batch": job["batch"], "threads": job["threads"]}
-
-
-def _record_failure(mine: Collected, step: Step, failure: WorkerError) -> None:
-    if step.kind in REQUIRED:
-        mine.error, mine.error_kind = str(failure), failure.kind
-    elif step.kind == "throughput":  # the next point may well work
-        mine.results[step.kind].append({**step.changes, "error": str(failure)})
-    else:
-        mine.reasons[step.kind] = f"{_MEASURED_BY[step.kind]} not measured: {failure}"
-
-
-def _jump_sentence(seconds: float, during: str) -> str:
-    cause = "was set back" if seconds < 0 else "was set forward, or the device slept,"
-    return (
-        f"the wall clock {cause} by {abs(seconds):.0f} s during {during}; durations are of a clock that cannot be set."
-    )
-
-
-def _without_home(value: Any) -> Any:
-    """The same with the user's home folder, which is often called as the user is, as "~" in all texts."""
-    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises for a user without one
-    if len(Path(home).parts) < 2:
-        return value
-    pattern = re.compile(re.escape(home) + r"(?![\w.-])")
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, str):
-            return pattern.sub("~", value)
-        if isinstance(value, dict):
-            return {replaced(key): replaced(each) for key, each in value.items()}
-        return [replaced(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-    return replaced(value)

@@ -1,8 +1,11 @@
-"""The order of a benchmark: which worker runs when, with which job, and for how long at most."""
-
-from __future__ import annotations
+"""The steps of a benchmark: order, jobs and time limits of the workers, and their errors."""
 
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,127 +13,140 @@ from typing import Any
 import numpy as np
 
 from pipeline.device.benchmark.plan import Plan, Variant
-from pipeline.device.benchmark.sustained import COOL_LIMIT_SECONDS
+from pipeline.device.benchmark.worker import EXIT_MODEL_FILE, EXIT_UNAVAILABLE, LONGEST_SENTENCE
+from pipeline.device.errors import DeviceError
 from pipeline.device.machine.power import IDLE_SECONDS, SETTLE_SECONDS
+from pipeline.device.machine.sensors import Reading
+from pipeline.device.machine.system import PACKAGE_ROOT, package_environment
+from pipeline.portable.files import read_object
+from pipeline.portable.text import brief
 
-Json = dict[str, Any]
-
-# A variant that fails in one of these has no later steps; a failure in the other passes leaves their numbers out.
+# If one of these fails, the later steps of the variant are skipped. Other failures only leave their numbers out.
 REQUIRED = frozenset({"accuracy", "round"})
 _TIMED = frozenset({"round", "throughput", "power"})
-_JOB_KEYS = (
-    "threads",
-    "timing_images",
-    "warmup_seconds",
-    "warmup_count",
-    "min_seconds",
-    "min_count",
-    "max_seconds",
-    "sustained_seconds",
-)
+_UNTIMED = frozenset({"accuracy", "memory"})
+_KIND_OF_EXIT = {EXIT_UNAVAILABLE: "unavailable", EXIT_MODEL_FILE: "model_file"}
+
+
+class WorkerError(DeviceError):
+    """A worker failed; ``kind`` is "unavailable", "model_file", "timeout" or "failed"."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
 class Step:
-    """One worker.
+    """One measurement of one variant in a worker.
 
     Attributes:
-        kind: of the pass; a key of ``pipeline.device.benchmark.passes.PASSES``.
-        label: what a progress bar shows.
+        kind: kind of the measurement; a key of MEASUREMENTS.
+        variant: variant with the batch size of this step.
+        threads: threads of one inference.
+        label: text of the progress bar.
         worker: name of the worker in messages.
-        changes: to the job that variant and plan give.
+        idle: sensor reading of the idle device before the first step.
     """
 
     kind: str
     variant: Variant
+    threads: int
     label: str
     worker: str
-    changes: Json = field(default_factory=dict)
+    idle: Reading = field(default_factory=dict)
 
 
 def shuffled_rounds(plan: Plan) -> list[list[Variant]]:
+    """Return the variants in a new random order for each round."""
     generator = np.random.default_rng(plan.seed)
     return [[plan.variants[i] for i in generator.permutation(len(plan.variants))] for _ in range(plan.rounds)]
 
 
-def steps(plan: Plan, order: list[list[Variant]], metered: frozenset[str], idle: Json) -> list[Step]:
-    """All workers of a plan. What is compared among variants is interleaved; sustained load, which warms up, is last.
+def steps(plan: Plan, metered: frozenset[str], idle: Reading) -> list[Step]:
+    """List all steps of a plan. Variants alternate within a measurement; sustained load is last, because it heats the
+    device. Energy is measured for the variants in ``metered``."""
 
-    Args:
-        order: of ``shuffled_rounds``.
-        metered: names of the variants for whose device there is a power meter.
-        idle: sensors of the device before anything ran.
-    """
-    found = []
-    if plan.expected is not None:
-        found += [_step("accuracy", variant) for variant in plan.variants]
-    for number, variants in enumerate(order, 1):
-        where = f"the benchmark worker of {{}} in round {number}"
-        found += [_step("round", variant, f"round {number}/{plan.rounds}", where) for variant in variants]
+    def step(kind: str, variant: Variant, label: str = "", worker: str = "", threads: int = plan.threads) -> Step:
+        worker = (worker or f"the {kind} worker of {{}}").format(variant.name)
+        return Step(kind, variant, threads, f"{label or kind} {variant.name}", worker, idle)
+
+    def throughput(variant: Variant, batch: int, threads: int) -> Step:
+        point = f"batch {batch}, {threads} threads"
+        worker = f"the throughput worker of {{}} at batch {batch} with {threads} threads"
+        return step("throughput", dataclasses.replace(variant, batch=batch), point, worker, threads)
+
+    variants = plan.variants
+    planned = [step("accuracy", variant) for variant in variants if plan.expected is not None]
+    for number, shuffled in enumerate(shuffled_rounds(plan), 1):
+        label, worker = f"round {number}/{plan.rounds}", f"the benchmark worker of {{}} in round {number}"
+        planned += [step("round", variant, label, worker) for variant in shuffled]
     for number in range(1, plan.cold_rounds + 1):
-        found += [_step("cold", variant, f"cold start {number}/{plan.cold_rounds}") for variant in plan.variants]
-    if plan.memory_pass:
-        found += [_step("memory", variant) for variant in plan.variants]
-    found += _throughput_steps(plan)
-    found += [_step("power", variant) for variant in plan.variants if variant.name in metered]
-    if plan.sustained_seconds > 0:
-        sustained = {"idle": idle, "cool_limit_seconds": cool_limit_seconds(plan)}
-        found += [_step("sustained", variant, changes=sustained) for variant in plan.variants]
-    return found
-
-
-def _step(
-    kind: str, variant: Variant, label: str | None = None, worker: str | None = None, changes: Json | None = None
-) -> Step:
-    named = (worker or f"the {kind} worker of {{}}").format(variant.name)
-    return Step(kind, variant, f"{label or kind} {variant.name}", named, changes or {})
-
-
-def _throughput_steps(plan: Plan) -> list[Step]:
-    found = [
-        _step(
-            "throughput",
-            variant,
-            f"batch {batch}, {threads} threads",
-            f"the throughput worker of {{}} at batch {batch} with {threads} threads",
-            {"batch": batch, "threads": threads},
-        )
-        for variant in plan.variants
-        for batch, threads in plan.throughput
-        if takes_batch(variant, batch)
+        planned += [step("cold", variant, f"cold start {number}/{plan.cold_rounds}") for variant in variants]
+    planned += [step("memory", variant) for variant in variants if plan.memory_pass]
+    points = [
+        throughput(variant, *point) for variant in variants for point in plan.throughput if variant.takes(point[0])
     ]
-    return [found[i] for i in np.random.default_rng(plan.seed).permutation(len(found))]
+    planned += [points[i] for i in np.random.default_rng(plan.seed).permutation(len(points))]
+    planned += [step("power", variant) for variant in variants if variant.name in metered]
+    return planned + [step("sustained", variant) for variant in variants if plan.sustained_seconds > 0]
 
 
-def takes_batch(variant: Variant, batch: int) -> bool:
-    return not variant.fixed_batch or batch == variant.batch
-
-
-def cool_limit_seconds(plan: Plan) -> float:
-    """How long a device may take to cool down before sustained load: no longer than the load itself."""
-    return min(COOL_LIMIT_SECONDS, plan.sustained_seconds)
-
-
-def job_of(plan: Plan, step: Step, output: Path) -> Json:
-    """What the worker of a step reads."""
-    return {
-        **dataclasses.asdict(step.variant),
-        "pass": step.kind,
-        "path": str(Path(step.variant.path).resolve()),
-        "inputs": str(Path(plan.inputs).resolve()),
-        "expected": None if plan.expected is None else str(Path(plan.expected).resolve()),
-        "output": str(output),
-        **{key: getattr(plan, key) for key in _JOB_KEYS},
-        **step.changes,
-    }
-
-
-def limit_seconds(plan: Plan, step: Step) -> float:
+def limit_seconds(plan: Plan, kind: str) -> float:
+    """Time limit of a worker."""
     limit = plan.timeout_seconds
-    if step.kind in _TIMED:
+    if kind in _TIMED:
         limit += 2 * plan.max_seconds  # the warm-up and the measurement
-    if step.kind == "power":
+    if kind == "power":
         limit += SETTLE_SECONDS + IDLE_SECONDS
-    if step.kind == "sustained":
-        limit += cool_limit_seconds(plan) + plan.sustained_seconds
+    if kind == "sustained":
+        limit += plan.cool_limit_seconds + plan.sustained_seconds
     return limit
+
+
+def run_step(plan: Plan, step: Step, output: Path) -> dict[str, Any]:
+    """Run a step in a fresh process and return its result.
+
+    Raises:
+        WorkerError: the worker failed; the sentence ends with the last line of its standard error.
+    """
+    job_plan = dataclasses.replace(plan, variants=(step.variant,), threads=step.threads)
+    job_plan = job_plan.map_paths(lambda path: str(Path(path).resolve()))
+    job = {"kind": step.kind, "plan": job_plan.to_json(), "idle": step.idle, "output": str(output)}
+    output.unlink(missing_ok=True)
+    limit = limit_seconds(plan, step.kind)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "pipeline.device.benchmark.worker"],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit,
+            check=False,
+            cwd=PACKAGE_ROOT if PACKAGE_ROOT.is_dir() else None,
+            env=_environment(step.kind),
+        )
+    except subprocess.TimeoutExpired:
+        remedy = "give the measurement more time or use a smaller model"
+        raise WorkerError(f"{step.worker} did not end within {limit:g} s; {remedy}.", "timeout") from None
+    if code := process.returncode:
+        # Linux ends a process that runs out of memory with signal 9.
+        manner = f"with exit code {code}" if code > 0 else f"by signal {-code} ({signal.strsignal(-code)})"
+        lines = [line for line in process.stderr.splitlines() if line.strip()]
+        last = brief(lines[-1], LONGEST_SENTENCE) if lines else "it wrote nothing to standard error."
+        raise WorkerError(f"{step.worker} ended {manner}: {last}", _KIND_OF_EXIT.get(code, "failed"))
+    if (result := read_object(output)) is None:
+        raise WorkerError(f"{step.worker} wrote no result that can be read.", "failed")
+    return result
+
+
+def _environment(kind: str) -> dict[str, str]:
+    """Environment variables of a worker, with a short GNU OpenMP spin for measurements that are not timed.
+
+    By default idle OpenMP threads spin for milliseconds. Beside another program they block the core of the working
+    thread, and one second of work takes minutes. Timed measurements keep the default of the runtime.
+    """
+    spin = {"GOMP_SPINCOUNT": "1000"} if kind in _UNTIMED else {}
+    return {**spin, **os.environ, **package_environment()}

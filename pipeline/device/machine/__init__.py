@@ -1,1 +1,1 @@
-"""What machine this is, what it shows while it measures, and how it is tuned."""
+"""Description, sensors, power meters, memory and CPU governor of the machine that measures."""

@@ -1,6 +1,4 @@
-"""What machine this is. Reads only; what cannot be read is None; host and user names are left out."""
-
-from __future__ import annotations
+"""Description of this machine without host and user names. A value that cannot be read is None."""
 
 import os
 import platform
@@ -11,67 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.device.machine.emulation import emulated
+from pipeline.device.machine import system
 from pipeline.device.machine.sensors import sensors
-from pipeline.device.machine.system import (
-    affinity,
-    attempt,
-    field_of,
-    frequency_folders,
-    meminfo_kb,
-    nvidia_smi,
-    read_number,
-    read_text,
-    run_command,
-)
+from pipeline.portable.text import brief
 
-# CPU flags that decide which kernels a runtime picks, as x86 and ARM kernels spell them.
-CPU_FLAGS = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx_vnni",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimdhp",
-    "asimddp",
-    "sve",
-    "bf16",
-    "i8mm",
+# CPU flags that decide which kernels a runtime picks, in the spelling of x86 and ARM Linux.
+_FLAGS = re.compile(
+    "avx2|fma|f16c|avx_vnni|avx512f|avx512_vnni|avx512_bf16|avx512_fp16|amx_tile|amx_int8|amx_bf16|"
+    "asimd|asimdhp|asimddp|sve|bf16|i8mm"
 )
 _NVIDIA_IDENTITY = ("name", "driver_version", "memory.total", "power.limit", "persistence_mode")
 
 
-def provenance(root: Path = Path("/")) -> dict[str, Any]:
-    """All that a latency depends on and that can be read without privileges, ready for JSON.
+def describe_machine(root: Path = Path("/")) -> dict[str, Any]:
+    """Describe the hardware, operating system and settings that affect latency, as JSON values.
 
-    Args:
-        root: where /proc and /sys are; another folder in tests.
+    No privileges are needed. This module reads /proc and /sys below ``root``.
     """
-    cpuinfo = read_text(root / "proc/cpuinfo") or ""
+    cpuinfo = system.read_text(root / "proc/cpuinfo") or ""
     return {
-        "cpu": _cpu_model(root, cpuinfo),
+        "cpu": _cpu_model(cpuinfo),
         "board": _board(root),
         "machine": platform.machine(),
-        "cpu_flags": _flags(cpuinfo),
+        "cpu_flags": _cpu_flags(cpuinfo),
         "logical_cores": os.cpu_count(),
         "emulated": emulated(root),
-        "affinity": affinity(),
+        "affinity": system.affinity(),
         "cpu_quota": _cpu_quota(root),
         "governors": _governors(root),
         "frequency_limits_khz": _frequency_limits(root),
         "cpu_boost": _cpu_boost(root),
-        "power_profile": read_text(root / "sys/firmware/acpi/platform_profile"),
-        "memory_total_kb": meminfo_kb(root, "MemTotal"),
-        "memory_limit": read_text(root / "sys/fs/cgroup/memory.max"),
-        "swap_total_kb": meminfo_kb(root, "SwapTotal"),
-        "page_bytes": attempt(lambda: os.sysconf("SC_PAGE_SIZE")),
+        "power_profile": system.read_text(root / "sys/firmware/acpi/platform_profile"),
+        "memory_total_kb": system.meminfo_kb(root, "MemTotal"),
+        "memory_limit": system.read_text(root / "sys/fs/cgroup/memory.max"),
+        "swap_total_kb": system.meminfo_kb(root, "SwapTotal"),
+        "page_bytes": system.attempt(lambda: os.sysconf("SC_PAGE_SIZE")),
         "kernel": platform.release(),
         "system": platform.system(),
         "libc": " ".join(platform.libc_ver()).strip() or None,
@@ -80,85 +52,105 @@ def provenance(root: Path = Path("/")) -> dict[str, Any]:
         "container": _container(root),
         "virtual_machine": _virtual_machine(root, cpuinfo),
         "on_battery": _on_battery(root),
-        "nvidia": nvidia_smi(_NVIDIA_IDENTITY),
-        "nvpmodel": run_command("nvpmodel", "-q"),
+        "nvidia": system.nvidia_smi(_NVIDIA_IDENTITY),
+        "nvpmodel": system.run_command("nvpmodel", "-q"),
         "state": sensors(root, gpu=True),
     }
 
 
 def device_name(*, gpu: bool = False) -> str:
-    """Short name of this machine for a table: the board, the CPU model or, on request, the GPU."""
-    if gpu and (cards := nvidia_smi(("name",))):
-        return str(cards[0]["name"])
+    """Short name of this machine for tables: the board or the CPU model; with ``gpu`` the GPU."""
+    if gpu and (cards := system.nvidia_smi(("name",))):
+        return brief(cards[0]["name"])
     root = Path("/")
-    cpuinfo = read_text(root / "proc/cpuinfo") or ""
-    return _board(root) or _cpu_model(root, cpuinfo) or platform.machine() or "unknown device"
+    model = _board(root) or _cpu_model(system.read_text(root / "proc/cpuinfo") or "")
+    return brief(model or platform.machine() or "unknown device")
 
 
-def _cpu_model(root: Path, cpuinfo: str) -> str | None:
+def emulated(root: Path = Path("/"), machine: str | None = None) -> bool | None:
+    """Return true if an emulator such as qemu-user translates programs for another processor.
+
+    An emulated program sees the machine name of the emulated processor, but /proc and /sys of the real kernel: only x86
+    kernels have ``arch_status``, and only ARM kernels have ``midr_el1``. QEMU 8.1 and later also emulate /proc/cpuinfo,
+    so that file is not enough. ``machine`` is the name that programs see, by default this machine's.
+    """
     if sys.platform == "darwin":
-        return run_command("sysctl", "-n", "machdep.cpu.brand_string")
-    return field_of(cpuinfo, "model name") or field_of(cpuinfo, "Hardware") or platform.processor() or None
+        translated = system.run_command("sysctl", "-n", "sysctl.proc_translated")
+        return None if translated is None else translated == "1"
+    machine, cpuinfo = machine or platform.machine(), system.read_text(root / "proc/cpuinfo") or ""
+    if "QEMU TCG" in cpuinfo:
+        return True
+    x86_kernel = (root / "proc/self/arch_status").exists() or system.field_of(cpuinfo, "vendor_id") is not None
+    midr = root / "sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+    arm_kernel = midr.exists() or system.field_of(cpuinfo, "CPU implementer") is not None
+    is_x86 = re.fullmatch(r"x86_64|amd64|i[3-6]86", machine, re.IGNORECASE) is not None
+    if is_x86 and arm_kernel and not x86_kernel:
+        return True
+    if not is_x86 and x86_kernel:
+        return machine != "s390x"  # a real s390x has a vendor_id too, and is not emulated
+    return False if x86_kernel or arm_kernel else None
+
+
+def _cpu_model(cpuinfo: str) -> str | None:
+    if sys.platform == "darwin":
+        return system.run_command("sysctl", "-n", "machdep.cpu.brand_string")
+    return (
+        system.field_of(cpuinfo, "model name") or system.field_of(cpuinfo, "Hardware") or platform.processor() or None
+    )
 
 
 def _board(root: Path) -> str | None:
-    """Name of a single-board computer from its device tree; None on PCs."""
-    return read_text(root / "proc/device-tree/model")
+    """Name of a single-board computer from its device tree; None on a PC."""
+    return system.read_text(root / "proc/device-tree/model")
 
 
-def _flags(cpuinfo: str) -> list[str] | None:
-    line = field_of(cpuinfo, "flags") or field_of(cpuinfo, "Features")
-    return None if line is None else [flag for flag in CPU_FLAGS if flag in line.split()]
+def _cpu_flags(cpuinfo: str) -> list[str] | None:
+    line = system.field_of(cpuinfo, "flags") or system.field_of(cpuinfo, "Features")
+    return None if line is None else [flag for flag in line.split() if _FLAGS.fullmatch(flag)]
 
 
 def _governors(root: Path) -> list[str] | None:
-    names = {read_text(folder / "scaling_governor") for folder in frequency_folders(root)}
+    names = {system.read_text(folder / "scaling_governor") for folder in system.frequency_folders(root)}
     return sorted(name for name in names if name) or None
 
 
 def _frequency_limits(root: Path) -> dict[str, int | None] | None:
-    folders = frequency_folders(root)
-    if not folders:
-        return None
-    lows = [low for folder in folders if (low := read_number(folder / "scaling_min_freq")) is not None]
-    highs = [high for folder in folders if (high := read_number(folder / "scaling_max_freq")) is not None]
-    return {"min": min(lows, default=None), "max": max(highs, default=None)}
+    lows, highs = system.frequencies(root, "min"), system.frequencies(root, "max")
+    return {"min": min(lows, default=None), "max": max(highs, default=None)} if lows or highs else None
 
 
 def _cpu_quota(root: Path) -> str | None:
-    """Microseconds of CPU in a period of microseconds, "max 100000" where there is no quota."""
-    quota = read_text(root / "sys/fs/cgroup/cpu.max")
-    if quota is not None:
+    """CPU quota and period in microseconds, such as "max 100000" without a quota."""
+    if quota := system.read_text(root / "sys/fs/cgroup/cpu.max"):
         return quota
-    first = [read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
-    return None if None in first else " ".join(map(str, first)).replace("-1 ", "max ")
+    values = [system.read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    return None if None in values else " ".join(map(str, values)).replace("-1 ", "max ")
 
 
 def _cpu_boost(root: Path) -> bool | None:
-    """Whether the CPU may go above its nominal clock for a while."""
+    """Return true if the CPU may exceed its nominal clock for a while."""
     folder = root / "sys/devices/system/cpu"
-    no_turbo = read_number(folder / "intel_pstate/no_turbo")
-    boost = read_number(folder / "cpufreq/boost") if no_turbo is None else 1 - no_turbo
+    no_turbo = system.read_number(folder / "intel_pstate/no_turbo")
+    boost = system.read_number(folder / "cpufreq/boost") if no_turbo is None else 1 - no_turbo
     return None if boost is None else boost == 1
 
 
 def _container(root: Path) -> bool | None:
     if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists() or "container" in os.environ:
         return True
-    groups = read_text(root / "proc/1/cgroup")
+    groups = system.read_text(root / "proc/1/cgroup")
     return None if groups is None else bool(re.search(r"docker|kubepods|containerd|lxc|podman", groups))
 
 
 def _virtual_machine(root: Path, cpuinfo: str) -> bool | None:
-    if "hypervisor" in (field_of(cpuinfo, "flags") or "").split() or (root / "proc/xen").exists():
+    if "hypervisor" in (system.field_of(cpuinfo, "flags") or "").split() or (root / "proc/xen").exists():
         return True
-    product = read_text(root / "sys/class/dmi/id/product_name")
+    product = system.read_text(root / "sys/class/dmi/id/product_name")
     if product is None:
         return None
     return bool(re.search(r"kvm|qemu|virtual|vmware|bochs|compute engine", product, re.IGNORECASE))
 
 
 def _on_battery(root: Path) -> bool | None:
-    supplies = attempt(lambda: sorted((root / "sys/class/power_supply").glob("*/online"))) or []
-    states = [state for state in map(read_number, supplies) if state is not None]
+    states = system.not_none(map(system.read_number, system.paths(root / "sys/class/power_supply", "*/online")))
     return not any(states) if states else None

@@ -1,12 +1,11 @@
-"""The CPU governor set to "performance" while measuring, and put back whatever ends the measurement.
+"""Sets the CPU governor to "performance" during a measurement, and restores it afterwards.
 
-Previous values are written to a file, under a lock, before anything is changed. They are put back at the end, at
-SIGTERM, SIGINT and SIGHUP; after a kill by a child process that does nothing but wait for this one to end; and where
-that was killed too, by the next measurement. A value that someone else has changed meanwhile is left alone.
+The previous values are first written to a locked file. They are restored at the end and at SIGTERM, SIGINT and SIGHUP.
+After SIGKILL a child process (the watchdog) restores them, and if the watchdog was killed too, the next measurement
+does. A governor that another program has changed in the meantime keeps its value.
 """
 
-from __future__ import annotations
-
+import fcntl
 import json
 import os
 import signal
@@ -19,62 +18,51 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from pipeline.device.machine.system import package_environment
+
 GOVERNOR = "performance"
-_ENDING = ("SIGTERM", "SIGHUP")  # SIGINT is a KeyboardInterrupt already
 _WATCHDOG = """import sys; from pipeline.device.machine.tuning import put_back
 sys.stdin.buffer.read(); put_back(sys.argv[1], wait=True)"""
-Json = dict[str, Any]
+_RECOVERED = "an earlier measurement was killed before it restored the CPU governor; it is restored now."
+Changes = dict[str, list[str]]  # path -> [previous value, value]
 
 
 @contextmanager
-def tuned(allowed: bool, root: Path = Path("/"), record: Path | None = None) -> Iterator[Json]:
-    """Tune the device for the time of the block if that is allowed; first put back what an earlier run left behind.
+def tuned(allowed: bool, root: Path = Path("/"), record: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Set the governor for the duration of the block, if allowed. First restore the values of an earlier, killed run.
 
-    Args:
-        root: where /sys is.
-        record: file of the previous values; None for the one in the user's cache folder.
+    Previous values are kept in ``record``, by default a file in the user's cache folder.
 
     Yields:
-        ``allowed``; ``changed``, path -> [previous value, value]; ``notes``, a sentence for each thing that was not
-        done or not found as it should be. Notes of putting back are added when the block has ended.
+        ``allowed``; ``changed``, path -> [previous value, value]; ``notes``, a sentence for each problem. Problems of
+        restoring are added after the block.
     """
-    result: Json = {"allowed": allowed, "changed": {}, "notes": []}
+    notes: list[str] = []
+    result: dict[str, Any] = {"allowed": allowed, "changed": {}, "notes": notes}
     path = record or _record_path()
-    if not allowed:
-        if path.is_file():
-            result["notes"] += put_back(path)
-        yield result
-        return
     with ExitStack() as stack:
-        file = _open_record(path, result["notes"])
-        if file is None:
-            yield result
-            return
-        stack.enter_context(file)
-        result["notes"] += _recover(file)
-        changes = _find_changes(root, result["notes"])
-        if not changes:
-            yield result
-            return
-        _write_record(file, changes)
-        stack.enter_context(_watchdog(path))
-        stack.enter_context(_ended_by_signals())
-        stack.callback(lambda: result["notes"].extend(_put_back_recorded(file)))
-        result["changed"] = _apply(changes, result["notes"])
+        file = _open_record(path, notes) if allowed or path.is_file() else None
+        if file is not None:
+            stack.enter_context(file)
+            notes += _put_back_recorded(file, _RECOVERED)
+            changes = _find_changes(root, notes) if allowed else {}
+            if changes:
+                _write_record(file, changes)
+                stack.enter_context(_watchdog(path))
+                stack.enter_context(_exit_on_signals())
+                stack.callback(lambda: notes.extend(_put_back_recorded(file)))
+                result["changed"] = _apply(changes, notes)
+            elif not allowed:
+                file.close()
         yield result
 
 
 def put_back(path: Path | str, *, wait: bool = False) -> list[str]:
-    """Put back what a run that was killed has left behind; sentences about it, none if there is nothing.
-
-    Args:
-        wait: until the run that holds the record has ended, instead of leaving it alone.
-    """
+    """Restore the values of a killed run; ``wait`` first waits for the end of a running one. Returns notes."""
     notes: list[str] = []
-    file = _open_record(Path(path), notes, wait=wait)
-    if file is not None:
+    if (file := _open_record(Path(path), notes, wait=wait)) is not None:
         with file:
-            notes += _recover(file)
+            notes += _put_back_recorded(file, _RECOVERED)
     return notes
 
 
@@ -85,34 +73,28 @@ def _record_path() -> Path:
 
 
 def _open_record(path: Path, notes: list[str], *, wait: bool = False) -> IO[str] | None:
-    """The record, locked for as long as it is open; the lock ends with the process that holds it."""
-    try:
-        import fcntl
-    except ImportError:
-        notes.append("the device was not tuned: this system has no governors that can be set.")
-        return None
+    """Open and lock the record; None with a note if that fails. The kernel releases the lock when the process ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        notes.append(
-            f"the device was not tuned: {path} cannot be written ({error.strerror}); make its folder writable."
-        )
+        reason = f"{path} cannot be written ({error.strerror}); make its folder writable."
+        notes.append(f"the device was not tuned: {reason}")
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         file.close()
-        notes.append("another measurement has tuned this device and still runs; its settings were left as they are.")
+        notes.append("another measurement has tuned this device and still runs; its settings were not changed.")
         return None
     return file
 
 
-def _find_changes(root: Path, notes: list[str]) -> Json:
-    """Path -> [previous value, new value] of the governors that are not what is wanted."""
+def _find_changes(root: Path, notes: list[str]) -> Changes:
+    """Find the governors that are not "performance" but offer it; adds a note for each that cannot be set."""
     governors = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_governor"))
     if not governors:
-        notes.append("the device was not tuned: it shows no CPU governor.")
+        notes.append("the device was not tuned: no CPU governor was found.")
     changes = {}
     for governor in governors:
         try:
@@ -128,21 +110,19 @@ def _find_changes(root: Path, notes: list[str]) -> Json:
     return changes
 
 
-def _apply(changes: Json, notes: list[str]) -> Json:
-    done = {}
-    for path, (before, value) in changes.items():
+def _apply(changes: Changes, notes: list[str]) -> Changes:
+    changed = {}
+    for path, change in changes.items():
         try:
-            Path(path).write_text(value, encoding="ascii")
+            Path(path).write_text(change[1], encoding="ascii")
+            changed[path] = change
         except OSError as error:
-            notes.append(
-                f"{path} was not changed ({error.strerror}); run with the right to write it, or set it yourself."
-            )
-        else:
-            done[path] = [before, value]
-    return done
+            remedy = "run with the right to write it, or set it yourself."
+            notes.append(f"{path} was not changed ({error.strerror}); {remedy}")
+    return changed
 
 
-def _write_record(file: IO[str], changes: Json) -> None:
+def _write_record(file: IO[str], changes: Changes) -> None:
     file.seek(0)
     file.truncate()
     file.write(json.dumps(changes) if changes else "")
@@ -150,52 +130,44 @@ def _write_record(file: IO[str], changes: Json) -> None:
     os.fsync(file.fileno())
 
 
-def _read_record(file: IO[str]) -> Json:
-    """Path -> [previous value, value]; empty where nothing has to be put back."""
+def _read_record(file: IO[str]) -> Changes:
+    """Read the changes to undo. A truncated record counts as empty, because its writer had not changed anything yet."""
     file.seek(0)
     try:
-        changes: Json = json.loads(file.read() or "{}")
+        changes: Changes = json.loads(file.read() or "{}")
     except ValueError:
-        # The record is whole before anything is changed, so a run that was ended within writing it changed nothing.
         return {}
     return changes
 
 
-def _recover(file: IO[str]) -> list[str]:
-    """Put back what an earlier run has left in the open record; a sentence that says so, and those of failures."""
-    if not _read_record(file):
-        return []
-    failures = _put_back_recorded(file)
-    return failures or ["an earlier measurement was killed with the device tuned; the governor was put back."]
-
-
-def _put_back_recorded(file: IO[str]) -> list[str]:
-    """Put back what the open record holds, and empty it but for what could not be put back."""
-    notes, left = [], {}
-    for path, (before, value) in _read_record(file).items():
+def _put_back_recorded(file: IO[str], success: str | None = None) -> list[str]:
+    """Restore the values of the open record and keep those that fail; returns notes on failures, else ``success``."""
+    recorded = _read_record(file)
+    notes, failed = [], {}
+    for path, (before, value) in recorded.items():
         governor = Path(path)
         try:
             if governor.read_text(encoding="ascii").strip() == value:
                 governor.write_text(before, encoding="ascii")
         except OSError as error:
-            notes.append(f"{path} could not be put back to {before} ({error.strerror}); set it yourself.")
-            left[path] = [before, value]
-    _write_record(file, left)
-    return notes
+            notes.append(f"{path} could not be restored to {before} ({error.strerror}); set it yourself.")
+            failed[path] = [before, value]
+    _write_record(file, failed)
+    return [success] if success and recorded and not notes else notes
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a signal that asks this process to end raise SystemExit, so that ``finally`` blocks run."""
+def _exit_on_signals() -> Iterator[None]:
+    """Raise SystemExit at SIGTERM and SIGHUP, so that ``finally`` blocks run."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    numbers = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-    previous = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    signals = (signal.SIGTERM, signal.SIGHUP)  # SIGINT already raises KeyboardInterrupt
+    previous = {number: signal.signal(number, end) for number in signals if signal.getsignal(number) == signal.SIG_DFL}
     try:
         yield
     finally:
@@ -205,21 +177,19 @@ def _ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _watchdog(record: Path) -> Iterator[None]:
-    """A process of its own that waits for the end of its standard input, which is the end of this process."""
-    root = Path(__file__).parents[3].resolve()
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """Start a process that restores the values when its standard input closes, which happens when this process ends."""
     watchdog = subprocess.Popen(
         [sys.executable, "-c", _WATCHDOG, str(record.resolve())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,  # what kills the group of this process must not kill it too
+        env={**os.environ, **package_environment()},
+        start_new_session=True,  # a signal to the group of this process must not end the watchdog
     )
     try:
         yield
     finally:
-        # It is needed only where a second signal has cut the putting back short.
+        # The watchdog is still needed if a second signal interrupted the restoring.
         if not record.stat().st_size:
             watchdog.kill()
             watchdog.wait()

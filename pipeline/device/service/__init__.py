@@ -1,1 +1,1 @@
-"""The program on the device that a client talks to: bundle, run folder, lock."""
+"""The program on the device that answers a client: bundle, run folder and lock."""

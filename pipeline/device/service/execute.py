@@ -1,97 +1,83 @@
-"""Measure what a bundle holds, here and now, and write the result."""
+"""Measures a bundle on this device and writes the result."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.device.errors import DeviceError
 from pipeline.device.service.bundle import Bundle, extract
-from pipeline.device.service.files import write_atomically
-from pipeline.device.service.session import RESULT, SAMPLES
+from pipeline.device.service.run_folder import RESULT, SAMPLES
+from pipeline.portable.files import atomic_file
 
-Progress = Callable[[int, int, str], None]
-Json = dict[str, Any]
+if TYPE_CHECKING:  # the import needs numpy, and a missing numpy must give an error sentence
+    from pipeline.portable.documents import Result
+
+RESULT_FORMAT = 1
+T = TypeVar("T")
 
 
-class NumpyMissingError(DeviceError):
-    """This Python has no numpy."""
+def execute(
+    bundle: Bundle, sha256: str, files: Path, out: Path, on_progress: Callable[[int, int, str], None]
+) -> Result:
+    """Verify, extract and measure a bundle; write samples.npz and then result.json, each atomically.
 
-
-def execute(bundle: Bundle, sha256: str, files: Path, out: Path, on_progress: Progress) -> Json:
-    """Verify, extract, measure, and write samples.npz and then result.json, each whole or not at all.
+    In result.json, paths are relative to the bundle, "~" replaces the home folder, and null replaces NaN and infinity.
 
     Args:
-        sha256: of the bundle.
+        sha256: SHA-256 of the bundle.
         files: folder to extract to; must not exist.
         out: folder of the result.
-        on_progress: called with steps done, steps in all (0: not known yet) and what comes next.
-
-    Returns:
-        what result.json holds: the benchmark's result with ``bundle_sha256`` and ``card``.
-
-    Raises:
-        DeviceError: numpy is missing, the bundle is damaged, or nothing could be measured.
-        OSError: no space, or no right to write.
+        on_progress: called with finished steps, all steps (0: unknown yet) and the label of the next step.
     """
     try:
         import numpy as np
-
-        from pipeline.device.benchmark.runner import run_benchmark
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "numpy":
             raise
-        raise NumpyMissingError(
-            "numpy is not installed for this Python; install it with `pip install numpy`."
-        ) from None
+        raise DeviceError("numpy is not installed for this Python; install it with `pip install numpy`.") from None
+    from pipeline.device.benchmark.runner import run_benchmark
+
     out.mkdir(parents=True, exist_ok=True)
     on_progress(0, 0, "verifying the bundle")
-    # Workers are told resolved paths, and their messages repeat them.
-    files = files.resolve()
-    plan = extract(bundle, files, None)
-    result: Json = run_benchmark(plan, on_progress)
-    samples = io.BytesIO()
-    np.savez_compressed(samples, **result.pop("samples_ns"))
-    result.update(bundle_sha256=sha256, card=dict(bundle.card))
-    # The benchmark has written "~" for the home folder.
-    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises for a user without one
-    short = f"~{str(files).removeprefix(home)}/"
-    result = portable(result, [f"{files}/", short])
-    write_atomically(out / SAMPLES, samples.getvalue())
-    write_atomically(out / RESULT, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    files = files.resolve()  # workers get resolved paths, and their messages contain them
+    plan = extract(bundle, files)
+    result, samples = run_benchmark(plan, on_progress)
+    result = dataclasses.replace(result, bundle_sha256=sha256, card=dict(bundle.card))
+    result = without_paths(result, files)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **samples)  # type: ignore[arg-type]
+    text = json.dumps({"format": RESULT_FORMAT, **dataclasses.asdict(result)}, indent=2, allow_nan=False) + "\n"
+    for name, content in ((SAMPLES, buffer.getvalue()), (RESULT, text.encode())):
+        with atomic_file(out / name) as temporary:
+            temporary.write_bytes(content)
     return result
 
 
-def portable(value: Any, places: Sequence[str]) -> Any:
-    """The value with paths below ``places`` relative to them, and null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: portable(item, places) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(item, places) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        for place in places:
-            value = value.replace(place, "")
-    return value
+def without_paths(value: T, files: Path) -> T:
+    """Return a copy without the path ``files`` and numbers that are not finite, and with "~" for the home folder, whose
+    name often is the name of the user."""
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises for a user without one
+    pattern = re.compile(re.escape(home) + r"(?![\w.-])") if len(Path(home).parts) > 1 else None
 
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.replace(f"{files}/", "")
+            return pattern.sub("~", value) if pattern else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(value, **{key: cleaned(item) for key, item in vars(value).items()})
+        if isinstance(value, dict):
+            return {cleaned(key): cleaned(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [cleaned(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-def table(result: Json) -> str:
-    """What was measured, for a person at the device."""
-    rows = [("file", "runtime", "executed", "p50 ms", "p90 ms", "verdict")]
-    for row in result["variants"]:
-        if row["error"] and row["latency_p50_ms"] is None:
-            rows.append((row["name"], row["runtime"], "-", "-", "-", str(row["error"])))
-            continue
-        numbers = [row["latency_p50_ms"], row["latency_p90_ms"]]
-        shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
-        rows.append((row["name"], row["runtime"], str(row["precision_executed"]), *shown, str(row["verdict"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
+    result: T = cleaned(value)
+    return result

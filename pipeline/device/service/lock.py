@@ -1,20 +1,29 @@
-"""One measurement at a time: a lock on the device's folder, and who holds it since when."""
+"""The lock that allows one measurement at a time on a device, its holder, and the processes of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
+import getpass
 import os
+import signal
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.device.errors import DeviceError
-from pipeline.device.service.files import read_json, write_atomically
+from pipeline.device.machine.system import read_text
+from pipeline.device.service.bundle import BUNDLE
+from pipeline.portable.files import read_object, write_object
 
-_PATIENCE_SECONDS = 1.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_WAIT_SECONDS = 1.0  # reading the holder takes the lock for a moment
+_PROC = Path("/proc")
+# Environment variable of a run and its child processes, with the folder of the lock.
+RUN_VARIABLE = "ENERGYKD_RUN_FOLDER"
+# Parts of the command lines of measuring processes. Other child processes end by themselves and may need to clean up.
+_MEASURING = (b"pipeline.device.benchmark.worker", BUNDLE.encode())
 
 
 class LockedError(DeviceError):
@@ -23,16 +32,16 @@ class LockedError(DeviceError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who took the lock, for what, and when.
+    """The holder of the lock.
 
     Attributes:
         owner: user@host of the client.
-        bundle: SHA-256.
-        run: id that the client chose.
-        pid: of the process that watches over the run; 0 until it has started.
-        started: ``started_ticks`` of that process.
-        boot: of the device's present uptime; None where the system does not tell.
+        bundle: SHA-256 of the bundle.
+        run: id of the run, chosen by the client.
+        pid: process id of the supervisor; 0 until it has started.
+        boot: ``boot_id`` when the lock was taken.
         seconds: ``boot_seconds`` when the lock was taken.
+        started: ``started_ticks`` of the supervisor.
     """
 
     owner: str
@@ -48,83 +57,75 @@ class Holder:
         return cls(owner, bundle, run, 0, boot_id(), boot_seconds())
 
     def describe(self, boot: str | None, seconds: float) -> str:
-        """As in "ann@laptop's run of bundle 3fa9c02b since 12 minutes".
+        """Text such as "ann@laptop's run of bundle 3fa9c02b since 12 minutes"; the arguments are the present values."""
+        since = _age(seconds - self.seconds) if self.boot == boot else "before the device was restarted"
+        return f"{self.owner}'s run of bundle {self.bundle[:8]} since {since}"
 
-        Args:
-            boot: of the device now.
-            seconds: ``boot_seconds`` of the device now.
-        """
-        same = self.boot == boot
-        since = f"since {_age(seconds - self.seconds)}" if same else "since before the device was restarted"
-        return f"{self.owner}'s run of bundle {self.bundle[:8]} {since}"
+
+def owner() -> str:
+    """The present user as user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def boot_seconds() -> float:
-    """Seconds since the device was started; no change of the date or the time moves it."""
-    # CLOCK_BOOTTIME goes on while the device sleeps; only Linux has it.
+    """Seconds since the device was started, independent of the wall clock."""
+    # CLOCK_BOOTTIME includes sleep; only Linux has it.
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def boot_id() -> str | None:
-    """Changes whenever the device is started."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
+    """Id that changes at every start of the device; None if the system does not report it."""
+    return read_text(_PROC / "sys/kernel/random/boot_id")
 
 
 def _age(seconds: float) -> str:
     count, unit = max(int(seconds), 0), "second"
-    if count >= 120:
-        count, unit = count // 60, "minute"
-    if unit == "minute" and count >= 120:
-        count, unit = count // 60, "hour"
+    for larger in ("minute", "hour"):
+        if count >= 120:
+            count, unit = count // 60, larger
     return f"{count} {unit}{'' if count == 1 else 's'}"
 
 
 class DeviceLock:
-    """The lock of a device's folder. The kernel gives it back when the last process that holds it ends, however."""
+    """The lock of a device's folder. The kernel releases it when the last process that holds it ends, even by a kill.
+
+    All methods raise DeviceError on a file system without locks.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
         self._info = folder / "lock.json"
 
     def holder(self) -> Holder | None:
-        """Who holds the lock now; None if nobody does.
-
-        Raises:
-            DeviceError: the file system has no locks.
-        """
+        """Return the present holder; None if the lock is free."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            # Shared, so that two who look do not take each other for a holder.
+            # A shared lock, so that two readers at once do not look like a holder.
             return None if self._try(descriptor, fcntl.LOCK_SH) else self._read()
         finally:
             os.close(descriptor)
 
     def take(self, holder: Holder) -> int:
-        """Take the lock.
+        """Take the lock; returns the file descriptor that holds it. Child processes can inherit the descriptor.
 
-        Returns:
-            the descriptor that holds it; processes that inherit it hold it as well.
-
-        Raises:
-            LockedError: another holds it; says who and since when.
-            DeviceError: the file system has no locks.
+        Raises LockedError with the other holder and the age of its lock.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        # Somebody who only looks holds it for a moment.
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        until = time.monotonic() + _WAIT_SECONDS
         try:
             while not self._try(descriptor, fcntl.LOCK_EX):
-                if time.monotonic() > patience:
-                    who = self._read()
-                    shown = who.describe(boot_id(), boot_seconds()) if who else "a run that has just begun"
-                    raise LockedError(f"locked by {shown}; wait for its end or ask its owner to stop it.")
+                if time.monotonic() > until:
+                    other = self._read()
+                    who = other.describe(boot_id(), boot_seconds()) if other else "a run that has just begun"
+                    raise LockedError(f"locked by {who}; wait for its end or ask its owner to stop it.")
                 time.sleep(0.05)
             self.describe(holder)
         except BaseException:
@@ -133,13 +134,12 @@ class DeviceLock:
         return descriptor
 
     def describe(self, holder: Holder) -> None:
-        """Write down who holds the lock; only for the one who does."""
-        write_atomically(self._info, json.dumps(dataclasses.asdict(holder)).encode())
+        """Write the holder to the file; only the holder itself may call this."""
+        write_object(self._info, dataclasses.asdict(holder))
 
     def _read(self) -> Holder | None:
-        values = read_json(self._info)
         try:
-            return None if values is None else Holder(**values)
+            return Holder(**(read_object(self._info) or {}))
         except TypeError:
             return None
 
@@ -149,7 +149,39 @@ class DeviceLock:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise DeviceError(
-                f"{self._path} cannot be locked ({error.strerror}); choose a folder on a local disk of the device."
-            ) from error
+            reason = f"{self._path} cannot be locked ({error.strerror})"
+            raise DeviceError(f"{reason}; choose a folder on a local disk of the device.") from error
         return True
+
+
+def started_ticks(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot. It distinguishes processes with the same reused id."""
+    stat = read_text(_PROC / str(pid) / "stat")
+    # The second field is a name in parentheses with arbitrary characters; field 22 is the start time.
+    return None if stat is None else int(stat.rpartition(")")[2].split()[19])
+
+
+def measuring_processes(folder: Path) -> list[int]:
+    """Ids of this user's measuring processes of runs in ``folder``; empty without /proc."""
+    variable = f"{RUN_VARIABLE}={folder}".encode()
+    pids = []
+    for path in _PROC.glob("[0-9]*") if _PROC.is_dir() else []:
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            command = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if variable in environment and any(part in command for part in _MEASURING) and int(path.name) != os.getpid():
+            pids.append(int(path.name))
+    return pids
+
+
+def end_measuring_processes(folder: Path) -> None:
+    """End the measuring processes of runs in ``folder``. The caller holds the lock or stops the run that holds it."""
+    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + seconds
+        for pid in measuring_processes(folder):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        while measuring_processes(folder) and time.monotonic() < until:
+            time.sleep(0.05)

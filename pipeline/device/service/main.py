@@ -1,60 +1,61 @@
-"""The program that a bundle is: ``python3 bundle.pyz``.
+"""Command line of a bundle: ``python3 bundle.pyz``.
 
-Without a command it measures here and now. The commands are what a client of another machine uses.
+Without a command it measures on this machine. Clients on other machines use the commands.
 """
 
 from __future__ import annotations
 
 import argparse
-import getpass
+import importlib.util
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.device.errors import DeviceError
-from pipeline.device.service import attend, detached, selftest
-from pipeline.device.service.bundle import open_bundle, sha256_of
-from pipeline.device.service.execute import Progress, execute, table
-from pipeline.device.service.files import tell
-from pipeline.device.service.lock import DeviceLock, Holder, LockedError
-from pipeline.device.service.processes import MARK, end_marked
-from pipeline.device.service.session import RESULT, SAMPLES, Session
+from pipeline.device.service import detached
+from pipeline.device.service.bundle import open_bundle, verify
+from pipeline.device.service.execute import execute
+from pipeline.device.service.lock import RUN_VARIABLE, DeviceLock, Holder, LockedError, end_measuring_processes, owner
+from pipeline.device.service.run_folder import RESULT, SAMPLES, RunFolder, send
+from pipeline.portable.files import sha256_file
+
+if TYPE_CHECKING:  # the import needs numpy, and the self-test must run without
+    from pipeline.portable.documents import Result
 
 FOLDER = "~/.cache/energykd"
 BAD_INPUT = 2
 LOCKED = 3
+# How to install each runtime. The Python module has the same name.
+INSTALL = {name: f"pip install {name}" for name in ("torch", "onnxruntime", "openvino")}
+INSTALL["tensorrt"] = "NVIDIA's packages for this device"
+_ROOM = 32 << 20  # free bytes needed in addition to the extracted files
 _REPEAT_SECONDS = 30.0
 
 
-def main(words: Sequence[str] | None = None, archive: Path | None = None) -> int:
-    """Exit code: 0; 2 after one sentence on standard error; 3 likewise, if another run holds the device.
-
-    Args:
-        archive: the bundle; by default the file that Python was started with.
-    """
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, or 2 (3 if another run holds the device) after one sentence on standard error."""
     choice = _parser().parse_args(words)
-    archive = archive or Path(sys.argv[0])
+    archive = Path(sys.argv[0])
     try:
         if archive.suffix == ".py":
             raise DeviceError("this program is part of a bundle; run it as `python3 bundle.pyz`.")
-        folder = _expanded(choice.folder)
-        if choice.command is None:
-            if choice.self_test:
-                return 0 if selftest.report(archive, folder) else BAD_INPUT
-            _here(archive, folder, Path(choice.out))
-        else:
+        folder = _absolute(choice.folder)
+        if choice.command is not None:
             _serve(choice, folder)
-    except LockedError as error:
-        return _fail(str(error), LOCKED)
+        elif choice.self_test:
+            _self_test(archive, folder)
+        else:
+            _measure_here(archive, folder, Path(choice.out))
     except DeviceError as error:
-        return _fail(str(error), BAD_INPUT)
+        return _fail(str(error), LOCKED if isinstance(error, LockedError) else BAD_INPUT)
     except BrokenPipeError:
-        # The client has gone; Python must not try to flush what it will never read.
+        # The client has closed the connection. Without this, Python fails again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = error.filename or choice.folder
@@ -64,7 +65,7 @@ def main(words: Sequence[str] | None = None, archive: Path | None = None) -> int
     return 0
 
 
-def _expanded(folder: str) -> Path:
+def _absolute(folder: str) -> Path:
     try:
         return Path(folder).expanduser().absolute()
     except RuntimeError as error:
@@ -72,87 +73,95 @@ def _expanded(folder: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--folder", default=FOLDER, metavar="DIR", help=f"folder of this program ({FOLDER})")
+    of_run = argparse.ArgumentParser(add_help=False, parents=[common])
+    of_run.add_argument("--bundle", required=True, metavar="SHA256", help="SHA-256 of the bundle")
+    of_run.add_argument("--run", required=True, metavar="ID", help="hexadecimal, chosen by the client")
+    limited = argparse.ArgumentParser(add_help=False, parents=[of_run])
+    limited.add_argument("--limit", type=float, required=True, metavar="SECONDS", help="time limit of the run")
+
     parser = argparse.ArgumentParser(
-        prog="bundle.pyz", description="Measure accuracy and latency of the models in this file, on this device."
+        prog="bundle.pyz",
+        description="Measure accuracy and latency of the models in this file, on this device.",
+        parents=[common],
     )
-    parser.add_argument("--self-test", action="store_true", help="only say whether all that is needed is here")
+    parser.add_argument("--self-test", action="store_true", help="only check that everything needed is installed")
     parser.add_argument("--out", default=".", metavar="DIR", help=f"folder for {RESULT} and {SAMPLES} (here)")
-    _add_folder(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="what a client on another machine uses")
-    start = _add_run(commands.add_parser("start", help="measure in the background"))
-    _add_run(commands.add_parser("follow", help="show the progress of a run until its end"))
-    _add_run(commands.add_parser("stop", help="end a run"))
-    clean = _add_run(commands.add_parser("clean", help="forget a run that was fetched, and remove old bundles"))
-    run = _add_run(commands.add_parser("run", help="measure for a start command"))
-    start.add_argument("--owner", required=True, metavar="USER@HOST", help="shown to whoever finds the device locked")
-    clean.add_argument("--keep", type=int, default=3, help="bundles to keep beside this one (%(default)s)")
-    clean.add_argument("--days", type=float, default=14.0, help="age at which bundles go (%(default)s)")
-    run.add_argument("--lock", type=int, required=True, help="descriptor that holds the lock")
-    for command in (start, run):
-        command.add_argument("--limit", type=float, required=True, metavar="SECONDS", help="time limit of the run")
-    return parser
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", default=FOLDER, metavar="DIR", help=f"folder of this program ({FOLDER})")
-
-
-def _add_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    _add_folder(parser)
-    parser.add_argument("--bundle", required=True, metavar="SHA256", help="of the bundle")
-    parser.add_argument("--run", required=True, metavar="ID", help="hexadecimal, chosen by the client")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="for clients on other machines")
+    start = commands.add_parser("start", parents=[limited], help="measure in the background")
+    start.add_argument("--owner", required=True, metavar="USER@HOST", help="shown while the device is locked")
+    commands.add_parser("follow", parents=[of_run], help="send the progress of a run until its end")
+    commands.add_parser("stop", parents=[of_run], help="end a run")
+    clean = commands.add_parser("clean", parents=[of_run], help="remove a fetched run and old bundles")
+    clean.add_argument("--keep", type=int, default=3, help="number of other bundles to keep (%(default)s)")
+    clean.add_argument("--days", type=float, default=14.0, help="age limit of bundles (%(default)s)")
+    run = commands.add_parser("run", parents=[limited], help="used by the start command itself")
+    run.add_argument("--lock", type=int, required=True, help="file descriptor of the lock")
     return parser
 
 
 def _serve(choice: argparse.Namespace, folder: Path) -> None:
-    session = Session(folder, choice.bundle, choice.run)
+    run = RunFolder(folder, choice.bundle, choice.run)
     if choice.command == "start":
-        tell({"start": detached.start(session, choice.owner, choice.limit)})
+        send({"start": detached.start(run, choice.owner, choice.limit)})
     elif choice.command == "follow":
-        attend.follow(session, tell)
+        detached.follow(run, send)
     elif choice.command == "stop":
-        tell({"stopped": attend.stop(session)})
+        send({"stopped": detached.stop(run)})
     elif choice.command == "clean":
-        tell({"removed": attend.clean(session, keep=choice.keep, days=choice.days)})
+        send({"removed": detached.clean(run, keep=choice.keep, days=choice.days)})
     else:
-        detached.supervise(session, choice.lock, choice.limit)
+        detached.supervise(run, choice.lock, choice.limit)
 
 
-def _here(archive: Path, folder: Path, out: Path) -> None:
-    """Measure in the foreground.
+def _self_test(archive: Path, folder: Path) -> None:
+    """Print one line for each requirement of a run; works without numpy and without a runtime."""
 
-    Raises:
-        DeviceError: one sentence; nothing was written.
-    """
+    def report(fulfilled: bool, sentence: str) -> None:
+        sys.stdout.write(f"{'ok' if fulfilled else 'missing'}: {sentence}\n")
+
+    def check_module(module: str, install: str, purpose: str) -> None:
+        installed = importlib.util.find_spec(module.partition(".")[0]) is not None
+        missing = f"{module} is not installed, but needed {purpose}; install it with {install}."
+        report(installed, f"{module} is installed, {purpose}; it was not imported." if installed else missing)
+
+    bundle = open_bundle(archive)
+    verify(bundle)
+    files, variants = bundle.files, bundle.plan.variants
+    size = sum(entry.size for entry in files.values())
+    report(True, f"all {len(files)} files of the bundle have the sha256 of its manifest ({size / 1e6:.1f} MB).")
+    report(True, f"Python {'.'.join(map(str, sys.version_info[:3]))} is 3.10 or newer.")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    needed, free = bundle.data_bytes + _ROOM, shutil.disk_usage(existing).free
+    report(free >= needed, f"{folder} has {free / 1e6:.0f} MB free, and {needed / 1e6:.0f} MB are needed.")
+    check_module("numpy", "pip install numpy", "for everything")
+    for runtime, count in sorted(Counter(variant.runtime for variant in variants).items()):
+        check_module(runtime, INSTALL.get(runtime, "its own instructions"), f"for {count} of {len(variants)} files")
+
+
+def _measure_here(archive: Path, folder: Path, out: Path) -> None:
+    """Measure in the foreground. After a DeviceError nothing is written."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bundle = open_bundle(archive)
-    sha256 = sha256_of(archive)
-    lock = DeviceLock(folder).take(Holder.now(_owner(), sha256, "here"))
+    sha256 = sha256_file(archive)
+    lock = DeviceLock(folder).take(Holder.now(owner(), sha256, "here"))
     files = folder / "here"
     try:
-        end_marked(folder)
-        os.environ[MARK] = str(folder)
-        # What an earlier run left that was killed.
-        shutil.rmtree(files, ignore_errors=True)
-        result = execute(bundle, sha256, files, out, _shown())
+        end_measuring_processes(folder)
+        os.environ[RUN_VARIABLE] = str(folder)
+        shutil.rmtree(files, ignore_errors=True)  # leftovers of a killed run
+        result = execute(bundle, sha256, files, out, _progress_on_stderr())
     finally:
-        # A worker that was just being started when the interrupt came is not known to who started it.
-        end_marked(folder)
+        # An interrupt during the start of a worker can leave it without a parent that waits for it.
+        end_measuring_processes(folder)
         shutil.rmtree(files, ignore_errors=True)
         os.close(lock)
-    sys.stdout.write(f"{table(result)}\nwritten to {out / RESULT} and {out / SAMPLES}\n")
+    sys.stdout.write(f"{_table(result)}\nwritten to {out / RESULT} and {out / SAMPLES}\n")
 
 
-def _owner() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
-def _shown() -> Progress:
-    """Progress on standard error: one line that changes on a terminal, else a line now and then."""
+def _progress_on_stderr() -> Callable[[int, int, str], None]:
+    """Progress display: one updated line on a terminal, else a line every 30 seconds."""
     terminal = sys.stderr.isatty()
     last = [-_REPEAT_SECONDS]
 
@@ -166,6 +175,18 @@ def _shown() -> Progress:
         sys.stderr.flush()
 
     return show
+
+
+def _table(result: Result) -> str:
+    """Text table of the result."""
+    rows = [("file", "runtime", "executed", "p50 ms", "p90 ms", "verdict")]
+    for row in result.rows:
+        p50, p90 = (f"{ms:.3f}" if ms is not None else "-" for ms in (row.latency_p50_ms, row.latency_p90_ms))
+        verdict = row.error if row.error and row.latency_p50_ms is None else row.verdict
+        rows.append((row.name, row.runtime, row.precision_executed or "-", p50, p90, str(verdict)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -1,36 +1,32 @@
-"""Base losses of distillation. Each returns one value per sample, [B]; the mean is taken once, by the caller.
+"""Base losses of distillation, one file each, and the table of them.
 
-Logit losses are functions. Their temperature is one number per sample, [B], or a float that stands for the constant
-vector: "Energy X" is loss X called with energy temperatures, not a loss of its own. `standardize` z-scores the logits
-for any of them.
+Each loss computes one value per sample, [B]; the objective takes the mean. The temperature is one number per sample,
+[B], or a float for a constant vector: "Energy X" is loss X with energy temperatures, not a separate loss.
+`standardize` z-scores the logits for any of them.
 
-Feature losses are modules with the signature `forward(student, teacher) -> [B]` on sequences of feature maps
-[B, C, H, W]; the parameters of `FitNet` and `ReviewKD` are trained with the student's.
+A new loss is a file with its function and its :class:`~pipeline.distillation.losses.base.BaseLoss`, its line in
+:data:`LOSSES`, and its block of parameters in :mod:`pipeline.config` and params.yaml.
 """
 
-from __future__ import annotations
+from torch import nn
 
-from pipeline.distillation.losses.attention import Attention
-from pipeline.distillation.losses.correlation import batch_correlation, class_correlation
-from pipeline.distillation.losses.dist import dist
-from pipeline.distillation.losses.dkd import dkd
-from pipeline.distillation.losses.fitnet import FitNet
-from pipeline.distillation.losses.kd import kd
-from pipeline.distillation.losses.mlkd import instance_level, low_confidence, mlkd
-from pipeline.distillation.losses.reviewkd import ReviewKD
-from pipeline.distillation.losses.standardize import standardize
+from pipeline.config import DistillParams
+from pipeline.distillation.losses.base import BaseLoss
+from pipeline.distillation.losses.dist import DistLoss
+from pipeline.distillation.losses.dkd import DkdLoss
+from pipeline.distillation.losses.features import FEATURE_LOSSES, FeatureLoss
+from pipeline.distillation.losses.kd import KdLoss
+from pipeline.distillation.losses.mlkd import MlkdLoss
 
-__all__ = [
-    "Attention",
-    "FitNet",
-    "ReviewKD",
-    "batch_correlation",
-    "class_correlation",
-    "dist",
-    "dkd",
-    "instance_level",
-    "kd",
-    "low_confidence",
-    "mlkd",
-    "standardize",
-]
+LOSSES: dict[str, type[BaseLoss]] = {
+    "kd": KdLoss,
+    "dkd": DkdLoss,
+    "mlkd": MlkdLoss,
+    "dist": DistLoss,
+    **dict.fromkeys(FEATURE_LOSSES, FeatureLoss),
+}
+
+
+def make_loss(params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> BaseLoss:
+    """The base loss that ``params.loss`` asks for; errors as of its class."""
+    return LOSSES[params.loss.name](params, student, teacher, image_size)

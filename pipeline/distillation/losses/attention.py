@@ -1,7 +1,5 @@
 """Attention transfer (Zagoruyko and Komodakis, arXiv 1612.03928)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +10,14 @@ from pipeline.distillation.losses.feature_pairs import match_size, pair
 
 
 class Attention(nn.Module):
-    """Squared difference of unit-length attention maps; it has no parameters and its rows are independent."""
+    """Squared difference of unit-length attention maps; it has no parameters and its rows are independent.
+
+    Args:
+        student_channels, teacher_channels: not used, as maps are compared without regard to channels.
+    """
+
+    def __init__(self, student_channels: Sequence[int] = (), teacher_channels: Sequence[int] = ()) -> None:
+        super().__init__()
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The mean over positions of the squared difference, summed over the stages.
@@ -29,7 +34,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: the sequences differ in length or are empty, or a feature is not [B, C, H, W].
         """
-        stages = [match_size(*features) for features in pair("at", student, teacher)]
+        stages = [match_size(*features) for features in pair(student, teacher)]
         return torch.stack([_map_distance(ours, theirs) for ours, theirs in stages]).sum(dim=0)
 
 

@@ -1,12 +1,10 @@
 """Distillation by correlation, DIST (Huang et al., arXiv 2205.10536)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.losses.centring import centre
-from pipeline.distillation.losses.temperature import as_column
+from pipeline.distillation.losses.base import BaseLoss, Term, ViewLogits
+from pipeline.distillation.losses.logits import as_column, centre
 
 
 def dist(
@@ -46,3 +44,11 @@ def _unit_distances(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     student_centred, student_lengths = centre(student, dim)
     teacher_centred, teacher_lengths = centre(teacher, dim)
     return (student_centred / student_lengths - teacher_centred / teacher_lengths).square() / 2
+
+
+class DistLoss(BaseLoss):
+    """kd_weight * DIST."""
+
+    def terms(self, view: ViewLogits, epoch: int) -> list[Term]:
+        weights = self.params.inter_weight, self.params.intra_weight
+        return [Term(self.kd_weight, dist(view.student, view.teacher, view.temperature, *weights))]

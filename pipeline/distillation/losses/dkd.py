@@ -1,12 +1,11 @@
 """Decoupled knowledge distillation (Zhao et al., arXiv 2203.08679)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.losses.temperature import as_column
+from pipeline.distillation.losses.base import BaseLoss, Term, ViewLogits, warmup
+from pipeline.distillation.losses.logits import as_column
 
 
 def dkd(
@@ -56,3 +55,12 @@ def _decouple(scaled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _divergence(student_log: Tensor, teacher_log: Tensor) -> Tensor:
     return F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
+
+
+class DkdLoss(BaseLoss):
+    """kd_weight * warm-up * DKD."""
+
+    def terms(self, view: ViewLogits, epoch: int) -> list[Term]:
+        alpha, beta = self.params.alpha, self.params.beta
+        values = dkd(view.student, view.teacher, view.labels, view.temperature, alpha, beta)
+        return [Term(self.kd_weight * warmup(self.params.warmup_epochs, epoch), values)]

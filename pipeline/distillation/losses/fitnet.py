@@ -1,12 +1,10 @@
 """Hints from one intermediate stage (Romero et al., "FitNets", arXiv 1412.6550)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pipeline.distillation.losses.feature_pairs import check_channels, match_size, pair, squared_error
+from pipeline.distillation.losses.feature_pairs import match_size, pair, squared_error
 
 
 class FitNet(nn.Module):
@@ -17,19 +15,12 @@ class FitNet(nn.Module):
 
     Args:
         student_channels, teacher_channels: C of the one stage, as a sequence of one number.
-
-    Raises:
-        ValueError: there is not exactly one stage.
     """
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         super().__init__()
-        check_channels("fitnet", student_channels, teacher_channels, stages=1)
-        self.student_channels, self.teacher_channels = tuple(student_channels), tuple(teacher_channels)
-        self.regressor = nn.Sequential(
-            nn.Conv2d(student_channels[0], teacher_channels[0], kernel_size=1, bias=False),
-            nn.BatchNorm2d(teacher_channels[0]),
-        )
+        [ours], [theirs] = student_channels, teacher_channels
+        self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, kernel_size=1, bias=False), nn.BatchNorm2d(theirs))
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The mean over C, H and W of the squared difference, at the smaller of two different sizes.
@@ -41,8 +32,8 @@ class FitNet(nn.Module):
             [B], >= 0.
 
         Raises:
-            ValueError: a feature is not [B, C, H, W] with the expected C, or there is not exactly one.
+            ValueError: a feature is not [B, C, H, W], or there is not exactly one.
         """
-        [(ours, theirs)] = pair("fitnet", student, teacher, self.student_channels, self.teacher_channels)
+        [(ours, theirs)] = pair(student, teacher)
         ours, theirs = match_size(ours, theirs)
         return squared_error(self.regressor(ours), theirs)

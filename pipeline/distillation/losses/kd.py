@@ -1,11 +1,10 @@
 """Knowledge distillation on softened probabilities (Hinton, Vinyals, Dean, arXiv 1503.02531)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.losses.temperature import as_column
+from pipeline.distillation.losses.base import BaseLoss, Term, ViewLogits
+from pipeline.distillation.losses.logits import as_column
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -23,3 +22,10 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | flo
     teacher = F.log_softmax(teacher_logits / tau, dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     return divergence * tau.square().squeeze(1)
+
+
+class KdLoss(BaseLoss):
+    """kd_weight * KD."""
+
+    def terms(self, view: ViewLogits, epoch: int) -> list[Term]:
+        return [Term(self.kd_weight, kd(view.student, view.teacher, view.temperature))]

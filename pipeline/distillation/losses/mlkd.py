@@ -1,14 +1,17 @@
-"""Multi-level logit distillation (Jin et al., "Multi-level Logit Distillation", CVPR 2023)."""
+"""Multi-level logit distillation (Jin et al., "Multi-level Logit Distillation", CVPR 2023).
 
-from __future__ import annotations
+The batch and class level compare Gram matrices over the batch, so a row's value depends on the other rows. No tau^2 in
+them: their size at the paper's temperatures is the paper's.
+"""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.distillation.losses.correlation import batch_correlation, class_correlation
+from pipeline.config import DistillParams
+from pipeline.distillation.losses.base import BaseLoss, Term, ViewLogits
 from pipeline.distillation.losses.kd import kd
-from pipeline.distillation.losses.precision import widen
+from pipeline.distillation.losses.logits import as_column, widen
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -31,8 +34,8 @@ def mlkd(
         student_logits, teacher_logits: [B, K], of any floating type; computed in float32 or wider.
         temperature: tau, [B] or a float, > 0.
         base: the temperature that stands for the paper's set, > 0.
-        instance_weight: [B], bool or >= 0, a factor on each sample's instance level; `low_confidence` gives the
-            selection that the public code means. None keeps every sample.
+        instance_weight: [B], bool or >= 0, a factor on each sample's instance level; `low_confidence` is the selection
+            that the public code intends. None keeps every sample.
 
     Returns:
         [B].
@@ -70,6 +73,47 @@ def instance_level(
     return torch.stack(parts).sum(dim=0)
 
 
+def batch_correlation(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """sum_j (G_t - G_s)_ij^2 with G = P P^T [B, B] and P = softmax(z_i / tau_i); row i's share of ||G_t - G_s||^2.
+
+    Args:
+        student_logits, teacher_logits: [B, K], of any floating type; computed in float32 or wider.
+        temperature: tau, [B] or a float, > 0.
+
+    Returns:
+        [B], >= 0, with mean ||G_t - G_s||^2 / B; couples the rows.
+    """
+    student, teacher = _soften(student_logits, teacher_logits, temperature)
+    with torch.autocast(student.device.type, enabled=False):
+        difference = teacher @ teacher.T - student @ student.T
+    return difference.square().sum(dim=1)
+
+
+def class_correlation(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """B/K * (pt_i' D pt_i - ps_i' D ps_i) with D = P_t^T P_t - P_s^T P_s [K, K] and P = softmax(z_i / tau_i).
+
+    ||D||^2 is the sum of the brackets, so each row carries its share of a number that has no rows of its own.
+
+    Args:
+        student_logits, teacher_logits: [B, K], of any floating type; computed in float32 or wider.
+        temperature: tau, [B] or a float, > 0.
+
+    Returns:
+        [B], single values of either sign, with mean ||D||^2 / K >= 0; couples the rows.
+    """
+    student, teacher = _soften(student_logits, teacher_logits, temperature)
+    batch, classes = student.shape
+    with torch.autocast(student.device.type, enabled=False):
+        difference = teacher.T @ teacher - student.T @ student
+        shares = ((teacher @ difference) * teacher).sum(dim=1) - ((student @ difference) * student).sum(dim=1)
+    return shares * (batch / classes)
+
+
+def _soften(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    tau = as_column(temperature, student_logits)
+    return F.softmax(student_logits / tau, dim=1), F.softmax(teacher_logits / tau, dim=1)
+
+
 def low_confidence(teacher_logits: Tensor) -> Tensor:
     """The less confident half of the batch: largest probability at temperature 1 at most the batch's median.
 
@@ -84,3 +128,24 @@ def low_confidence(teacher_logits: Tensor) -> Tensor:
     """
     confidence = F.softmax(widen(teacher_logits.detach()), dim=1).amax(dim=1)
     return confidence <= torch.quantile(confidence, 0.5)
+
+
+class MlkdLoss(BaseLoss):
+    """kd_weight * MLKD of each of two views; the selection by confidence applies to the plain view only."""
+
+    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> None:
+        super().__init__(params, student, teacher, image_size)
+        self.strong_views = self.params.strong_view
+        self._base = params.temperatures.mid
+
+    def terms(self, view: ViewLogits, epoch: int) -> list[Term]:
+        select = self.params.low_confidence_only and not view.strong
+        values = mlkd(
+            view.student,
+            view.teacher,
+            view.temperature,
+            base=self._base,
+            # by the teacher's logits before any standardisation
+            instance_weight=low_confidence(view.raw_teacher) if select else None,
+        )
+        return [Term(self.kd_weight, values)]

@@ -1,15 +1,13 @@
 """Knowledge review (Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distillation.losses.feature_pairs import check_channels, match_size, pair, squared_error
-from pipeline.distillation.losses.precision import widen
+from pipeline.distillation.losses.feature_pairs import match_size, pair, squared_error
+from pipeline.distillation.losses.logits import widen
 
 # The paper's pyramid: the pooled sizes of the hierarchical context loss and their weights relative to the full map's.
 POOLED_SIZES = (4, 2, 1)
@@ -26,17 +24,12 @@ class ReviewKD(nn.Module):
         student_channels, teacher_channels: C per stage, shallow to deep.
         fusion_channels: width of the map passed from stage to stage; by default the student's deepest stage, at most
             512.
-
-    Raises:
-        ValueError: the lists differ in length or are empty.
     """
 
     def __init__(
         self, student_channels: Sequence[int], teacher_channels: Sequence[int], fusion_channels: int | None = None
     ) -> None:
         super().__init__()
-        check_channels("reviewkd", student_channels, teacher_channels)
-        self.student_channels, self.teacher_channels = tuple(student_channels), tuple(teacher_channels)
         width = fusion_channels or min(WIDEST_FUSION, student_channels[-1])
         deepest = len(student_channels) - 1
         self.fusions = nn.ModuleList(
@@ -55,9 +48,9 @@ class ReviewKD(nn.Module):
             [B], >= 0.
 
         Raises:
-            ValueError: a feature is not [B, C, H, W] with the expected C, or the number of stages differs.
+            ValueError: a feature is not [B, C, H, W], or the number of stages differs.
         """
-        features = pair("reviewkd", student, teacher, self.student_channels, self.teacher_channels)
+        features = pair(student, teacher)
         passed: Tensor | None = None
         losses = []
         for fusion, (ours, theirs) in zip(reversed(self.fusions), reversed(features), strict=True):

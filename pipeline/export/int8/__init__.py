@@ -1,1 +1,1 @@
-"""From a float32 ONNX graph to one that computes with int8, in the form that quantize.py describes."""
+"""Int8 quantisation of a float32 ONNX graph; quantize.py describes the method and the form of the result."""

@@ -1,88 +1,83 @@
-"""Make up, layer by layer, for what quantisation did to the layers before, on the calibration images.
+"""Round the weights and correct the biases of an int8 graph, layer by layer, on the calibration images.
 
-The weights are rounded for the inputs that the quantised network really computes, and what remains of the mean error
-of each output channel goes into the bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2). The order matters:
-corrected all at once, every layer would also make up for the errors of the layers before it, which make up for them
-themselves, and the logits come out worse than without any correction.
+The weights of a layer are rounded for the inputs that the quantised layers before it compute. The bias absorbs the
+remaining mean error of each output channel (Nagel et al. 2019, arXiv 1906.04721, section 4.2). The order matters: if
+all layers were corrected at once, errors would be corrected more than once, and the logits would be worse than without
+any correction.
 """
 
-from __future__ import annotations
-
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from pipeline.export.int8.layers import Layer, constants, observe, open_session, set_constants, single
-from pipeline.export.int8.qdq import Scheme, bytes_of, insert_pairs, raw_output
+from pipeline.config import Int8Params
+from pipeline.export.int8.layers import Layer, constants, observe, open_session, single
+from pipeline.export.int8.qdq import Scheme, insert_qdq, int8_input
 from pipeline.export.int8.rounding import MOST_INPUTS, Moments, round_weights
-
-_ROUNDED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 def correct(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
     scheme: Scheme,
-    float_layers: Collection[str],
+    fp32_layers: Collection[str],
     means: Mapping[str, NDArray[np.float64]],
     images: NDArray[np.float32],
-    *,
-    rounding: bool,
-    bias: bool,
+    params: Int8Params,
 ) -> tuple[onnx.ModelProto, Scheme]:
-    """A copy of the float32 graph with corrected biases, and a scheme with corrected weights.
+    """Return a copy of the float32 graph with corrected biases, and the scheme with newly rounded weights.
 
     Args:
-        float_layers: those that are not quantised; their biases are corrected too.
-        means: of each layer's output in the float32 network, per channel, [O] by layer.
+        fp32_layers: names of the layers in float32; their biases are corrected too.
+        means: layer name -> mean [O] of each output channel in the float32 network.
         images: float32 [n, 3, S, S].
+        params: switches of the two corrections.
     """
-    corrected = onnx.ModelProto()
-    corrected.CopyFrom(model)
+    corrected = copy.deepcopy(model)
     originals = constants(model)
     nodes = {node.name: node for node in model.graph.node}
     for layer in layers:
-        own_bias = layer.bias if bias else None
-        if layer.name in float_layers:
-            if own_bias is not None:
-                quantized = insert_pairs(corrected, layers, scheme, float_layers)
-                name = raw_output(layer, quantized=False)
-                mean = channel_mean((chunk[0] for chunk in observe(quantized, [name], images)), layer.kind)
-                _shift(corrected, own_bias, means[layer.name] - mean)
+        weight, bias = originals[layer.weight], layer.bias if params.bias_correction else None
+        quantized = layer.name not in fp32_layers
+        roundable = quantized and layer.kind != "ConvTranspose" and weight[:1].size <= MOST_INPUTS
+        if bias is None and not (params.rounding and roundable):
             continue
-        weight = originals[layer.weight]
-        roundable = rounding and layer.kind in _ROUNDED and weight[:1].size <= MOST_INPUTS
-        if not roundable and own_bias is None:
-            continue
-        quantized = insert_pairs(corrected, layers, scheme, float_layers)
-        scale = np.float32(scheme.activations[layer.input])
-        # As bytes, because they are kept for all images: the outputs depend on the weights, which depend on all inputs.
-        inputs = [chunk[0] for chunk in observe(quantized, [bytes_of(layer)], images)]
-        if roundable:
+        quantized_model = insert_qdq(corrected, layers, scheme, fp32_layers)
+        if quantized:
+            scale = np.float32(scheme.activations[layer.input])
+            # int8 to save memory: the rounding of the weights needs all inputs before any output can be computed
+            inputs = [chunk[0] for chunk in observe(quantized_model, [int8_input(layer)], images)]
+        if params.rounding and roundable:
             moments = Moments(nodes[layer.name], weight.shape[2:], len(images))
             for chunk in inputs:
                 moments.add(chunk * scale)
-            steps = _rounded(weight, layer, scheme.scales[layer.name], moments.covariance())
-            scheme = replace(scheme, steps={**scheme.steps, layer.name: steps})
-        if own_bias is not None:
+            rounded = _rounded(weight, layer, scheme.weight_scales[layer.name], moments.covariance())
+            scheme = replace(scheme, weights_int8={**scheme.weights_int8, layer.name: rounded})
+        if bias is None:
+            continue
+        if quantized:
             session = open_session(single(nodes[layer.name], scheme.weight(layer)))
-            outputs = (session.run(["y"], {"x": chunk * scale})[0] for chunk in inputs)
-            mean = channel_mean(outputs, layer.kind)
-            if layer.kind in {"Conv", "ConvTranspose"}:
-                mean = mean + constants(corrected)[own_bias]
-            _shift(corrected, own_bias, means[layer.name] - mean)
+            mean = channel_mean((session.run(["y"], {"x": chunk * scale})[0] for chunk in inputs), layer)
+            mean = mean + originals[bias] if layer.is_convolution else mean
+        else:
+            mean = channel_mean((chunk[0] for chunk in observe(quantized_model, [layer.output], images)), layer)
+        shifted = (originals[bias] + (means[layer.name] - mean)).astype(np.float32)
+        tensor = next(tensor for tensor in corrected.graph.initializer if tensor.name == bias)
+        tensor.CopyFrom(numpy_helper.from_array(shifted, bias))
     return corrected, scheme
 
 
-def channel_mean(chunks: Iterable[NDArray[np.float32]], kind: str) -> NDArray[np.float64]:
-    """Mean of each output channel over values [n, O, ...] of a convolution, or [..., O] of a matrix product."""
+def channel_mean(chunks: Iterable[NDArray[np.float32]], layer: Layer) -> NDArray[np.float64]:
+    """Mean [O] of each output channel, over values [n, O, ...] of a convolution or [..., O] of a matrix product."""
     total: NDArray[np.float64] | float = 0.0
     count = 0
     for values in chunks:
-        rows = np.moveaxis(values, 1, -1) if kind in {"Conv", "ConvTranspose"} else values
+        rows = np.moveaxis(values, 1, -1) if layer.is_convolution else values
         rows = rows.reshape(-1, rows.shape[-1])
         total = total + rows.sum(axis=0, dtype=np.float64)
         count += len(rows)
@@ -92,15 +87,9 @@ def channel_mean(chunks: Iterable[NDArray[np.float32]], kind: str) -> NDArray[np
 def _rounded(
     weight: NDArray[np.float32], layer: Layer, scales: NDArray[np.float32], covariance: NDArray[np.float64]
 ) -> NDArray[np.int8]:
-    """The layer's weights in steps; one covariance per group."""
+    """Round the layer's weights to int8 multiples of their scales; ``covariance`` has one matrix per group."""
     rows = np.moveaxis(weight, layer.axis, 0)
-    matrices = rows.reshape(len(covariance), -1, covariance.shape[-1])
-    steps = [
-        round_weights(group, own, moments)
-        for group, own, moments in zip(matrices, scales.reshape(len(covariance), -1), covariance, strict=True)
-    ]
-    return np.ascontiguousarray(np.moveaxis(np.concatenate(steps).reshape(rows.shape), 0, layer.axis))
-
-
-def _shift(model: onnx.ModelProto, bias: str, error: NDArray[np.float64]) -> None:
-    set_constants(model, {bias: (constants(model)[bias] + error).astype(np.float32)})
+    groups = len(covariance)
+    matrices, scales = rows.reshape(groups, -1, covariance.shape[-1]), scales.reshape(groups, -1)
+    rounded = [round_weights(*group) for group in zip(matrices, scales, covariance, strict=True)]
+    return np.ascontiguousarray(np.moveaxis(np.concatenate(rounded).reshape(rows.shape), 0, layer.axis))

@@ -1,22 +1,23 @@
-"""The convolutions and matrix products of an ONNX graph, as quantisation sees them, and passes of images through it."""
-
-from __future__ import annotations
+"""The layers of an ONNX graph that can be quantised, and the values that the graph computes for images."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from pipeline.export.structure import COMPUTE
 from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 
-_PIXELS = 2**18  # per forward pass: bounds the memory that the intermediate values need
-_BIAS = 2  # input of Conv and ConvTranspose
-_MATRIX = 2  # axes of a matrix
+_PIXELS = 2**18  # input pixels per forward pass; limits the memory of the intermediate values
+_BIAS = 2  # index of the bias among the inputs of Conv, ConvTranspose and Gemm
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Layer:
     """One convolution or matrix product with constant weights.
 
     Attributes:
-        name: of its node, which is that of its weights without ".weight", as the network names its modules.
+        name: of the node; usually the name of the torch module.
         kind: Conv, ConvTranspose, Gemm or MatMul.
-        input: value that the weights multiply.
-        output: its result, without the bias of a matrix product.
-        weight: constant.
-        axis: of the output channels in the weight.
-        bias: constant, one value per output channel, that this layer alone adds; None if there is none.
+        input: name of the activations, the first operand.
+        output: name of the result; for a matrix product before its bias is added.
+        weight: name of the constant weights.
+        axis: axis of the output channels in the weights.
+        bias: name of the constant bias [O] that no other layer uses; None without one.
     """
 
     name: str
@@ -41,13 +42,30 @@ class Layer:
     axis: int
     bias: str | None
 
+    @property
+    def is_convolution(self) -> bool:
+        """True if channels are axis 1 of the output, else the last axis; only outputs of convolutions are quantised."""
+        return self.kind in {"Conv", "ConvTranspose"}
 
-def named(model: onnx.ModelProto, kinds: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose nodes of these kinds are called like their weights, or numbered; and whose Conv all have a bias."""
-    model = copy.deepcopy(model)
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    taken = {node.name for node in model.graph.node if node.op_type not in kinds}
-    for index, node in enumerate(node for node in model.graph.node if node.op_type in kinds):
+    @property
+    def quantized_values(self) -> tuple[str, ...]:
+        """Names of the values with a quantisation scale if the layer is quantised."""
+        return (self.input, self.output) if self.is_convolution else (self.input,)
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with batch normalisation folded, an Add for the bias of each Gemm, and a bias in every Conv. Each
+    layer gets a unique name: the name of its weights without ".weight", or its operator and a number.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        original, prepared = Path(folder) / "fp32.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(_split_biases(model), original)
+        # torch has inferred the symbolic shapes already
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+    shapes = _shapes(model)
+    taken = {node.name for node in model.graph.node if node.op_type not in COMPUTE}
+    for index, node in enumerate(node for node in model.graph.node if node.op_type in COMPUTE):
         name = next((name for name in node.input[:_BIAS] if name in shapes), "").removesuffix(".weight")
         node.name = name if name and name not in taken else f"{node.op_type}_{index}"
         taken.add(node.name)
@@ -58,51 +76,64 @@ def named(model: onnx.ModelProto, kinds: Sequence[str]) -> onnx.ModelProto:
     return model
 
 
-def find_layers(model: onnx.ModelProto, kinds: Sequence[str]) -> list[Layer]:
-    """The layers of a graph from :func:`named`, in the order of computation; a product of computed values is none."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+def _split_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which an Add node adds the bias of each Gemm."""
+    model = copy.deepcopy(model)
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        scaled = any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute)
+        if node.op_type == "Gemm" and len(node.input) > _BIAS and not scaled:
+            output, bias = node.output[0], node.input.pop(_BIAS)
+            node.output[0] = f"{output}_product"
+            added = helper.make_node("Add", [node.output[0], bias], [output], f"{node.name}_bias")
+            model.graph.node.insert(index + 1, added)
+    return model
+
+
+def find_layers(model: onnx.ModelProto) -> list[Layer]:
+    """Find the layers with constant weights in a graph from :func:`prepare`, in the order of computation."""
+    shapes = _shapes(model)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     layers = []
-    for node in model.graph.node:
-        if node.op_type not in kinds:
-            continue
+    for node in (node for node in model.graph.node if node.op_type in COMPUTE):
         source, weight = node.input[:_BIAS]
-        # only a second factor has one scale per output channel
-        if weight not in shapes or source in shapes or (node.op_type == "MatMul" and len(shapes[weight]) != _MATRIX):
+        # only the second operand can have one scale per output channel
+        if weight not in shapes or source in shapes or (node.op_type == "MatMul" and len(shapes[weight]) != 2):
             continue
-        layers.append(
-            Layer(
-                name=node.name,
-                kind=node.op_type,
-                input=source,
-                output=node.output[0],
-                weight=weight,
-                axis=_channel_axis(node),
-                bias=_bias(node, readers, shapes),
-            )
-        )
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else 1
+        bias = _bias(node, readers, shapes)
+        layers.append(Layer(node.name, node.op_type, source, node.output[0], weight, axis, bias))
     return layers
 
 
+def _bias(
+    node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], shapes: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        bias = node.input[_BIAS] if len(node.input) > _BIAS else None
+    else:
+        consumers = readers.get(node.output[0], [])
+        addends = [name for name in consumers[0].input if name in shapes] if len(consumers) == 1 else []
+        bias = addends[0] if addends and consumers[0].op_type == "Add" and len(shapes[addends[0]]) == 1 else None
+    return bias if bias is not None and bias in shapes and len(readers[bias]) == 1 else None
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+
+
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-    """The constants of a graph by name."""
+    """Read the constants of a graph by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def set_constants(model: onnx.ModelProto, values: dict[str, NDArray[np.float32]]) -> None:
-    """Replace constants of a graph, in place."""
-    for tensor in model.graph.initializer:
-        if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
 
 
 def observe(
     model: onnx.ModelProto, names: Sequence[str], images: NDArray[np.float32]
 ) -> Iterator[list[NDArray[np.float32]]]:
-    """The named values for the images [n, 3, S, S], a few images at a time, so that few are held at once."""
+    """Yield the named values for the images [n, 3, S, S], a few images at a time to save memory."""
     session = open_session(_leading_to(model, names))
     chunk = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
     for start in range(0, len(images), chunk):
@@ -110,7 +141,7 @@ def observe(
 
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session on the CPU that computes Q/DQ graphs with integers, as the deployed file is computed."""
+    """Open a CPU session that executes Q/DQ graphs with integer kernels, with the options of deployment."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     for key, value in SESSION_ENTRIES["int8"].items():
@@ -119,49 +150,26 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def single(layer: onnx.NodeProto, weight: NDArray[np.float32]) -> onnx.ModelProto:
-    """A graph of one layer alone, without a bias: values "x" to values "y"."""
+    """Make a graph of one layer without bias, with input "x" and output "y"."""
     node = helper.make_node(layer.op_type, ["x", "weight"], ["y"])
     node.attribute.extend(layer.attribute)
-    unknown = [
-        helper.make_value_info(name, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)) for name in ("x", "y")
-    ]
-    graph = helper.make_graph([node], "single", unknown[:1], unknown[1:], [numpy_helper.from_array(weight, "weight")])
+    any_shape = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    inputs, outputs = ([helper.make_value_info(name, any_shape)] for name in ("x", "y"))
+    graph = helper.make_graph([node], "single", inputs, outputs, [numpy_helper.from_array(weight, "weight")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def _leading_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that returns the named values and computes nothing that they do not need."""
+    """Return a copy with the named values as outputs and only the nodes that these values need."""
     needed, nodes = set(names), []
     for node in reversed(model.graph.node):
         if needed & set(node.output):
             needed |= set(node.input)
             nodes.append(node)
-    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    part.graph.name = model.graph.name
-    part.graph.node.extend(reversed(nodes))
-    part.graph.input.extend(model.graph.input)
-    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return part
-
-
-def _channel_axis(node: onnx.NodeProto) -> int:
-    match node.op_type:
-        case "Conv":
-            return 0
-        case "Gemm":
-            return 0 if any(attribute.name == "transB" and attribute.i for attribute in node.attribute) else 1
-        case _:
-            return 1
-
-
-def _bias(
-    node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], shapes: dict[str, tuple[int, ...]]
-) -> str | None:
-    if node.op_type in {"Conv", "ConvTranspose"}:
-        bias = node.input[_BIAS] if len(node.input) > _BIAS else None
-    else:
-        after = readers.get(node.output[0], [])
-        added = [name for name in after[0].input if name in shapes] if len(after) == 1 else []
-        bias = added[0] if added and after[0].op_type == "Add" and len(shapes[added[0]]) == 1 else None
-    return bias if bias is not None and bias in shapes and len(readers[bias]) == 1 else None
+    subgraph = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    subgraph.graph.name = model.graph.name
+    subgraph.graph.node.extend(reversed(nodes))
+    subgraph.graph.input.extend(model.graph.input)
+    subgraph.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    subgraph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return subgraph

@@ -1,6 +1,4 @@
-"""Which layers stay in float32: those whose quantisation damages the logits most, as far as their cost allows."""
-
-from __future__ import annotations
+"""Choice of the layers that stay in float32: largest quantisation error of the logits, limited by their cost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,49 +7,49 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.export.int8.layers import Layer, observe
-from pipeline.export.int8.qdq import Scheme, insert_pairs
+from pipeline.export.int8.qdq import Scheme, insert_qdq
 
 _IMAGES = 64
 
 
-def damages(
+def sensitivity(
     model: onnx.ModelProto, layers: Sequence[Layer], scheme: Scheme, images: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Variance of the error of the logits if one layer alone is quantised, for each layer.
+    """Quantise one layer at a time; return layer -> variance of the error of the logits.
 
-    The mean error of each logit is left out, because the biases make up for it later.
+    The mean error of each logit does not count, because the bias correction removes it later.
 
     Args:
         images: float32 [n, 3, S, S]; 64 of them, evenly spaced, are used.
     """
-    chosen = images[(np.arange(min(_IMAGES, len(images))) * len(images)) // min(_IMAGES, len(images))]
-    everything = {layer.name for layer in layers}
+    count = min(_IMAGES, len(images))
+    chosen = images[np.arange(count) * len(images) // count]
+    names = {layer.name for layer in layers}
     reference = _logits(model, chosen)
-    found = {}
-    for layer in layers:
-        alone = insert_pairs(model, layers, scheme, everything - {layer.name})
-        found[layer.name] = float((_logits(alone, chosen) - reference).var(axis=0).mean())
-    return found
+    return {
+        name: float((_logits(insert_qdq(model, layers, scheme, names - {name}), chosen) - reference).var(axis=0).mean())
+        for name in (layer.name for layer in layers)
+    }
 
 
-def float_layers(damage: Mapping[str, float], costs: Mapping[str, int], share: float) -> tuple[str, ...]:
-    """The layers that stand out, in the order of computation: with more than the mean damage.
+def choose_fp32_layers(damage: Mapping[str, float], costs: Mapping[str, int], share: float) -> tuple[str, ...]:
+    """Choose layers with more than the mean damage, largest damage first; return them in the order of computation.
 
-    The worst come first, and a layer stays quantised if it would take the multiply-adds in float32 above ``share`` of
-    all. Layers below the mean gain little each, so a network is not filled up with them because there is room.
+    A layer stays quantised if the multiply-adds in float32 would exceed ``share`` of all. Layers below the mean stay
+    quantised even within the share, because each of them gains little.
 
     Args:
-        damage: of each layer.
-        costs: multiply-adds of each layer for one image.
+        damage: layer -> variance from :func:`sensitivity`.
+        costs: layer -> multiply-adds for one image.
     """
-    left = share * sum(costs.values())
+    budget = share * sum(costs.values())
     mean = sum(damage.values()) / max(len(damage), 1)
-    kept = set()
+    chosen = set()
     for name in sorted(damage, key=lambda name: -damage[name]):
-        if damage[name] > mean and costs[name] <= left:
-            kept.add(name)
-            left -= costs[name]
-    return tuple(name for name in damage if name in kept)
+        if damage[name] > mean and costs[name] <= budget:
+            chosen.add(name)
+            budget -= costs[name]
+    return tuple(name for name in damage if name in chosen)
 
 
 def _logits(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:

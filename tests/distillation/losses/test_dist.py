@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.distillation.losses import dist
-
-from .test_losses import sample
+from pipeline.distillation.losses.dist import dist
+from tests.distillation.losses.test_losses import sample
 
 
 def pearson(first, second):

@@ -7,17 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from pipeline.distillation.losses import (
-    batch_correlation,
-    class_correlation,
-    dist,
-    dkd,
-    instance_level,
-    kd,
-    mlkd,
-    standardize,
-)
+from pipeline.distillation.losses import make_loss
+from pipeline.distillation.losses.base import ViewLogits
+from pipeline.distillation.losses.dist import dist
+from pipeline.distillation.losses.dkd import dkd
+from pipeline.distillation.losses.kd import kd
+from pipeline.distillation.losses.logits import standardize
+from pipeline.distillation.losses.mlkd import batch_correlation, class_correlation, instance_level, mlkd
+from tests.conftest import loss_params
 
 PLAIN = {
     "kd": lambda student, teacher, labels, tau: kd(student, teacher, tau),
@@ -63,33 +62,55 @@ def assert_finite_with_gradient(loss, student, teacher, labels, tau):
     return values.detach(), student.grad
 
 
-@pytest.mark.parametrize(
-    ("key", "loss", "temperature"),
-    [
-        ("kd_T4", "kd", 4.0),
-        ("energykd_paper_r0.2", "kd", "temp_paper_r0.2"),
-        ("energykd_paper_r0.3", "kd", "temp_paper_r0.3"),
-        ("energykd_code_r0.2", "kd", "temp_code_r0.2"),
-        ("energykd_code_r0.3", "kd", "temp_code_r0.3"),
-        ("dkd_a1_b8_T4", "dkd", 4.0),
-        ("energydkd_paper_r0.2_a1_b8", "dkd", "temp_paper_r0.2"),
-        ("energydkd_paper_r0.3_a1_b8", "dkd", "temp_paper_r0.3"),
-        ("energydkd_code_r0.2_a1_b8", "dkd", "temp_code_r0.2"),
-        ("energydkd_code_r0.3_a1_b8", "dkd", "temp_code_r0.3"),
-        ("kd_logitstd_T2", "standardized_kd", 2.0),
-        ("cc_T4", "class_correlation", 4.0),
-        ("bc_T4", "batch_correlation", 4.0),
-    ],
-)
-def test_value_and_gradient_equal_the_reference(golden, key, loss, temperature):
+# key of the golden figures, loss, temperature or key of the golden ones
+REFERENCES = [
+    ("kd_T4", "kd", 4.0),
+    ("energykd_paper_r0.2", "kd", "temp_paper_r0.2"),
+    ("energykd_paper_r0.3", "kd", "temp_paper_r0.3"),
+    ("energykd_code_r0.2", "kd", "temp_code_r0.2"),
+    ("energykd_code_r0.3", "kd", "temp_code_r0.3"),
+    ("dkd_a1_b8_T4", "dkd", 4.0),
+    ("energydkd_paper_r0.2_a1_b8", "dkd", "temp_paper_r0.2"),
+    ("energydkd_paper_r0.3_a1_b8", "dkd", "temp_paper_r0.3"),
+    ("energydkd_code_r0.2_a1_b8", "dkd", "temp_code_r0.2"),
+    ("energydkd_code_r0.3_a1_b8", "dkd", "temp_code_r0.3"),
+    ("kd_logitstd_T2", "standardized_kd", 2.0),
+    ("cc_T4", "class_correlation", 4.0),
+    ("bc_T4", "batch_correlation", 4.0),
+]
+
+
+def assert_equals_reference(loss, golden, key, temperature):
     student = torch.from_numpy(golden["student_logits"]).requires_grad_()
     teacher, labels = torch.from_numpy(golden["teacher_logits"]), torch.from_numpy(golden["labels"])
     tau = torch.from_numpy(golden[temperature]) if isinstance(temperature, str) else temperature
-    mean = LOSSES[loss](student, teacher, labels, tau).mean()
+    mean = loss(student, teacher, labels, tau).mean()
     mean.backward()
     np.testing.assert_allclose(mean.item(), golden[f"{key}_loss"], rtol=1e-5)
     scale = np.abs(golden[f"{key}_grad"]).max()
     np.testing.assert_allclose(student.grad, golden[f"{key}_grad"], rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("key", "loss", "temperature"), REFERENCES)
+def test_value_and_gradient_equal_the_reference(golden, key, loss, temperature):
+    assert_equals_reference(LOSSES[loss], golden, key, temperature)
+
+
+@pytest.mark.parametrize(("key", "loss", "temperature"), [case for case in REFERENCES if case[1] in ("kd", "dkd")])
+def test_the_term_of_a_loss_object_equals_the_reference_and_has_the_weight_of_params_yaml(
+    params, golden, key, loss, temperature
+):
+    warm = {"warmup_epochs": 5.0} if loss == "dkd" else {}
+    chosen = params.distill.model_copy(update={"loss": loss_params(loss, kd_weight=0.7, **warm)})
+    base = make_loss(chosen, nn.Identity(), nn.Identity(), 32)
+
+    def values(student, teacher, labels, tau):
+        [term] = base.terms(ViewLogits(student, teacher, teacher, labels, tau, strong=False), epoch=1)
+        assert term.weight == pytest.approx(0.7 * (2 / 5 if loss == "dkd" else 1))
+        return term.values
+
+    assert base.needs_teacher
+    assert_equals_reference(values, golden, key, temperature)
 
 
 @any_loss

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.distillation.losses import batch_correlation, class_correlation, instance_level, kd, low_confidence, mlkd
-
-from .test_losses import sample
+from pipeline.distillation.losses.kd import kd
+from pipeline.distillation.losses.mlkd import batch_correlation, class_correlation, instance_level, low_confidence, mlkd
+from tests.distillation.losses.test_losses import sample
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.distillation.losses import standardize
+from pipeline.distillation.losses.logits import standardize
 
 
 def test_rows_have_mean_zero_and_unbiased_deviation_one() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import onnx
@@ -11,12 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
-from pipeline.export.capture import capture, deployable
-from pipeline.export.graph import from_program
 from pipeline.export.int8.layers import observe
-from pipeline.export.int8.quantize import to_int8
+from pipeline.export.int8.quantize import Int8Graph, to_int8
 from pipeline.export.structure import COMPUTE, inspect
-from tests.export.conftest import SIZE, Exported
+from tests.export.conftest import Exported
 
 PLAIN = Int8Params(ranges="minmax", rounding=False, bias_correction=False, float_share=0.0)
 CAREFUL = Int8Params(ranges="error", rounding=True, bias_correction=True, float_share=0.0)
@@ -24,7 +24,21 @@ CAREFUL = Int8Params(ranges="error", rounding=True, bias_correction=True, float_
 
 @pytest.fixture(scope="module")
 def source(exported: Exported) -> onnx.ModelProto:
-    return from_program(capture(deployable(exported.student), SIZE, "student"), 18)
+    return exported.sources["student"].graph
+
+
+Quantize = Callable[..., Int8Graph]
+
+
+@pytest.fixture(scope="module")
+def quantized(exported: Exported, source: onnx.ModelProto) -> Quantize:
+    """The graph of each choice of parameters, made once."""
+
+    @cache
+    def make(base: Int8Params, **changes: object) -> Int8Graph:
+        return to_int8(source, exported.calibration, base.model_copy(update=changes))
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +88,11 @@ def test_every_reader_of_a_quantised_value_has_its_own_dequantizer(model: onnx.M
 
 
 def test_equal_calibration_images_give_equal_graphs_and_other_images_other_scales(
-    exported: Exported, source: onnx.ModelProto
+    exported: Exported, source: onnx.ModelProto, quantized: Quantize
 ) -> None:
     before = source.SerializeToString(deterministic=True)
-    first, second, other = (
-        to_int8(source, images, PLAIN).model.SerializeToString(deterministic=True)
-        for images in (exported.calibration, exported.calibration, 2 * exported.calibration)
-    )
+    graphs = (quantized(PLAIN), *(to_int8(source, factor * exported.calibration, PLAIN) for factor in (1, 2)))
+    first, second, other = (graph.model.SerializeToString(deterministic=True) for graph in graphs)
     assert first == second != other
     assert source.SerializeToString(deterministic=True) == before
 
@@ -96,51 +108,50 @@ def _error(model: onnx.ModelProto, exported: Exported) -> np.ndarray:
     return logits - exported.logits
 
 
-def test_each_step_brings_the_logits_nearer_to_those_of_the_network(
-    exported: Exported, source: onnx.ModelProto
-) -> None:
-    errors = {}
-    for name, params in {
-        "plain": PLAIN,
-        "bias": PLAIN.model_copy(update={"bias_correction": True}),
-        "rounding": PLAIN.model_copy(update={"rounding": True}),
-        "all": CAREFUL,
-    }.items():
-        errors[name] = float((_error(to_int8(source, exported.calibration, params).model, exported) ** 2).mean())
+def test_each_step_brings_the_logits_nearer_to_those_of_the_network(exported: Exported, quantized: Quantize) -> None:
+    graphs = {
+        "plain": quantized(PLAIN),
+        "bias": quantized(PLAIN, bias_correction=True),
+        "rounding": quantized(PLAIN, rounding=True),
+        "all": quantized(CAREFUL),
+    }
+    errors = {name: float((_error(graph.model, exported) ** 2).mean()) for name, graph in graphs.items()}
     assert max(errors["bias"], errors["rounding"]) < errors["plain"]
     assert errors["all"] < 0.7 * errors["plain"]
 
 
-def test_biases_make_up_for_the_mean_error_of_each_logit(exported: Exported, source: onnx.ModelProto) -> None:
-    for params, most in ((PLAIN, None), (PLAIN.model_copy(update={"bias_correction": True}), 1e-4)):
-        model = to_int8(source, exported.calibration, params).model
+def test_biases_make_up_for_the_mean_error_of_each_logit(
+    exported: Exported, source: onnx.ModelProto, quantized: Quantize
+) -> None:
+    for graph, most in ((quantized(PLAIN), None), (quantized(PLAIN, bias_correction=True), 1e-4)):
+        model = graph.model
         seen = [
-            np.concatenate([chunk[0] for chunk in observe(graph, ["logits"], exported.calibration)])
-            for graph in (source, model)
+            np.concatenate([chunk[0] for chunk in observe(network, ["logits"], exported.calibration)])
+            for network in (source, model)
         ]
         off = np.abs((seen[1] - seen[0]).mean(axis=0)).max()
         assert (off > 1e-3) if most is None else (off < most)
 
 
-def test_a_layer_stays_in_float32_within_its_share_of_the_work(exported: Exported, source: onnx.ModelProto) -> None:
-    assert to_int8(source, exported.calibration, CAREFUL).float_nodes == ()
+def test_a_layer_stays_in_float32_within_its_share_of_the_work(quantized: Quantize) -> None:
+    assert quantized(CAREFUL).fp32_layers == ()
     for share in (0.01, 0.9):
-        graph = to_int8(source, exported.calibration, CAREFUL.model_copy(update={"float_share": share}))
+        graph = quantized(CAREFUL, float_share=share)
         producers = {name: node.op_type for node in graph.model.graph.node for name in node.output}
         kept = {
             node.name
             for node in graph.model.graph.node
             if node.op_type in COMPUTE and producers.get(node.input[0]) != "DequantizeLinear"
         }
-        assert kept == set(graph.float_nodes)
+        assert kept == set(graph.fp32_layers)
         assert len(kept) < 3
     assert kept
 
 
 def test_runtimes_compute_with_integers(exported: Exported) -> None:
-    assert exported.files["student_int8.xml"].executed_precision == "int8"
+    assert exported.files["student_int8.xml"].parity.executed_precision == "int8"
     # ONNX Runtime leaves a convolution in float32 whose output goes into a hardswish
-    assert exported.files["student_int8.onnx"].executed_precision == "mixed:int8=2,fp32=1"
+    assert exported.files["student_int8.onnx"].parity.executed_precision == "mixed:int8=2,fp32=1"
 
 
 def test_products_of_computed_values_stay_in_float32_and_are_listed() -> None:
@@ -165,5 +176,5 @@ def test_products_of_computed_values_stay_in_float32_and_are_listed() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     images = generator.normal(size=(16, 3, 2, 4)).astype(np.float32)
     found = to_int8(model, images, CAREFUL)
-    assert found.float_nodes == ("MatMul_2",)
-    assert inspect(found.model).float_nodes == ("MatMul_2",)
+    assert found.fp32_layers == ("MatMul_2",)
+    assert inspect(found.model).fp32_layers == ("MatMul_2",)

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from onnx import helper
 
-from pipeline.export.int8.ranges import nearest, weight_scales
-from pipeline.export.int8.rounding import Moments, round_weights
+from pipeline.export.int8.rounding import Moments, nearest, round_weights, weight_scales
 
 GENERATOR = np.random.default_rng(0)
 

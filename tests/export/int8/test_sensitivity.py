@@ -8,17 +8,17 @@ from onnx import helper, numpy_helper
 
 from pipeline.config import Int8Params
 from pipeline.export.int8.quantize import to_int8
-from pipeline.export.int8.sensitivity import float_layers
+from pipeline.export.int8.sensitivity import choose_fp32_layers
 
 
 def test_layers_that_stand_out_are_kept_worst_first_while_their_work_fits() -> None:
     damage = {"a": 0.1, "b": 5.0, "c": 9.0, "d": 0.2, "e": 4.0}
     costs = {"a": 10, "b": 30, "c": 50, "d": 10, "e": 5}
-    assert float_layers(damage, costs, 0.0) == ()
-    assert float_layers(damage, costs, 0.05) == ("e",)
-    assert float_layers(damage, costs, 0.4) == ("b", "e")
-    assert float_layers(damage, costs, 0.5) == ("c",)
-    assert float_layers(damage, costs, 1.0) == ("b", "c", "e"), "never those below the mean"
+    assert choose_fp32_layers(damage, costs, 0.0) == ()
+    assert choose_fp32_layers(damage, costs, 0.05) == ("e",)
+    assert choose_fp32_layers(damage, costs, 0.4) == ("b", "e")
+    assert choose_fp32_layers(damage, costs, 0.5) == ("c",)
+    assert choose_fp32_layers(damage, costs, 1.0) == ("b", "c", "e"), "never those below the mean"
 
 
 def test_a_layer_whose_inputs_are_one_large_and_many_small_values_is_found() -> None:
@@ -46,5 +46,5 @@ def test_a_layer_whose_inputs_are_one_large_and_many_small_values_is_found() -> 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     images = generator.normal(size=(40, 3, 4, 4)).astype(np.float32)
     params = Int8Params(ranges="minmax", rounding=False, bias_correction=False, float_share=1.0)
-    assert "second" in to_int8(model, images, params).float_nodes
-    assert "third" not in to_int8(model, images, params).float_nodes
+    assert "second" in to_int8(model, images, params).fp32_layers
+    assert "third" not in to_int8(model, images, params).fp32_layers

@@ -1,0 +1,222 @@
+"""One trial of a study: distill a student, and measure it on the test split at its last and at its best epoch.
+
+Data, teacher, energies and subset are made by the code of the stages, each once for all trials that share it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from pipeline.ablation.study import Trial
+from pipeline.config import Params
+from pipeline.data.loader import open_images, training_views
+from pipeline.data.store import make_store
+from pipeline.distillation.student import check_networks, trained_student
+from pipeline.energy.scoring import score_splits
+from pipeline.energy.subset import make_subset
+from pipeline.errors import CheckpointError, ParamsError
+from pipeline.evaluation.accuracy import balanced_accuracy, is_long_tailed, shot_accuracy, shot_groups
+from pipeline.lineage import Places, Run, check_lineage
+from pipeline.portable.accuracy import group_accuracy, top1_correct
+from pipeline.portable.files import sha256_file
+from pipeline.store.documents import Document, Hash, Part, Share
+from pipeline.training.card import EpochRecord
+from pipeline.training.checkpoint import code_hash
+from pipeline.training.inference import all_logits
+from pipeline.training.session import Session
+from pipeline.training.teacher import make_teacher
+
+CHECKPOINTS = "checkpoints"
+_REMEDY = "remove it and run the study again"
+
+
+class Moment(Part):
+    """A student on the test split, with its weights after one epoch."""
+
+    epoch: int
+    val_top1: Share
+    top1: Share
+    balanced_accuracy: Share
+    top1_low_energy: Share | None
+    top1_mid_energy: Share | None
+    top1_high_energy: Share | None
+    top1_many_shot: Share | None
+    top1_medium_shot: Share | None
+    top1_few_shot: Share | None
+
+
+class TrialResult(Document):
+    """The result of a trial.
+
+    Attributes:
+        best_validation: of the epoch with the highest validation top-1.
+        val_top1, train_loss: of each epoch.
+        seconds_per_epoch: median of those after the first, which pays for what is compiled and timed.
+        code: hash of the code that trained it.
+        lineage: hashes of the data and of the teacher.
+    """
+
+    seed: int
+    last: Moment
+    best_validation: Moment
+    val_top1: list[float]
+    train_loss: list[float]
+    seconds_per_epoch: Annotated[float, Field(ge=0)]
+    device: str
+    threads: int
+    code: str
+    long_tail: bool
+    lineage: dict[str, Hash]
+
+
+def places_of(params: Params, root: Path, seed: int = 0) -> Places:
+    """Places under ``root`` of the inputs of a student, named by a hash of all parameters that decide them.
+
+    Args:
+        seed: of the student, for a subset drawn at random.
+    """
+    packing = params.data.model_dump(mode="json", exclude={"crop_padding", "horizontal_flip"})
+    teacher = params.teacher.model_dump(mode="json") | {"checkpoint": content_hash(params.teacher.checkpoint)}
+    taught = [packing, training_views(params.data), teacher, params.seed]
+    scored = [*taught, params.energy.model_dump(mode="json")]
+    energy = root / f"energy-{_key(scored)}"
+    return Places(
+        data=root / f"data-{_key(packing)}",
+        teacher=root / f"teacher-{_key(taught)}",
+        energy=energy / "train.parquet",
+        energy_test=energy / "test.parquet",
+        subset=root / f"subset-{_key([scored, params.heda.fraction, params.heda.subset, seed])}.parquet",
+        student=root / "students",
+    )
+
+
+def result_path(trial: Trial, root: Path) -> Path:
+    """Place of a trial's result, named by a hash of all parameters that decide it, not by its arm."""
+    params = trial.params
+    student = params.distill.model_dump(mode="json")
+    student["initial_weights"] = content_hash(params.distill.initial_weights)
+    shots = [params.evaluate.many_shot_above, params.evaluate.few_shot_below]
+    inputs = places_of(params, root).energy.parent.name
+    return root / "runs" / f"{_key([inputs, student, params.heda.model_dump(mode='json'), shots, trial.seed])}.json"
+
+
+def read_result(trial: Trial, root: Path) -> TrialResult:
+    """The result of a finished trial.
+
+    Raises:
+        DataError: it is missing or damaged.
+        LineageError: its student was taught by another teacher, or on other data.
+    """
+    path = result_path(trial, root)
+    result = TrialResult.read(path, _REMEDY)
+    check_lineage(path, result.lineage, _made_from(Run(places_of(trial.params, root))), _REMEDY)
+    return result
+
+
+def make_data(params: Params, root: Path) -> None:
+    """Pack the data, unless that was done. A store stays when the images it came from change."""
+    folder = places_of(params, root).data
+    if not folder.exists():
+        make_store(folder, params.data)
+
+
+def make_inputs(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
+    """Make the teacher and the energies, unless that was done; the data must be packed."""
+    places = places_of(params, root)
+    session = Session.on(params.device, checkpoints=root / CHECKPOINTS, on_epoch=on_epoch)
+    if not places.teacher.exists():
+        make_teacher(Run(places), params, session)
+    if not places.energy_test.exists():
+        score_splits(Run(places), params.energy, session)
+
+
+def check_arm(name: str, params: Params, root: Path) -> None:
+    """Build the networks of an arm, so that a mistake shows before a teacher is trained; the data must be packed.
+
+    Raises:
+        ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
+    """
+    data = Run(places_of(params, root)).data
+    try:
+        check_networks(params, len(data.class_names), data.image_size)
+    except (CheckpointError, ParamsError) as error:
+        raise ParamsError(f"arm {name!r}: {error}") from None
+
+
+def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
+    """Do the trial and write its result to :func:`result_path`; its inputs must be there.
+
+    A trial that was stopped goes on from its last stored epoch.
+
+    Raises:
+        EnergyKDError: as of the stages that do the same.
+    """
+    params = trial.params.model_copy(update={"seed": trial.seed})
+    path = result_path(trial, root)
+    run = Run(replace(places_of(trial.params, root, trial.seed), student=path.with_suffix("")))
+    if not run.places.subset.exists():
+        make_subset(run, params.heda, params.seed)
+    # a folder of its own: two trials may differ only in how their students are measured
+    checkpoints = root / CHECKPOINTS / path.stem
+    session = Session.on(params.device, checkpoints=checkpoints, keep_best=True, on_epoch=on_epoch)
+    device = session.device
+    with trained_student(run, params, session) as student:
+        records, last = student.records, measure(student.network, run, params, device)
+        best_epoch = student.checkpoint.load_best(student.network)
+        best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, device)
+        TrialResult(
+            seed=trial.seed,
+            last=Moment(epoch=len(records) - 1, val_top1=records[-1].val_top1, **last),
+            best_validation=Moment(epoch=best_epoch, val_top1=records[best_epoch].val_top1, **best),
+            val_top1=[record.val_top1 for record in records],
+            train_loss=[record.train_loss for record in records],
+            seconds_per_epoch=float(np.median([record.seconds for record in records[1:] or records])),
+            device=str(device),
+            threads=torch.get_num_threads(),
+            code=code_hash("distill")[:12],
+            long_tail=is_long_tailed(np.asarray(run.data.train_class_counts)),
+            lineage=_made_from(run),
+        ).write(path)
+    shutil.rmtree(session.checkpoints)
+
+
+def measure(student: nn.Module, run: Run, params: Params, device: torch.device) -> dict[str, Any]:
+    """The test accuracy of a student, over all, by energy group and by frequency of the classes."""
+    test = open_images(run.places.data, "test", device)
+    logits, labels = all_logits(student, test).numpy(), test.labels.cpu().numpy()
+    correct: NDArray[np.bool_] = top1_correct(logits, labels)
+    counts = np.asarray(run.data.train_class_counts)
+    shots = shot_groups(counts, params.evaluate.many_shot_above, params.evaluate.few_shot_below)
+    groups = group_accuracy(correct, run.energy_test.columns["group"])
+    return {
+        "top1": float(correct.mean()),
+        "balanced_accuracy": balanced_accuracy(correct, labels),
+        **{f"top1_{name}_energy": value for name, value in groups.items()},
+        **shot_accuracy(correct, labels, shots).model_dump(),
+    }
+
+
+def content_hash(checkpoint: str | None) -> str | None:
+    """Hash of a given checkpoint; None for None, "" for a missing file, which loading reports."""
+    if checkpoint is None:
+        return None
+    return sha256_file(Path(checkpoint)) if Path(checkpoint).is_file() else ""
+
+
+def _made_from(run: Run) -> dict[str, str]:
+    return {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256}
+
+
+def _key(values: Any) -> str:
+    """A short hash of JSON-like values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

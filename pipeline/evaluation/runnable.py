@@ -1,0 +1,73 @@
+"""Pairs of an exported file and a runtime for it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import LineageError, ParamsError
+from pipeline.lineage import Run
+from pipeline.runtimes import FORMAT_READ_BY, runtime_class
+from pipeline.store.documents import ExportedFile
+from pipeline.store.tables import sha256_model
+
+
+@dataclass(frozen=True)
+class RunnableFile:
+    """An exported file with a runtime for its format."""
+
+    file: ExportedFile
+    path: Path
+    runtime: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.name}-{self.runtime}"
+
+
+def runnable_files(
+    run: Run, runtimes: Sequence[str], key: str, names: Sequence[str] | None = None
+) -> list[RunnableFile]:
+    """Pair every exported file with each of the ``runtimes`` for its format.
+
+    Args:
+        key: source of ``runtimes`` for messages, such as "params.yaml: evaluate.runtimes".
+        names: file names to include, default all.
+
+    Raises:
+        ParamsError: a runtime has no file, or a name is not in the manifest.
+        DataError: a file is missing, or the manifest is damaged.
+        LineageError: the hash of a file differs from the manifest.
+    """
+    listed, folder = {file.name: file for file in run.exported.files}, run.places.export
+    for name in names or ():
+        if name not in listed:
+            where = key.partition(":")[0]
+            raise ParamsError(f"{where}: files asks for {name}; choose of those in {folder}: {', '.join(listed)}")
+    pairs = [
+        RunnableFile(file, folder / file.name, runtime)
+        for file in listed.values()
+        for runtime in runtimes
+        if (names is None or file.name in names) and FORMAT_READ_BY[runtime] == file.format
+    ]
+    without_file = sorted(set(runtimes) - {pair.runtime for pair in pairs})
+    if without_file:
+        raise ParamsError(
+            f"{key} asks for {without_file[0]}, but {folder} holds no file for it among the selected files; remove it "
+            f"there, or let the export stage write {FORMAT_READ_BY[without_file[0]]} files"
+        )
+    for path, recorded in {pair.path: pair.file.sha256 for pair in pairs}.items():
+        # the file must be the one that passed the parity check; loading a .pt2 file also runs code from it
+        if (actual := sha256_model(path)) != recorded:
+            raise LineageError(
+                f"{path} has hash {actual[:12]}, but the export manifest lists it with {recorded[:12]}; run `dvc repro "
+                "export`"
+            )
+    return pairs
+
+
+def check_available(runtimes: Iterable[str], key: str) -> None:
+    """Raise ParamsError for the first runtime that is not available here; ``key`` as in :func:`runnable_files`."""
+    for name in runtimes:
+        reason = runtime_class(name).unavailable()
+        if reason is not None:
+            raise ParamsError(f"{key} asks for {name}: {reason.rstrip('.')}; or remove it there")

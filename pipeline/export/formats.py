@@ -1,0 +1,197 @@
+"""Export formats: one writer per format, and the common source of their files.
+
+TensorRT has no writer: an engine runs only on the type of machine that built it, so :mod:`pipeline.runtimes` builds the
+engine on the device, from these ONNX files.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import openvino
+import torch
+from numpy.typing import NDArray
+from openvino._offline_transformations import apply_moc_transformations
+from torch import Tensor, nn
+
+from pipeline.config import ExportParams, Precision, RuntimeName
+from pipeline.energy.groups import energy_score
+from pipeline.errors import ExportError
+from pipeline.export import graph
+from pipeline.export.capture import capture, deployable, reference_logits
+from pipeline.export.half_precision import to_fp16
+from pipeline.export.int8.quantize import Int8Graph, to_int8
+from pipeline.export.structure import check_structure
+from pipeline.portable.text import first_line
+from pipeline.runtimes.openvino_runtime import openvino_core
+from pipeline.store.documents import Role
+
+IR_SECTION = "energykd"  # section of an OpenVINO IR's rt_info for the metadata
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A trained network, with the parameters and images to write and check its files.
+
+    Attributes:
+        trained: the network, float32 [N, 3, S, S] -> float32 [N, K]; the export does not change it.
+        params: block ``export`` of params.yaml.
+        energy_temperature: T_E of the output "energy".
+        calibration_images: float32 [n, 3, S, S], normalised, n >= 1; they set the int8 quantisation scales.
+        parity_images: float32 [m, 3, S, S], normalised, m >= 1; the parity check runs each file on these images.
+
+    Raises:
+        ExportError: there are no images, or their shape, type or values are wrong.
+    """
+
+    trained: nn.Module
+    role: Role
+    params: ExportParams
+    energy_temperature: float
+    calibration_images: NDArray[np.float32]
+    parity_images: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        for name, images in (("calibration", self.calibration_images), ("parity", self.parity_images)):
+            if images.shape[1:] != (3, size, size) or images.dtype != np.float32:
+                raise ExportError(
+                    f"the {name} images are {images.dtype} {list(images.shape)} where float32 [N, 3, {size}, {size}] "
+                    "is needed; run the stage prepare again"
+                )
+            if len(images) == 0 or not np.isfinite(images).all():
+                raise ExportError(
+                    f"there are no {name} images, or their values are not finite; run the stage prepare again"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """Image size S in pixels."""
+        return int(self.parity_images.shape[-2])
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Float32 copy of the network in eval mode, as it is exported."""
+        return deployable(self.trained)
+
+    @cached_property
+    def reference(self) -> NDArray[np.float32]:
+        """Logits [m, K] of the network on the parity images."""
+        return reference_logits(self.network, self.parity_images, self.role)
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """Float32 ONNX graph of the network with the logits as only output; cached, so callers must not change it."""
+        return graph.from_program(capture(self.network, self.image_size, self.role), self.params.opset)
+
+    @cached_property
+    def int8_graph(self) -> Int8Graph:
+        """Int8 ONNX graph of the network; cached, so callers must not change it."""
+        return to_int8(self.graph, self.calibration_images, self.params.int8)
+
+
+class WithEnergy(nn.Module):
+    """A network that returns logits [B, K] and their energy [B]."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images)
+        return logits, energy_score(logits, self.temperature)
+
+
+def write_torch(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a torch.export program: the network without its Python source code, float32 only.
+
+    Loading a program can run code from the file, so only files of the run's own manifest are loaded. The metadata are
+    extra files of the archive.
+    """
+    if precision != "fp32":
+        raise ValueError(f"a torch program is written in fp32, not in {precision}")
+    network = WithEnergy(source.network, source.energy_temperature)
+    content = io.BytesIO()  # in memory first, because torch.export.save ends the process on a full disk
+    program = capture(network, source.image_size, source.role)
+    torch.export.save(program, content, extra_files=dict(sorted(metadata.items())))
+    path.write_bytes(content.getbuffer())
+
+
+def write_onnx(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an ONNX file (float32, typed float16 or int8 Q/DQ) and check its structure. The input "input"
+    [batch, 3, S, S] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
+    """
+    fp32_layers: tuple[str, ...] = ()
+    match precision:
+        case "fp32":
+            model = source.graph
+        case "fp16":
+            model = to_fp16(source.graph)
+        case "int8":
+            model, fp32_layers = source.int8_graph.model, source.int8_graph.fp32_layers
+    model = graph.with_energy(model, source.energy_temperature)
+    if source.params.batch is not None:
+        graph.fix_batch(model, source.params.batch)
+    if source.params.ir_version is not None:
+        model.ir_version = source.params.ir_version
+    graph.write(model, path, metadata)
+    check_structure(path, precision, fp32_layers)
+
+
+def write_openvino(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an OpenVINO IR, an .xml and a .bin file, from the ONNX file of the same name, in the same precision.
+
+    The steps are those of ``openvino.convert_model``. That function is not used, because it sends usage data over the
+    network and records the path of its input. The weights are not compressed.
+    """
+    original = path.with_suffix(".onnx")
+    try:
+        model = openvino_core().read_model(original)
+        apply_moc_transformations(model, cf=False, smart_reshape=True)
+        _number_unnamed_layers(model, onnx.load(original).graph)
+        for key, value in sorted(metadata.items()):
+            model.set_rt_info(value, [IR_SECTION, key])
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ExportError(
+            f"OpenVINO cannot convert {original.name} ({first_line(error)}); set export.openvino to false or choose "
+            "another network"
+        ) from error
+
+
+def _number_unnamed_layers(model: openvino.Model, original: onnx.GraphProto) -> None:
+    """Name layers without an ONNX name by their index; OpenVINO numbers them per process, so bytes would differ."""
+    known = {node.name for node in original.node} | {name for node in original.node for name in node.output}
+    known |= {value.name for value in (*original.input, *original.output, *original.initializer)}
+    for index, layer in enumerate(model.get_ordered_ops()):
+        if layer.get_friendly_name() not in known:
+            layer.set_friendly_name(f"{layer.get_type_name()}_{index}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """An export format.
+
+    Attributes:
+        suffix: of the file that the runtime loads.
+        runtime: name of the runtime that runs the file for the parity check.
+        write: writes the file; equal inputs give equal bytes. Raises ExportError if the network cannot be written.
+    """
+
+    suffix: str
+    runtime: RuntimeName
+    write: Callable[[ExportSource, Precision, Path, Mapping[str, str]], None]
+
+
+FormatName = Literal["torch", "onnx", "openvino"]
+FORMATS: dict[FormatName, Format] = {
+    "torch": Format(".pt2", "torch", write_torch),
+    "onnx": Format(".onnx", "onnxruntime", write_onnx),
+    "openvino": Format(".xml", "openvino", write_openvino),
+}
