@@ -18,7 +18,7 @@ from pipeline.store.json_files import parse_json
 from pipeline.store.paths import TARGET_INDEX
 
 # machine properties on the page and in the summary; none of them contains a host or user name
-_PROVENANCE = (
+_MACHINE_FACTS = (
     *("board", "cpu", "machine", "logical_cores", "memory_total_kb", "kernel", "libc", "python", "numpy"),
     *("governors", "nvpmodel", "power_profile", "virtual_machine", "container", "emulated"),
 )
@@ -52,7 +52,7 @@ class OnDevice:
 
     Attributes:
         hardware: hardware name from the device itself.
-        provenance: properties of the machine.
+        machine: properties of the machine.
         changed: system settings changed for the measurement, path -> [value before, value].
         rows: rows of the table, for the current files only.
         measured: the same rows as measured, in the same order.
@@ -62,7 +62,7 @@ class OnDevice:
 
     name: str
     hardware: str
-    provenance: Mapping[str, Any]
+    machine: Mapping[str, Any]
     settings: Mapping[str, Any]
     changed: Any
     budget: BudgetParams
@@ -74,7 +74,7 @@ class OnDevice:
     @property
     def emulated(self) -> bool:
         """True if a program emulates the processor."""
-        return bool(self.provenance["emulated"])
+        return bool(self.machine["emulated"])
 
     @property
     def not_recommended(self) -> str | None:
@@ -106,7 +106,7 @@ class OnDevice:
             "broken": self.recommendation.broken,
             "slower_than_fp32": self.recommendation.slower_than_fp32,
             "verdicts": dict(Counter(row.verdict for row in self.rows if row.verdict is not None)),
-            "provenance": self.provenance,
+            "machine": self.machine,
             "settings": self.settings,
             "tuning": self.changed,
             "budget": self.budget.model_dump(),
@@ -157,7 +157,7 @@ def on_device(device: Device, files: Sequence[ExportedFile], row_class: type[Row
     return OnDevice(
         name=device.name,
         hardware=result.device if result else device.name,
-        provenance={key: machine.get(key) for key in _PROVENANCE},
+        machine={key: machine.get(key) for key in _MACHINE_FACTS},
         settings=result.settings if result else {},
         changed=result.tuning.get("changed", {}) if result else {},
         budget=device.budget,

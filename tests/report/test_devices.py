@@ -129,11 +129,11 @@ def test_what_was_noted_of_the_whole_run_and_changed_on_the_device_is_told(measu
     assert entry["tuning"] == {"/sys/governor": ["ondemand", "performance"]}
 
 
-def test_verdicts_are_counted_and_the_provenance_has_no_more_than_is_asked_for(measured: Measurement) -> None:
+def test_verdicts_are_counted_and_the_machine_has_no_more_than_is_asked_for(measured: Measurement) -> None:
     measured.machine["hostname"] = "secret-host"
     entry = entry_of(measured)
     assert entry["verdicts"] == {"stable": 3, "throttled": 1}
-    assert entry["provenance"]["board"] == "Example Board"
+    assert entry["machine"]["board"] == "Example Board"
     assert "secret-host" not in json.dumps(entry)
 
 
