@@ -25,14 +25,15 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from bench.common import Result, machine_sentence, run, span, table
+from bench.setting import data_params
 from pipeline import runtimes
 from pipeline.config import Int8Params
-from pipeline.data.image_files import decode_at, subfolders
+from pipeline.data.image_files import decode_at
+from pipeline.data.sources import open_source
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.benchmark.runner import run_benchmark
 from pipeline.device.benchmark.statistics import compare
 from pipeline.energy.groups import energy_score
-from pipeline.errors import DataError
 from pipeline.export.calibration import select
 from pipeline.export.capture import capture, deployable, reference_logits
 from pipeline.export.graph import from_program, with_energy
@@ -85,7 +86,8 @@ def measure(options: argparse.Namespace) -> Result:
     network = build_network(options.network, options.classes, "--network")
     load_pretrained(network, options.checkpoint)
     twin = deployable(network)
-    train, test = (_listed(options.images / name) for name in ("train", "test"))
+    splits = open_source(data_params("imagefolder", options.images, options.image_size)).splits
+    train, test = ((*(splits[name].paths or ()),) for name in ("train", "test"))
     stride = max(1, len(test) // options.count)
     first = test[::stride][: options.count]
     others = [path for path in test if path not in set(first)]
@@ -228,12 +230,6 @@ def _latency(
             entry |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high, "pays": against.verdict}
         rows.append(entry)
     return rows
-
-
-def _listed(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist; --images takes a folder that holds train/ and test/")
-    return sorted(path for name in subfolders(folder) for path in (folder / name).iterdir())
 
 
 def _read(paths: Sequence[Path], options: argparse.Namespace) -> Images:

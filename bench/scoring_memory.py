@@ -2,11 +2,11 @@
 
 python -m bench.scoring_memory [--pixels P] [rows ...]          default: 32 pixels; 1000 50000 100000 200000 rows
 
-Writes a store of each size whose manifest names a few hundred small JPEG files over and over, and scores it with
-resnet8 through the files path, each size in a fresh process: scoring, merging, groups and the tables, as the stage
-does. The files have 32 pixels a side; the network sees --pixels, of which fewer leave a slow machine more rows a
-minute. Prints images, seconds, images/s, the peak resident memory of the scoring process and of all its decode workers
-at one moment (sampled; memory that processes share is split between them), and both above the smallest size.
+Writes a store of each size whose manifest names a few hundred small JPEG files over and over, and runs the stage
+score_energy on it with resnet8, on the CPU, through the files path. The files have 32 pixels a side; the network sees
+--pixels, of which fewer leave a slow machine more rows a minute. Prints images, seconds, images/s, the peak resident
+memory of the scoring process and of all its decode workers at one moment (sampled; memory that processes share is
+split between them), and both above the smallest size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import psutil
 
 FILES, SIZE, CLASSES = 300, 32, 10
 SIZES = (1_000, 50_000, 100_000, 200_000)
+ROOT = Path(__file__).parent.parent
 HELD_OUT = 10  # images of the splits that are not measured
 _HASH = "0" * 64
 
@@ -50,19 +52,21 @@ def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     from pipeline.store import documents  # noqa: PLC0415
-    from pipeline.store.paths import DATA_CARD  # noqa: PLC0415
+    from pipeline.store.paths import DATA, DATA_CARD, PARAMS, TEACHER  # noqa: PLC0415
     from pipeline.training.card import card_facts, checkpoint_facts  # noqa: PLC0415
     from pipeline.training.weights import build_network, write_network  # noqa: PLC0415
 
-    (folder / "data").mkdir(parents=True)
+    data = folder / DATA
+    data.mkdir(parents=True)
+    shutil.copy(ROOT / PARAMS, folder)
     names = sorted(path.name for path in files.iterdir())
     # a text of its own for each row, as in a real manifest: the same file by one of 4,096 spellings of the same length
     spellings = ["".join("./" if number >> bit & 1 else "//" for bit in range(12)) for number in range(4096)]
     counts = {"train": rows, "val": HELD_OUT, "test": HELD_OUT}
     for split, count in counts.items():
         paths = [f"{files}/{spellings[row // FILES % 4096]}{names[row % FILES]}" for row in range(count)]
-        pq.write_table(pa.table({"path": paths, "sha256": [_HASH] * count}), folder / f"data/{split}_files.parquet")
-        np.save(folder / f"data/{split}_labels.npy", np.arange(count) % CLASSES)
+        pq.write_table(pa.table({"path": paths, "sha256": [_HASH] * count}), data / f"{split}_files.parquet")
+        np.save(data / f"{split}_labels.npy", np.arange(count) % CLASSES)
     card = documents.DataCard(
         name="manifest",
         storage="files",
@@ -75,29 +79,17 @@ def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
         source="made for this measurement",
         licence="none",
         fingerprint=_HASH,
-    ).write(folder / "data" / DATA_CARD)
+    ).write(data / DATA_CARD)
     facts = card_facts("teacher", "resnet8", card, {}) | checkpoint_facts(0.5)
-    write_network(folder / "teacher", build_network("resnet8", CLASSES, "teacher.network"), facts)
-
-
-def score(folder: Path) -> None:
-    import torch  # noqa: PLC0415
-
-    from pipeline.config import EnergyParams  # noqa: PLC0415
-    from pipeline.energy.scoring import score_splits  # noqa: PLC0415
-    from pipeline.lineage import Places, Run  # noqa: PLC0415
-    from pipeline.training.session import Session  # noqa: PLC0415
-
-    tables = {name: folder / f"{name}.parquet" for name in ("energy", "energy_test")}
-    run = Run(Places(data=folder / "data", teacher=folder / "teacher", **tables))
-    params = EnergyParams(temperature=4.0, low_fraction=0.2, high_fraction=0.2)
-    score_splits(run, params, Session(torch.device("cpu"), checkpoints=folder / "checkpoints"))
+    write_network(folder / TEACHER, build_network("resnet8", CLASSES, "teacher.network"), facts)
 
 
 def measure(folder: Path) -> tuple[float, int, int]:
     """Seconds, peak bytes of the scoring process, and the largest sum over its workers."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "bench.scoring_memory", "--score", str(folder)])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    stage = [sys.executable, "-m", "stages.score_energy"]
+    process = subprocess.Popen(stage, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     peaks = [0]
 
     def watch() -> None:
@@ -140,8 +132,6 @@ def in_child(*words: str) -> None:
 
 def command(words: list[str]) -> None:
     match words:
-        case ["--score", folder]:
-            score(Path(folder))
         case ["--write", folder, pixels, *sizes]:
             files = write_files(Path(folder))
             for size in sizes:

@@ -9,15 +9,15 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 import models
 from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, TrainingParams, load_params
-from pipeline.data.image_files import list_images, resize, subfolders
+from pipeline.data.image_files import resize
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
-from pipeline.errors import DataError
 
 ROOT = Path(__file__).parent.parent
 CROP_PADDING = 4  # pixels, as all public CIFAR recipes
@@ -128,7 +128,7 @@ def make_stores(images: Path | None, setting: Setting) -> str:
         origin = f"scikit-learn's digits, scaled to {setting.image_size} x {setting.image_size}, as PNG"
     else:
         published, origin = images, f"image files of folder {images.name}"
-    _choose(published / "train", folder / "chosen", setting.image_count)
+    _choose(published, folder / "chosen", setting)
     for storage in ("packed", "files"):
         params = data_params("imagefolder", folder / "chosen", setting.image_size, storage)
         card = make_store(setting.store(storage), params)
@@ -144,22 +144,17 @@ def _write_digits(folder: Path, size: int) -> None:
         resize(digits.read(index), size).save(path)
 
 
-def _choose(train: Path, folder: Path, count: int) -> None:
-    """An image folder of links to at least ``count`` training images, classes balanced, and a few held out.
+def _choose(published: Path, folder: Path, setting: Setting) -> None:
+    """An image folder of links to at least as many training images as an epoch has, balanced, and a few held out.
 
     A class with fewer images than its share gives each of them several times: only speed is measured.
     """
-    if not train.is_dir():
-        raise DataError(f"{train} is not a folder; --images takes a folder that holds train/<class>/<image>")
-    names = subfolders(train)
-    if len(names) < 2:
-        raise DataError(f"{train} has {len(names)} class folder(s); a classifier needs at least 2")
-    for name in names:
-        files = list_images(train / name)
-        if not files:
-            raise DataError(f"{train / name} holds no images; add some or remove the folder")
-        for part, wanted in {"train": max(2, -(-count // len(names))), **_HELD_OUT}.items():
+    source = open_source(data_params("imagefolder", published, setting.image_size))
+    train = source.splits["train"]
+    files = np.array(train.paths, dtype=object)
+    for label, name in enumerate(source.class_names):
+        for part, wanted in {"train": max(2, -(-setting.image_count // len(source.class_names))), **_HELD_OUT}.items():
             linked = folder / part / name
             linked.mkdir(parents=True)
-            for number, path in enumerate(islice(cycle(files), wanted)):
+            for number, path in enumerate(islice(cycle(files[train.labels == label]), wanted)):
                 (linked / f"{number:06d}{path.suffix}").symlink_to(path.absolute())

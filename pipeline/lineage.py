@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.errors import DataError, LineageError
 from pipeline.portable.files import sha256_file
-from pipeline.portable.text import brief
 from pipeline.store import paths
 from pipeline.store.documents import (
+    ONE_RUN,
     CurvesCard,
     DataCard,
     Evaluation,
@@ -22,13 +22,12 @@ from pipeline.store.documents import (
     Measurement,
     NetworkCard,
     Part,
+    check_lineage,
 )
 from pipeline.store.tables import EnergyLineage, SubsetLineage, Table, read_table
 
 T = TypeVar("T")
 M = TypeVar("M", Evaluation, Measurement)
-
-_REMEDY = "run `dvc repro` so that both come from one run"
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,12 @@ class Run:
         for row in found.rows:
             if row.name not in files:
                 raise LineageError(
-                    f"{path} has a row for {row.name}, which the export manifest does not list; {_REMEDY}"
+                    f"{path} has a row for {row.name}, which the export manifest does not list; {ONE_RUN}"
                 )
             if row.sha256 != files[row.name]:
                 raise LineageError(
                     f"{path} measured {row.name} with hash {str(row.sha256)[:12]}, but the exported file has hash "
-                    f"{files[row.name][:12]}; {_REMEDY}"
+                    f"{files[row.name][:12]}; {ONE_RUN}"
                 )
         return found
 
@@ -164,18 +163,6 @@ class Run:
         folder = self.places.curves[role]
         found = CurvesCard.read(folder / paths.CURVES_CARD)
         _linked(folder, found, {found.role: found.weights_sha256}, {role: card.weights_sha256})
-
-
-def check_lineage(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, str], remedy: str = _REMEDY) -> None:
-    """Refuse a file that was made from other inputs than the ones in use.
-
-    Raises:
-        LineageError: one of the ``expected`` hashes differs from the recorded one; both are named.
-    """
-    for name, wanted in expected.items():
-        if recorded.get(name) != wanted:
-            found = brief(str(recorded.get(name))[:12])
-            raise LineageError(f"{path} was made from {name} {found}, but the {name} in use is {wanted[:12]}; {remedy}")
 
 
 def _linked(path: Path, link: T, lineage: Part | Mapping[str, Any], expected: Mapping[str, str]) -> T:

@@ -13,11 +13,10 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import BenchmarkParams, Block, BudgetParams, Positive, read_yaml, validated
 from pipeline.errors import DataError, ParamsError
-from pipeline.lineage import check_lineage
 from pipeline.portable.files import sha256_file
 from pipeline.portable.text import brief
 from pipeline.remote import Address, RemoteError
-from pipeline.store.documents import Measurement, ShownResult
+from pipeline.store.documents import Measurement, ShownResult, check_lineage
 from pipeline.store.json_files import read_json, write_json
 from pipeline.store.paths import CHECKPOINTS, TARGET_INDEX, TARGETS
 

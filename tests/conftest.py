@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.store.tables import EnergyLineage, sha256_model, write_table
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes start here: each would compile the code again
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 import pipeline.lineage
 from pipeline.errors import DataError, LineageError
-from pipeline.lineage import Places, Run, check_lineage
+from pipeline.lineage import Places, Run
 from pipeline.store import documents, paths
+from pipeline.store.documents import check_lineage
 from pipeline.store.tables import Table, write_table
 from tests.conftest import places_in
 from tests.report import conftest as made_up

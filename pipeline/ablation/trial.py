@@ -26,10 +26,10 @@ from pipeline.energy.scoring import score_splits
 from pipeline.energy.subset import make_subset
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.evaluation.accuracy import balanced_accuracy, is_long_tailed, shot_accuracy, shot_groups
-from pipeline.lineage import Places, Run, check_lineage
+from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import group_accuracy, top1_correct
 from pipeline.portable.files import sha256_file
-from pipeline.store.documents import Document, Hash, Part, Share
+from pipeline.store.documents import Document, Hash, Part, Share, check_lineage
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import code_hash
 from pipeline.training.inference import all_logits

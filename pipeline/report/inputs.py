@@ -9,9 +9,10 @@ import numpy as np
 
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
-from pipeline.lineage import Run, check_lineage
+from pipeline.lineage import Run
 from pipeline.portable.text import brief
 from pipeline.report.devices import Device, read_devices
+from pipeline.store.documents import check_lineage
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import BudgetParams, Precision, RuntimeName, explain
-from pipeline.errors import DataError
+from pipeline.errors import DataError, LineageError
 from pipeline.portable.accuracy import GROUPS, Accuracy
 from pipeline.portable.documents import MeasuredRow
 from pipeline.portable.text import brief
@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Distance = Annotated[float, Field(ge=0, le=1e30)]
 Role = Literal["teacher", "student"]
+ONE_RUN = "run `dvc repro` so that both come from one run"
 MAKERS = {"teacher": "train_teacher", "student": "distill"}  # the stage of each role
 
 
@@ -432,3 +433,15 @@ class ShownResult(Part):
 
     result_sha256: Hash
     budget: BudgetParams
+
+
+def check_lineage(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, str], remedy: str = ONE_RUN) -> None:
+    """Refuse a file that was made from other inputs than the ones in use.
+
+    Raises:
+        LineageError: one of the ``expected`` hashes differs from the recorded one; both are named.
+    """
+    for name, wanted in expected.items():
+        if recorded.get(name) != wanted:
+            found = brief(str(recorded.get(name))[:12])
+            raise LineageError(f"{path} was made from {name} {found}, but the {name} in use is {wanted[:12]}; {remedy}")

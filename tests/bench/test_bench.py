@@ -49,4 +49,4 @@ def test_folder_without_classes_is_refused_in_one_sentence(tmp_path: Path, capsy
     with pytest.raises(SystemExit) as stopped:
         main(["--quick", "--device", "cpu", "--images", str(tmp_path)])
     assert stopped.value.code == 2
-    assert "takes a folder that holds train/<class>/<image>" in capsys.readouterr().err
+    assert f"{tmp_path} has no folder train/; put the images there" in capsys.readouterr().err

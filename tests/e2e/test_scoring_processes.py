@@ -142,15 +142,6 @@ def test_an_energy_that_is_not_finite_in_the_second_process_ends_both_with_one_s
     assert not result.stdout
 
 
-def test_what_both_processes_find_wrong_is_said_once(workspace):
-    (workspace / TEACHER / "weights.safetensors").write_bytes(b"")
-    result = python(workspace, *TORCHRUN, "program.py", "nothing", "0")
-    assert result.returncode != 0
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "weights.safetensors has hash" in errors[0]
-
-
 def test_more_processes_than_parts_of_decoded_files(tmp_path):
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):

@@ -84,7 +84,6 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "MPLCONFIGDIR": matplotlib.get_configdir(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),

@@ -15,19 +15,19 @@ from tests.torture.clone import SMALL, STAGES
 from tests.torture.kill import VICTIMS, Moment, Pass, moments, undisturbed
 from tests.torture.repro import belongs
 
-# as little as trains: what comes after the student is left to `make torture`
+# as little as trains: what comes after the energies is left to `make torture`
 TINY = SMALL | {"data.max_images_per_class": 20, "data.image_size": 8, "teacher.minimum_top1": 0.0}
 
 
 @pytest.mark.e2e
 def test_killed_runs_recover_to_the_bytes_of_an_undisturbed_run_in_another_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("SHELL", raising=False)  # dvc then takes /bin/sh, which may stay between it and the stage
-    expected = undisturbed(tmp_path / "undisturbed", TINY, "distill")
+    expected = undisturbed(tmp_path / "undisturbed", TINY, "score_energy")
     # dvc so early that the stage, which lives on, is still there when the next dvc comes
     planned = [
+        Moment("prepare", "group", 0.5),
         Moment("train_teacher", "dvc", 0.1),
         Moment("score_energy", "stage", 0.5),
-        Moment("distill", "group", 0.5),
     ]
     one = Pass(tmp_path / "killed", planned, expected, lambda kill: None)
     one.run()
