@@ -2,7 +2,7 @@
 
 python -m bench.bare_onnxruntime MODEL INPUTS PRECISION THREADS WARMUP_SECONDS SECONDS
 
-It shares nothing with the benchmark but the session options, without which it would not run the same kernels.
+It shares nothing with the benchmark.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import time
 import numpy as np
 import onnxruntime
 
-from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
-
 
 def median_ms(path: str, inputs: str, precision: str, threads: int, *limits: float) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    for key, value in SESSION_ENTRIES.get(precision, {}).items():
-        options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: np.load(inputs)[:1]}
     for limit in limits:  # the first is the warm-up

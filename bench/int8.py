@@ -1,6 +1,9 @@
-"""How far the int8 file is from its network: against plain quantisation, step by step, and by the calibration images.
+"""How far the int8 files are from their network, and how fast: beside those of others, step by step, and by the images.
 
 python -m bench.int8 --images FOLDER --network NAME --checkpoint FILE --classes K [--out docs/results/int8]
+
+The others are ONNX Runtime's ``quantize_static`` as its documentation has it for CPUs (unsigned activations, signed
+weights, one scale per channel) and, if it is installed (`pip install -e .[bench]`), NNCF's defaults in OpenVINO.
 
 FOLDER holds train/<class>/<image> and test/<class>/<image>; the network need not know these classes, as only its
 answers in float32 and in int8 are compared. All figures are of one run; each int8 file is made once for each draw of
@@ -10,18 +13,21 @@ calibration images and measured in both runtimes. Latency and size are those of 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from bench.common import Result, machine_sentence, run, span, table
@@ -38,7 +44,9 @@ from pipeline.export.calibration import select
 from pipeline.export.capture import capture, deployable, reference_logits
 from pipeline.export.graph import from_program, with_energy
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.int8.quantize import to_int8
+from pipeline.export.int8.quantize import Quantizer
+from pipeline.runtimes.openvino_runtime import openvino_core
+from pipeline.store.paths import model_files
 from pipeline.training.weights import build_network, load_pretrained
 from stages.common import progress
 
@@ -47,19 +55,18 @@ Images = NDArray[np.float32]
 CALIBRATION_IMAGES = 128
 RUNTIMES = ("onnxruntime", "openvino")
 _CHUNK = 100
-_PLAIN = {"ranges": "minmax", "rounding": False, "bias_correction": False, "float_share": 0.0}
-# by bits of the weights: as ours have, for CPUs without VNNI, and as the documentation has
-PLAIN = {"plain, 7-bit weights": 7, "plain, 8-bit weights": 8}
+_PLAIN: dict[str, Any] = {"ranges": "minmax", "rounding": False, "bias_correction": False, "weight_bits": "auto"}
+# by bits of the weights; 8 overflow on CPUs without VNNI
+QUANTIZE_STATIC = {"quantize_static, 7-bit weights": 7, "quantize_static, 8-bit weights": 8}
+NNCF = "NNCF"
 STEPS: dict[str, dict[str, Any]] = {
     "ours, largest values as ranges": _PLAIN,
     "+ ranges of least error": _PLAIN | {"ranges": "error"},
     "+ biases": _PLAIN | {"ranges": "error", "bias_correction": True},
-    "+ rounding": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.0},
-    "+ layers in fp32, as shipped": {"ranges": "error", "rounding": True, "bias_correction": True, "float_share": 0.1},
+    "+ rounding, as shipped": _PLAIN | {"ranges": "error", "rounding": True, "bias_correction": True},
 }
 SHIPPED = list(STEPS)[-1]
-# file whose latency is measured -> step that it was made with
-TIMED = {"int8": SHIPPED, "int8, no layer in fp32": list(STEPS)[-2]}
+Files = Mapping[str, Path]  # runtime -> the file for it
 SELECTIONS = ("stratified", "random", "low_energy", "high_energy")
 BASELINE = "fp32"
 
@@ -83,6 +90,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(options: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(options, Path(folder))
+
+
+def _measure(options: argparse.Namespace, folder: Path) -> Result:
     network = build_network(options.network, options.classes, "--network")
     load_pretrained(network, options.checkpoint)
     twin = deployable(network)
@@ -103,49 +115,67 @@ def measure(options: argparse.Namespace) -> Result:
     labels = np.unique([path.parent.name for path in pool], return_inverse=True)[1]
     graph = from_program(capture(twin, options.image_size, "network"), 18)
     calibration = min(CALIBRATION_IMAGES, len(pool))
+    seconds: dict[str, float] = {}
 
     def chosen(selection: Any, draw: int) -> Images:
         return candidates[select(labels, energy, calibration, selection, draw)]
 
-    def measured(model: onnx.ModelProto, precision: str = "int8") -> Result:
-        return _measured(with_energy(model, 4.0), precision, sets, references)
+    def common(name: str, model: onnx.ModelProto) -> Files:
+        onnx.save(with_energy(model, 4.0), path := folder / f"{name}.onnx")
+        return dict.fromkeys(RUNTIMES, path)
 
-    made = {BASELINE: (graph, "fp32"), "fp16": (to_fp16(graph), "fp16")}
-    files = {name: measured(*found) for name, found in made.items()}
-    steps: dict[str, list[Result]] = {name: [] for name in (*PLAIN, *STEPS)}
+    def ours(name: str, images: Images, params: Mapping[str, Any]) -> Files:
+        quantizer = Quantizer(graph, images, Int8Params(**params))
+        return {runtime: common(f"{name} {runtime}", quantizer.graph(runtime).model)[runtime] for runtime in RUNTIMES}
+
+    def peers(images: Images, draw: int) -> dict[str, Files]:
+        made: dict[str, Files] = {}
+        for name, bits in QUANTIZE_STATIC.items():
+            begin = time.perf_counter()
+            made[name] = common(f"{name} {draw}", _quantize_static(graph, images, bits))
+            seconds[name] = time.perf_counter() - begin
+        if importlib.util.find_spec("nncf"):
+            begin = time.perf_counter()
+            made[NNCF] = {"openvino": _nncf(graph, images, folder / f"nncf{draw}.xml")}
+            seconds[NNCF] = time.perf_counter() - begin
+        return made
+
+    made = {BASELINE: (common("fp32", graph), "fp32"), "fp16": (common("fp16", to_fp16(graph)), "fp16")}
+    files = {name: _measured(*found, sets, references) for name, found in made.items()}
+    steps: dict[str, list[Result]] = {}
     selections: dict[str, list[Result]] = {name: [] for name in SELECTIONS}
-    kept: set[tuple[str, ...]] = set()
-    with progress("int8", options.draws * (len(STEPS) + len(SELECTIONS)), "file") as advance:
+    with progress("int8", options.draws * (1 + len(STEPS) + len(SELECTIONS)), "file") as advance:
         for draw in range(options.draws):
             images = chosen("stratified", draw)
-            for name, weight_bits in PLAIN.items():
-                steps[name].append(measured(_plain(graph, images, weight_bits)))
+            found = peers(images, draw)
+            advance(1)
             for name, params in STEPS.items():
-                quantized = to_int8(graph, images, Int8Params(**params))
-                steps[name].append(measured(quantized.model))
-                if draw == 0:
-                    made |= {file: (quantized.model, "int8") for file, step in TIMED.items() if step == name}
+                begin = time.perf_counter()
+                found[name] = ours(f"{name} {draw}", images, params)
+                seconds[name] = (time.perf_counter() - begin) / len(RUNTIMES)
                 advance(1)
-            kept.add(quantized.fp32_layers)
+            for name, of_runtimes in found.items():
+                steps.setdefault(name, []).append(_measured(of_runtimes, "int8", sets, references))
+                if draw == 0 and name not in list(STEPS)[:-1]:
+                    made[name] = of_runtimes, "int8"
             for selection in SELECTIONS:
-                quantized = to_int8(graph, chosen(selection, draw), Int8Params(**STEPS[SHIPPED]))
-                selections[selection].append(measured(quantized.model))
+                of_runtimes = ours(f"{selection} {draw}", chosen(selection, draw), STEPS[SHIPPED])
+                selections[selection].append(_measured(of_runtimes, "int8", sets, references))
                 advance(1)
-    timed = {name: (with_energy(model, 4.0), precision) for name, (model, precision) in made.items()}
     return {
         "draws": options.draws,
         "calibration_images": calibration,
         "files": files,
         "steps": steps,
+        "seconds": seconds,
         "selections": selections,
-        "fp32_layers": sorted(map(list, kept)),
-        "latency": _latency(timed, candidates[:64], options.rounds, options.seconds),
+        "latency": _latency(made, candidates[:64], options.rounds, options.seconds),
         "rounds": options.rounds,
     }
 
 
-def _plain(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.ModelProto:
-    """Symmetric min-max quantisation as ONNX Runtime's documentation shows it, one scale per channel of weights."""
+def _quantize_static(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.ModelProto:
+    """As ONNX Runtime's documentation recommends for x86 CPUs, all other settings as they are."""
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -165,42 +195,44 @@ def _plain(graph: onnx.ModelProto, images: Images, weight_bits: int) -> onnx.Mod
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=weight_bits < 8,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )
         return onnx.load(quantized)
 
 
-def _measured(
-    model: onnx.ModelProto, precision: str, sets: Mapping[str, Images], references: Mapping[str, Images]
-) -> Result:
+def _nncf(graph: onnx.ModelProto, images: Images, path: Path) -> Path:
+    """NNCF's post-training quantisation with its defaults."""
+    import nncf  # noqa: PLC0415  an extra
+
+    model = openvino_core().read_model(with_energy(graph, 4.0).SerializeToString())
+    dataset = nncf.Dataset([image[None] for image in images])
+    openvino.save_model(nncf.quantize(model, dataset, subset_size=len(images)), path, compress_to_fp16=False)
+    return path
+
+
+def _measured(files: Files, precision: str, sets: Mapping[str, Images], references: Mapping[str, Images]) -> Result:
     """By runtime: the executed precision, and by set the share of equal answers and the largest logit difference."""
     found: Result = {}
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(model, path := Path(folder) / "model.onnx")
-        for name in RUNTIMES:
-            runtime = runtimes.load(name, path, precision=precision)
-            found[name] = {}
-            for key, images in sets.items():
-                chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
-                logits = runtimes.joined(runtime.run(chunk) for chunk in chunks).logits
-                found[name][key] = {
-                    "agreement": float((logits.argmax(1) == references[key].argmax(1)).mean()),
-                    "max_abs": float(np.abs(logits - references[key]).max()),
-                }
-            found[name]["executed"] = runtime.executed().precision
+    for name, path in files.items():
+        runtime = runtimes.load(name, path, precision=precision)
+        found[name] = {}
+        for key, images in sets.items():
+            chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+            logits = runtimes.joined(runtime.run(chunk) for chunk in chunks).logits
+            found[name][key] = {
+                "agreement": float((logits.argmax(1) == references[key].argmax(1)).mean()),
+                "max_abs": float(np.abs(logits - references[key]).max()),
+            }
+        found[name]["executed"] = runtime.executed().precision
     return found
 
 
-def _latency(
-    models: Mapping[str, tuple[onnx.ModelProto, str]], images: Images, rounds: int, seconds: float
-) -> list[Result]:
+def _latency(made: Mapping[str, tuple[Files, str]], images: Images, rounds: int, seconds: float) -> list[Result]:
     """Latency of one image in interleaved fresh processes, and size: a row per file and runtime.
 
     Args:
-        models: file -> model and precision; ``BASELINE`` among them.
+        made: name -> files and precision; ``BASELINE`` among them.
         images: [N, 3, H, W], normalised.
         rounds: processes for each file and runtime.
         seconds: that each of them measures at least.
@@ -208,10 +240,9 @@ def _latency(
     with tempfile.TemporaryDirectory() as folder:
         np.save(inputs := Path(folder) / "inputs.npy", images)
         variants, sizes = {}, {}
-        for number, (name, (model, precision)) in enumerate(models.items()):
-            onnx.save(model, path := Path(folder) / f"{number}.onnx")
-            sizes[name] = path.stat().st_size
-            for runtime in RUNTIMES:
+        for number, (name, (files, precision)) in enumerate(made.items()):
+            for runtime, path in files.items():
+                sizes[name, runtime] = sum(part.stat().st_size for part in model_files(path))
                 variants[name, runtime] = Variant(f"{number}-{runtime}", runtime, str(path), precision)
         limits = {"warmup_seconds": min(0.3, seconds), "min_seconds": seconds, "min_count": 100}
         plan = Plan(tuple(variants.values()), str(inputs), rounds=rounds, **limits)
@@ -222,7 +253,12 @@ def _latency(
     for (name, runtime), variant in variants.items():
         row, base = found[variant.name], found[variants[BASELINE, runtime].name]
         keys = ("latency_p50_ms", "latency_p90_ms", "latency_ci_low_ms", "latency_ci_high_ms", "verdict", "error")
-        entry = {"file": name, "runtime": runtime, "size_bytes": sizes[name], "executed": row.precision_executed}
+        entry = {
+            "file": name,
+            "runtime": runtime,
+            "size_bytes": sizes[name, runtime],
+            "executed": row.precision_executed,
+        }
         entry |= {key: getattr(row, key) for key in keys}
         if name != BASELINE and row.rounds and base.rounds:
             against = compare(*([one.median_ms for one in each.rounds] for each in (row, base)))
@@ -245,7 +281,9 @@ def report(result: Mapping[str, Any]) -> str:
     head = [f"{runtime}, {key}" for runtime, key in columns]
 
     def spread(draws: Sequence[Mapping[str, Any]], runtime: str, key: str) -> str:
-        values = [100 * draw[runtime][key]["agreement"] for draw in draws]
+        values = [100 * draw[runtime][key]["agreement"] for draw in draws if runtime in draw]
+        if not values:
+            return "-"
         return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
     files = [
@@ -274,11 +312,10 @@ def report(result: Mapping[str, Any]) -> str:
         ],
     )
     executed = ", ".join(f"{name} {result['steps'][SHIPPED][0][name]['executed']}" for name in RUNTIMES)
-    kept = "; ".join(", ".join(layers) for layers in result["fp32_layers"])
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items())
     return f"""# What int8 changes
 
-Answers equal to the float32 network's, in %, of the same file in both runtimes; in parentheses the largest \
-difference of a logit.
+Answers equal to the float32 network's, in %; in parentheses the largest difference of a logit.
 
 {table(("file", *head), files)}
 
@@ -287,7 +324,7 @@ stratified over class and energy:
 
 {table(("int8", *head), rows["steps"])}
 
-Executed, as shipped: {executed}. In fp32: {kept}.
+Executed, as shipped: {executed}. Seconds to make a file: {seconds}.
 
 The last row by how the calibration images are chosen, {result["draws"]} draws each:
 

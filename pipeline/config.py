@@ -218,7 +218,7 @@ class Int8Params(Block):
     ranges: Literal["error", "minmax"]
     rounding: bool
     bias_correction: bool
-    float_share: Fraction
+    weight_bits: Literal["auto", 7, 8]
 
 
 class ParityParams(Block):
@@ -230,6 +230,7 @@ class ParityParams(Block):
 class ExportParams(Block):
     precisions: list[Precision]
     openvino: bool
+    tensorrt: bool
     teacher: bool
     batch: Annotated[int, Field(ge=1, le=4096)] | None
     opset: Annotated[int, Field(ge=18, le=20)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import LineageError, ParamsError
 from pipeline.lineage import Run
-from pipeline.runtimes import FORMAT_READ_BY, runtime_class
+from pipeline.runtimes import format_read_by, runtime_class
 from pipeline.store.documents import ExportedFile
 from pipeline.store.tables import sha256_model
 
@@ -47,13 +47,13 @@ def runnable_files(
         RunnableFile(file, folder / file.name, runtime)
         for file in listed.values()
         for runtime in runtimes
-        if (names is None or file.name in names) and FORMAT_READ_BY[runtime] == file.format
+        if (names is None or file.name in names) and format_read_by(runtime, file.precision) == file.format
     ]
     without_file = sorted(set(runtimes) - {pair.runtime for pair in pairs})
     if without_file:
         raise ParamsError(
             f"{key} asks for {without_file[0]}, but {folder} holds no file for it among the selected files; remove it "
-            f"there, or let the export stage write {FORMAT_READ_BY[without_file[0]]} files"
+            f"there, or let the export stage write {format_read_by(without_file[0], 'fp32')} files"
         )
     for path, recorded in {pair.path: pair.file.sha256 for pair in pairs}.items():
         # the file must be the one that passed the parity check; loading a .pt2 file also runs code from it

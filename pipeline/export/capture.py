@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -39,17 +40,24 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def deployable(network: nn.Module) -> nn.Module:
+def in_float32(network: nn.Module) -> nn.Module:
     """Return a float32 copy on the CPU, in eval mode and without gradients; the original network is not changed."""
     twin = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
-    for module in twin.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # type: ignore[assignment]  # in-place activations double the time of torch.onnx
     return twin.to(memory_format=torch.contiguous_format)
 
 
+def deployable(network: nn.Module) -> nn.Module:
+    """Return the copy of :func:`in_float32` as it is deployed: branches that only training needs are merged (RepVGG,
+    MobileOne, FastViT)."""
+    twin: nn.Module = reparameterize_model(in_float32(network))
+    for module in twin.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]  # in-place activations double the time of torch.onnx
+    return twin
+
+
 def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Compute float32 logits [N, K] of a network from :func:`deployable` on images [N, 3, S, S].
+    """Compute float32 logits [N, K] of a network from :func:`in_float32` on images [N, 3, S, S].
 
     Raises:
         ExportError: the network fails on the images, or does not return finite logits [N, K].

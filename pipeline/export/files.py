@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.data.store import preprocessing
 from pipeline.errors import ExportError
 from pipeline.export.calibration import select
 from pipeline.export.formats import FORMATS, ExportSource, FormatName
+from pipeline.export.int8.quantize import weight_bits
 from pipeline.export.parity import check_energy, check_parity
 from pipeline.lineage import Run
 from pipeline.portable.accuracy import Outputs
@@ -56,6 +58,7 @@ def plan(params: ExportParams) -> list[PlannedFile]:
     files = [PlannedFile("student", "torch", "fp32")]
     files += [PlannedFile("student", "onnx", precision) for precision in precisions]
     files += [PlannedFile("student", "openvino", precision) for precision in precisions if params.openvino]
+    files += [PlannedFile("student", "tensorrt", "int8")] if params.tensorrt and "int8" in precisions else []
     return [*files, PlannedFile("teacher", "onnx", "fp32")] if params.teacher else files
 
 
@@ -86,7 +89,7 @@ def make_export(run: Run, params: ExportParams, on_progress: Progress) -> Export
             energy=run.made_from.energy,
             selection=calibration.selection,
             seed=calibration.seed,
-            int8=params.int8.model_dump(),
+            int8=params.int8.model_dump() | {"weight_bits": weight_bits(params.int8)},
             sha256=hashlib.sha256(train_index.astype("<i8").tobytes()).hexdigest(),
             indices=train_index.tolist(),
         ).write(folder / "calibration.json")
@@ -103,7 +106,7 @@ def write_files(
     """Write the files and check each one; equal inputs and library versions give equal bytes.
 
     Args:
-        planned: files to write; an OpenVINO IR comes after its ONNX file.
+        planned: files to write.
         metadata: written into every file, together with the file's "role" and "precision".
 
     Raises:
@@ -114,10 +117,12 @@ def write_files(
         on_progress(len(files), len(planned), file.name)
         source, form, path = sources[file.role], FORMATS[file.format], folder / file.name
         reference = source.reference  # before the file, so that a failure of the network is reported as one
-        layers = source.int8_graph.fp32_layers if file.precision == "int8" else ()
         file_metadata = {**metadata, "role": file.role, "precision": file.precision}
-        if layers:
-            file_metadata["fp32_layers"] = json.dumps(layers)
+        layers: Sequence[str] = ()
+        if file.precision == "int8" and form.form is not None:
+            on_layer = partial(_on_layer, on_progress, len(files), len(planned), file.name)
+            layers = source.int8_graph(form.form, on_layer).fp32_layers
+            file_metadata |= {"fp32_layers": json.dumps(layers), "weight_bits": str(source.quantizer.weight_bits)}
         form.write(source, file.precision, path, file_metadata)
         batch = None if file.format == "torch" else source.params.batch
         outputs, executed = _run(file, path, source.parity_images, batch)
@@ -138,6 +143,10 @@ def write_files(
         )
     on_progress(len(files), len(planned), "")
     return files
+
+
+def _on_layer(on_progress: Progress, done: int, total: int, name: str, layer: int, layers: int) -> None:
+    on_progress(done, total, f"{name}, layer {layer} of {layers}")
 
 
 def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int | None) -> tuple[Outputs, str]:

@@ -1,7 +1,7 @@
 """Export formats: one writer per format, and the common source of their files.
 
-TensorRT has no writer: an engine runs only on the type of machine that built it, so :mod:`pipeline.runtimes` builds the
-engine on the device, from these ONNX files.
+TensorRT's engines have no writer: an engine runs only on the type of machine that built it, so :mod:`pipeline.runtimes`
+builds it on the device, from these ONNX files.
 """
 
 import io
@@ -23,9 +23,11 @@ from pipeline.config import ExportParams, Precision, RuntimeName
 from pipeline.energy.groups import energy_score
 from pipeline.errors import ExportError
 from pipeline.export import graph
-from pipeline.export.capture import capture, deployable, reference_logits
+from pipeline.export.capture import capture, deployable, in_float32, reference_logits
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.int8.quantize import Int8Graph, to_int8
+from pipeline.export.int8.correction import OnLayer
+from pipeline.export.int8.forms import FormName
+from pipeline.export.int8.quantize import Int8Graph, Quantizer
 from pipeline.export.structure import check_structure
 from pipeline.portable.text import first_line
 from pipeline.runtimes.openvino_runtime import openvino_core
@@ -76,13 +78,13 @@ class ExportSource:
 
     @cached_property
     def network(self) -> nn.Module:
-        """Float32 copy of the network in eval mode, as it is exported."""
+        """Float32 copy of the network in eval mode, in the form that is exported."""
         return deployable(self.trained)
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
-        """Logits [m, K] of the network on the parity images."""
-        return reference_logits(self.network, self.parity_images, self.role)
+        """Logits [m, K] of the trained network on the parity images."""
+        return reference_logits(in_float32(self.trained), self.parity_images, self.role)
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
@@ -90,9 +92,23 @@ class ExportSource:
         return graph.from_program(capture(self.network, self.image_size, self.role), self.params.opset)
 
     @cached_property
-    def int8_graph(self) -> Int8Graph:
-        """Int8 ONNX graph of the network; cached, so callers must not change it."""
-        return to_int8(self.graph, self.calibration_images, self.params.int8)
+    def quantizer(self) -> Quantizer:
+        """Makes the int8 graphs of the network."""
+        return Quantizer(self.graph, self.calibration_images, self.params.int8)
+
+    @cached_property
+    def _int8_graphs(self) -> dict[FormName, Int8Graph]:
+        return {}
+
+    def int8_graph(self, form: FormName, on_layer: OnLayer = lambda done, total: None) -> Int8Graph:
+        """Int8 ONNX graph in the form for a runtime; made once, so callers must not change it."""
+        if form not in self._int8_graphs:
+            self._int8_graphs[form] = self.quantizer.graph(form, on_layer)
+        return self._int8_graphs[form]
+
+    def fp32_layers(self, precision: Precision, form: FormName) -> tuple[str, ...]:
+        """Names of the layers that stay fp32 in an int8 file; none in another precision."""
+        return self.int8_graph(form).fp32_layers if precision == "int8" else ()
 
 
 class WithEnergy(nn.Module):
@@ -124,45 +140,56 @@ def write_torch(source: ExportSource, precision: Precision, path: Path, metadata
 
 
 def write_onnx(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file (float32, typed float16 or int8 Q/DQ) and check its structure. The input "input"
+    """Write an ONNX file (float32, typed float16 or int8 Q/DQ for CPUs) and check its structure. The input "input"
     [batch, 3, S, S] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
     """
-    fp32_layers: tuple[str, ...] = ()
-    match precision:
-        case "fp32":
-            model = source.graph
-        case "fp16":
-            model = to_fp16(source.graph)
-        case "int8":
-            model, fp32_layers = source.int8_graph.model, source.int8_graph.fp32_layers
-    model = graph.with_energy(model, source.energy_temperature)
-    if source.params.batch is not None:
-        graph.fix_batch(model, source.params.batch)
-    if source.params.ir_version is not None:
-        model.ir_version = source.params.ir_version
-    graph.write(model, path, metadata)
-    check_structure(path, precision, fp32_layers)
+    graph.write(_onnx_model(source, precision, "onnxruntime"), path, metadata)
+    check_structure(path, precision, source.fp32_layers(precision, "onnxruntime"))
+
+
+def write_tensorrt(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the ONNX file that TensorRT takes for int8; its other precisions are those of :func:`write_onnx`."""
+    if precision != "int8":
+        raise ValueError(f"TensorRT reads the common ONNX file in {precision}")
+    graph.write(_onnx_model(source, precision, "tensorrt"), path, metadata)
+    check_structure(path, precision, source.fp32_layers(precision, "tensorrt"), for_tensorrt=True)
 
 
 def write_openvino(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an OpenVINO IR, an .xml and a .bin file, from the ONNX file of the same name, in the same precision.
+    """Write an OpenVINO IR, an .xml and a .bin file.
 
     The steps are those of ``openvino.convert_model``. That function is not used, because it sends usage data over the
     network and records the path of its input. The weights are not compressed.
     """
-    original = path.with_suffix(".onnx")
+    original = _onnx_model(source, precision, "openvino")
     try:
-        model = openvino_core().read_model(original)
+        model = openvino_core().read_model(original.SerializeToString())
         apply_moc_transformations(model, cf=False, smart_reshape=True)
-        _number_unnamed_layers(model, onnx.load(original).graph)
+        _number_unnamed_layers(model, original.graph)
         for key, value in sorted(metadata.items()):
             model.set_rt_info(value, [IR_SECTION, key])
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         raise ExportError(
-            f"OpenVINO cannot convert {original.name} ({first_line(error)}); set export.openvino to false or choose "
+            f"OpenVINO cannot convert {path.name} ({first_line(error)}); set export.openvino to false or choose "
             "another network"
         ) from error
+
+
+def _onnx_model(source: ExportSource, precision: Precision, form: FormName) -> onnx.ModelProto:
+    match precision:
+        case "fp32" | "bf16":
+            model = source.graph
+        case "fp16":
+            model = to_fp16(source.graph)
+        case "int8":
+            model = source.int8_graph(form).model
+    model = graph.with_energy(model, source.energy_temperature)
+    if source.params.batch is not None:
+        graph.fix_batch(model, source.params.batch)
+    if source.params.ir_version is not None:
+        model.ir_version = source.params.ir_version
+    return model
 
 
 def _number_unnamed_layers(model: openvino.Model, original: onnx.GraphProto) -> None:
@@ -181,17 +208,20 @@ class Format:
     Attributes:
         suffix: of the file that the runtime loads.
         runtime: name of the runtime that runs the file for the parity check.
+        form: of an int8 file; None for a format without int8.
         write: writes the file; equal inputs give equal bytes. Raises ExportError if the network cannot be written.
     """
 
     suffix: str
     runtime: RuntimeName
+    form: FormName | None
     write: Callable[[ExportSource, Precision, Path, Mapping[str, str]], None]
 
 
-FormatName = Literal["torch", "onnx", "openvino"]
+FormatName = Literal["torch", "onnx", "openvino", "tensorrt"]
 FORMATS: dict[FormatName, Format] = {
-    "torch": Format(".pt2", "torch", write_torch),
-    "onnx": Format(".onnx", "onnxruntime", write_onnx),
-    "openvino": Format(".xml", "openvino", write_openvino),
+    "torch": Format(".pt2", "torch", None, write_torch),
+    "onnx": Format(".onnx", "onnxruntime", "onnxruntime", write_onnx),
+    "openvino": Format(".xml", "openvino", "openvino", write_openvino),
+    "tensorrt": Format("_tensorrt.onnx", "onnxruntime", "tensorrt", write_tensorrt),
 }

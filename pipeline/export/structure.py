@@ -65,15 +65,18 @@ def inspect(model: onnx.ModelProto) -> Structure:
     )
 
 
-def check_structure(path: Path, precision: str, fp32_layers: Collection[str] = ()) -> Structure:
+def check_structure(
+    path: Path, precision: str, fp32_layers: Collection[str] = (), *, for_tensorrt: bool = False
+) -> Structure:
     """Check that a file is one standard ONNX file with all convolutions and matrix products in ``precision``.
 
     Args:
         fp32_layers: names of the nodes of an int8 file that must be fp32; all others must be int8.
+        for_tensorrt: whether zero-points must be int8 zeros and biases float.
 
     Raises:
         ExportError: the file is not readable, needs a second file, has vendor operators or computes in another
-            precision; for int8 also: a zero-point is not an int8 zero, or a bias is quantised.
+            precision; or TensorRT would refuse its quantisers.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -103,12 +106,12 @@ def check_structure(path: Path, precision: str, fp32_layers: Collection[str] = (
             f"{path.name} should hold convolutions and matrix products in {precision} only{exceptions}, but holds "
             f"{shares}; take {precision} out of export.precisions or choose another network"
         )
-    if structure.faulty_quantizers:
+    if for_tensorrt and structure.faulty_quantizers:
         raise ExportError(
             f"{path.name} holds {len(structure.faulty_quantizers)} quantisers that are not int8 with zero-point 0 "
             f"(first: {brief(structure.faulty_quantizers[0])}), which TensorRT refuses; export it again"
         )
-    if structure.quantized_biases:
+    if for_tensorrt and structure.quantized_biases:
         raise ExportError(
             f"{path.name} quantises {len(structure.quantized_biases)} biases (first: "
             f"{brief(structure.quantized_biases[0])}), which TensorRT refuses; export it again"

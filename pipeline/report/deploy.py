@@ -14,7 +14,6 @@ from pipeline.errors import DataError, LineageError
 from pipeline.portable.files import atomic_folder, sha256_file
 from pipeline.report import formatting
 from pipeline.report.rows import Row
-from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 from pipeline.runtimes.openvino_runtime import precision_hint
 from pipeline.store.documents import DataCard
 from pipeline.store.json_files import write_json
@@ -78,7 +77,6 @@ def _rendered(template: str, *, row: Row, **values: Any) -> str:
         row=row,
         package="openvino" if row.format == "openvino" else "onnxruntime",
         hint=precision_hint(row.precision, has_fp16=row.precision_executed == "fp16"),
-        session_options=SESSION_ENTRIES.get(row.precision, {}),
         formats=FORMATS,
         most_pixels=MAX_PIXELS,
         **values,

@@ -176,7 +176,7 @@ def rows_here(run: Run, tensorrt_unavailable: str | None) -> list[Row]:
     timed_rows = {(row.name, row.runtime): row for row in run.benchmark.rows}
     kind, rows = row_class(run), []
     for file in run.exported.files:
-        for name in (name for name in runtimes.NAMES if runtimes.FORMAT_READ_BY[name] == file.format):
+        for name in (name for name in runtimes.NAMES if runtimes.format_read_by(name, file.precision) == file.format):
             evaluated, timed = evaluated_rows.get((file.name, name)), timed_rows.get((file.name, name))
             # the device of a row may differ from the device of the benchmark: TensorRT runs on the GPU
             row = kind.of(file, name, timed.device_name if timed else run.benchmark.device)

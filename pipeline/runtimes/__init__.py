@@ -23,8 +23,7 @@ _CLASSES = {
     "tensorrt": ("pipeline.runtimes.tensorrt_runtime", "TensorRtRuntime"),
 }
 NAMES = tuple(_CLASSES)
-# TensorRT reads the ONNX files and builds its engine on the machine that runs it.
-FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
+_FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 UNKNOWN = "unknown"
 INPUT, LOGITS, ENERGY = "input", "logits", "energy"  # names of the input and outputs in exported files
@@ -109,6 +108,11 @@ class Runtime(Protocol):
     def executed(self) -> Executed:
         """Report the executed precision and provider. This may be slow, so never call it while timing."""
         ...
+
+
+def format_read_by(name: str, precision: str) -> str:
+    """Export format that a runtime in NAMES reads. TensorRT builds its engine from ONNX, for int8 from its own file."""
+    return "tensorrt" if (name, precision) == ("tensorrt", "int8") else _FORMAT_READ_BY[name]
 
 
 def runtime_class(name: str) -> type[Runtime]:

@@ -19,18 +19,11 @@ from pipeline.runtimes import RuntimeUnavailableError
 _INSTALL = "pip install onnxruntime"
 # Matches Conv, FusedConv, QLinearConv, Gemm, QGemm, MatMulInteger, QAttention, ..., and no other operators.
 _COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
-# This optimizer merges the DequantizeLinear nodes of two layers. ONNX Runtime (1.23 and 1.32) has no integer kernel for
-# a shared node, so half of the convolutions of a ResNet would run in fp32.
-SESSION_ENTRIES = {"int8": {"optimization.disable_specified_optimizers": "CommonSubexpressionElimination"}}
 _PROVIDER_OF_DEVICE = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime:
-    """Runs an .onnx file sequentially with one thread pool, which spins between inferences by default.
-
-    For int8 one graph optimisation is off (``SESSION_ENTRIES``); set the same session option in a deployment. Each
-    layer of the graph needs its own Q/DQ pairs.
-    """
+    """Runs an .onnx file sequentially with one thread pool, which spins between inferences by default."""
 
     name: ClassVar[str] = "onnxruntime"
 
@@ -47,7 +40,6 @@ class OnnxRuntime:
         self._onnxruntime = onnxruntime
         self._path = path
         self._threads = threads
-        self._entries = SESSION_ENTRIES.get(precision, {})
         self._batch = batch
         self._providers = self._choose_providers(device)
         before = _thread_count()
@@ -89,7 +81,6 @@ class OnnxRuntime:
                 "operators": dict(Counter(node["op_name"] for node in nodes)),
                 "compute": dict(Counter(f"{node['op_name']}({_first_type(node)})" for node in compute)),
                 "execution_mode": "sequential",
-                "session_entries": self._entries,
                 "intra_op_spinning": "default",
             },
         )
@@ -119,8 +110,6 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.execution_mode = self._onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        for key, value in self._entries.items():
-            options.add_session_config_entry(key, value)
         return options
 
     def _open(self, options: Any) -> Any:

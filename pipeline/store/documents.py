@@ -267,7 +267,7 @@ class ExportedFile(Part):
 
     name: FileName
     role: Role
-    format: Literal["torch", "onnx", "openvino"]
+    format: Literal["torch", "onnx", "openvino", "tensorrt"]
     precision: Precision
     sha256: Hash
     size_bytes: Annotated[int, Field(ge=1, le=10**15)]

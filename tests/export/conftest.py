@@ -27,7 +27,7 @@ METADATA = {
     "lineage": json.dumps({"student": "12" * 32}),
 }
 ONNX = {precision: PlannedFile("student", "onnx", precision) for precision in ("fp32", "fp16", "int8")}
-_MADE_ONCE = ("network", "reference", "graph", "int8_graph")
+_MADE_ONCE = ("network", "reference", "graph", "quantizer", "_int8_graphs")
 
 
 class Small(nn.Module):
@@ -105,8 +105,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Export
     labels = torch.arange(160) % CLASSES
     centres = torch.randn(CLASSES, 3, SIZE, SIZE, generator=generator)
     pool = centres[labels] + 0.7 * torch.randn(160, 3, SIZE, SIZE, generator=generator)
-    # every layer quantised: of three layers one may be all that stands out
-    settings = params.export.model_copy(update={"int8": params.export.int8.model_copy(update={"float_share": 0.0})})
+    settings = params.export.model_copy(update={"tensorrt": True})
     sources = {
         role: ExportSource(_trained(width, pool, labels), role, settings, 4.0, pool[:64].numpy(), pool[64:].numpy())
         for role, width in (("student", 8), ("teacher", 16))

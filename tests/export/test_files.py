@@ -33,6 +33,7 @@ STUDENT_FILES = [
     "student_fp32.xml",
     "student_fp16.xml",
     "student_int8.xml",
+    "student_int8_tensorrt.onnx",
 ]
 
 
@@ -44,14 +45,20 @@ def test_all_planned_files_are_written_and_nothing_else(exported: Exported) -> N
     names = [*STUDENT_FILES, "teacher_fp32.onnx"]
     planned = plan(exported.sources["student"].params)
     assert list(exported.files) == [file.name for file in planned] == names
-    assert exported.progress == [(done, 8, name) for done, name in enumerate([*names, ""])]
+    layers = [f"{name}, layer {number} of 3" for name in names if "int8" in name for number in (1, 2, 3)]
+    assert [step for step in exported.progress if step[2] not in layers] == [
+        (done, 9, name) for done, name in enumerate([*names, ""])
+    ]
+    assert [name for _, _, name in exported.progress if name in layers] == layers
     written = {path.name for path in exported.folder.iterdir()}
     assert written == set(names) | {"student_fp32.bin", "student_fp16.bin", "student_int8.bin"}
 
 
 def test_plan_leaves_out_what_params_leave_out(exported: Exported) -> None:
     params = exported.sources["student"].params
-    fewer = params.model_copy(update={"precisions": ["int8", "fp32"], "openvino": False, "teacher": False})
+    fewer = params.model_copy(
+        update={"precisions": ["int8", "fp32"], "openvino": False, "tensorrt": False, "teacher": False}
+    )
     names = ["student_fp32.pt2", "student_fp32.onnx", "student_int8.onnx"]
     assert [file.name for file in plan(fewer)] == names
     assert [file.name for file in plan(params.model_copy(update={"teacher": False}))] == STUDENT_FILES

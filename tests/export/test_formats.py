@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto
 
 from pipeline.errors import ExportError
-from pipeline.export.formats import IR_SECTION, write_openvino, write_torch
+from pipeline.export.formats import IR_SECTION, write_openvino, write_tensorrt, write_torch
 from pipeline.export.graph import element_types
+from pipeline.export.int8.quantize import weight_bits
 from pipeline.export.structure import COMPUTE
 from pipeline.runtimes.openvino_runtime import openvino_core
 
@@ -46,7 +47,9 @@ def test_input_and_output_of_onnx_are_float32_with_a_free_batch_size(exported: E
 def test_metadata_of_onnx_are_readable_and_name_role_and_precision(exported: Exported, precision: str) -> None:
     model = _load(exported, precision)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert properties == METADATA | {"role": "student", "precision": precision}
+    of_int8 = {"fp32_layers": "[]", "weight_bits": str(weight_bits(exported.sources["student"].params.int8))}
+    expected = METADATA | {"role": "student", "precision": precision}
+    assert properties == (expected | of_int8 if precision == "int8" else expected)
     assert json.loads(properties["class_names"]) == ["a", "b", "c", "d"]
 
 
@@ -119,10 +122,18 @@ def test_weights_of_an_ir_are_stored_in_their_precision(exported: Exported, prec
     assert {output.element_type.get_type_name() for output in weights} == {kept}
 
 
-def test_a_graph_that_openvino_cannot_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "student_fp32.onnx").write_bytes(b"nothing")
-    with pytest.raises(ExportError, match=r"cannot convert student_fp32\.onnx .*; set export\.openvino to false"):
-        write_openvino(None, "fp32", tmp_path / "student_fp32.xml", {})
+def test_a_graph_that_openvino_cannot_read_is_named(exported: Exported, tmp_path: Path) -> None:
+    source = exported.changed()
+    broken = onnx.ModelProto.FromString(source.graph.SerializeToString())
+    broken.graph.node[0].op_type = "Unknown"
+    vars(source)["graph"] = broken
+    with pytest.raises(ExportError, match=r"cannot convert student_fp32\.xml .*; set export\.openvino to false"):
+        write_openvino(source, "fp32", tmp_path / "student_fp32.xml", {})
+
+
+def test_tensorrt_reads_the_common_file_in_other_precisions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reads the common ONNX file in fp16"):
+        write_tensorrt(None, "fp16", tmp_path / "a_tensorrt.onnx", {})
 
 
 def test_a_torch_program_runs_any_batch_size_bit_for_bit_as_the_network(exported: Exported) -> None:

@@ -16,6 +16,7 @@ from pipeline.data.store import make_store, preprocessing, read_split
 from pipeline.errors import LineageError, SpaceError
 from pipeline.export.calibration import select
 from pipeline.export.files import make_export
+from pipeline.export.int8.quantize import weight_bits
 from pipeline.lineage import Places, Run
 from pipeline.portable.files import sha256_file
 from pipeline.store.documents import CalibrationRecord, Role
@@ -91,7 +92,12 @@ def test_the_record_names_the_calibration_images_and_their_hash(exported: Run, s
     assert record.indices == indices.tolist()
     assert record.sha256 == hashlib.sha256(indices.tobytes()).hexdigest()
     assert (record.data, record.energy) == (exported.made_from.data, exported.made_from.energy)
-    assert (record.selection, record.seed, record.int8) == ("stratified", 0, settings.int8.model_dump())
+    bits = weight_bits(settings.int8)
+    assert (record.selection, record.seed, record.int8) == (
+        "stratified",
+        0,
+        settings.int8.model_dump() | {"weight_bits": bits},
+    )
 
 
 def test_a_file_says_of_what_run_it_is(exported: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from pipeline.errors import ExportError
+from pipeline.export.int8 import forms
+from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.structure import check_structure
 
 from .conftest import ONNX, Exported, write
@@ -46,11 +49,15 @@ def test_other_names_of_input_and_outputs_are_refused(exported: Exported, tmp_pa
 def test_layers_in_fp32_are_allowed_in_an_int8_file_if_they_are_listed_and_no_others(
     exported: Exported, tmp_path: Path
 ) -> None:
-    int8 = exported.sources["student"].params.int8.model_copy(update={"float_share": 0.5})
-    (file,) = write(tmp_path, [ONNX["int8"]], exported.changed("int8_graph", int8=int8))
+    source = exported.changed()
+    with patch.object(forms, "_LAYERS", frozenset({"Conv"})):  # as if the writer knew no matrix product
+        vars(source)["quantizer"] = Quantizer(source.graph, source.calibration_images, source.params.int8)
+        vars(source)["_int8_graphs"] = {}
+        (file,) = write(tmp_path, [ONNX["int8"]], source)
     kept = tuple(file.fp32_layers)
     path = tmp_path / "student_int8.onnx"
-    assert kept
+    assert kept == ("classifier",)
+    assert file.parity.executed_precision == "mixed:int8=2,fp32=1"
     assert check_structure(path, "int8", kept).fp32_layers == kept
     for listed in ((), (*kept, "another")):
         with pytest.raises(ExportError, match="should hold convolutions and matrix products in int8 only"):
@@ -105,12 +112,12 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
 def test_faults_of_an_int8_file_are_named(
     exported: Exported, tmp_path: Path, damage: Callable[[onnx.ModelProto], None], reason: str
 ) -> None:
-    model = onnx.load(exported.folder / "student_int8.onnx")
+    model = onnx.load(exported.folder / "student_int8_tensorrt.onnx")
     damage(model)
     path = tmp_path / "student_int8.onnx"
     onnx.save(model, path)
     with pytest.raises(ExportError, match=reason) as caught:
-        check_structure(path, "int8")
+        check_structure(path, "int8", for_tensorrt=True)
     assert str(caught.value).startswith("student_int8.onnx ")
 
 

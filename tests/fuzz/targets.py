@@ -36,7 +36,7 @@ from pipeline.evaluation.measure import MeasurementRequest, make_plan
 from pipeline.evaluation.runnable import runnable_files
 from pipeline.export import graph as graphs
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.int8.quantize import to_int8
+from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.structure import check_structure
 from pipeline.lineage import Run
 from pipeline.portable.accuracy import Expected
@@ -288,7 +288,7 @@ def classifier(precision: str) -> onnx.ModelProto:
         model = to_fp16(model)
     elif precision == "int8":
         images = rng.normal(size=(8, 3, 8, 8)).astype(np.float32)
-        model = to_int8(model, images, _PARAMS.export.int8.model_copy(update={"float_share": 0.0})).model
+        model = Quantizer(model, images, _PARAMS.export.int8).graph("onnxruntime").model
     return graphs.with_energy(model, 4.0)
 
 

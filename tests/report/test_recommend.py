@@ -92,7 +92,7 @@ def test_file_without_measured_accuracy_is_never_recommended(rows: Rows) -> None
     rows = [row for row in rows if row.runtime == "tensorrt"]
     found = recommend(rows, budget())
     assert found.row is None
-    assert found.broken["student_int8.onnx"] == ["its accuracy was not measured"]
+    assert found.broken["student_fp16.onnx"] == ["its accuracy was not measured"]
 
 
 def test_sentence_names_the_broken_limits_of_every_file(rows: Rows) -> None:

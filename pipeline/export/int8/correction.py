@@ -1,95 +1,134 @@
-"""Round the weights and correct the biases of an int8 graph, layer by layer, on the calibration images.
+"""Round the weights and correct the biases of a network while its quantised form is computed, node by node.
 
 The weights of a layer are rounded for the inputs that the quantised layers before it compute. The bias absorbs the
 remaining mean error of each output channel (Nagel et al. 2019, arXiv 1906.04721, section 4.2). The order matters: if
 all layers were corrected at once, errors would be corrected more than once, and the logits would be worse than without
-any correction.
+any correction. Each node is computed once for all images, so the time grows with the network and not with its square.
 """
 
-import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from pipeline.config import Int8Params
-from pipeline.export.int8.layers import Layer, constants, observe, open_session, single
-from pipeline.export.int8.qdq import Scheme, insert_qdq, int8_input
-from pipeline.export.int8.rounding import MOST_INPUTS, Moments, round_weights
+from pipeline.export.int8.layers import Layer, constants, open_session
+from pipeline.export.int8.ranges import Step
+from pipeline.export.int8.rounding import MOST_INPUTS, input_covariance, nearest, round_weights
+
+OnLayer = Callable[[int, int], None]  # layers done, layers in all
 
 
 def correct(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    scheme: Scheme,
-    fp32_layers: Collection[str],
+    activations: Mapping[str, Step],
+    scales: Mapping[Layer, NDArray[np.float32]],
     means: Mapping[str, NDArray[np.float64]],
     images: NDArray[np.float32],
     params: Int8Params,
-) -> tuple[onnx.ModelProto, Scheme]:
-    """Return a copy of the float32 graph with corrected biases, and the scheme with newly rounded weights.
+    levels: int,
+    on_layer: OnLayer,
+) -> onnx.ModelProto:
+    """Return a copy of the float32 graph in which weights are multiples of their scales, and biases are corrected.
 
     Args:
-        fp32_layers: names of the layers in float32; their biases are corrected too.
-        means: layer name -> mean [O] of each output channel in the float32 network.
-        images: float32 [n, 3, S, S].
-        params: switches of the two corrections.
+        activations: tensor -> its bytes.
+        scales: quantised layer -> scale [O] of each output channel.
+        means: layer -> mean [O] of each output channel in the float32 network.
+        images: float32 [n, 3, S, S]; all of them are held in memory with the values that are still needed.
+        levels: largest magnitude of a weight in bytes.
     """
-    corrected = copy.deepcopy(model)
-    originals = constants(model)
-    nodes = {node.name: node for node in model.graph.node}
-    for layer in layers:
-        weight, bias = originals[layer.weight], layer.bias if params.bias_correction else None
-        quantized = layer.name not in fp32_layers
-        roundable = quantized and layer.kind != "ConvTranspose" and weight[:1].size <= MOST_INPUTS
-        if bias is None and not (params.rounding and roundable):
-            continue
-        quantized_model = insert_qdq(corrected, layers, scheme, fp32_layers)
-        if quantized:
-            scale = np.float32(scheme.activations[layer.input])
-            # int8 to save memory: the rounding of the weights needs all inputs before any output can be computed
-            inputs = [chunk[0] for chunk in observe(quantized_model, [int8_input(layer)], images)]
-        if params.rounding and roundable:
-            moments = Moments(nodes[layer.name], weight.shape[2:], len(images))
-            for chunk in inputs:
-                moments.add(chunk * scale)
-            rounded = _rounded(weight, layer, scheme.weight_scales[layer.name], moments.covariance())
-            scheme = replace(scheme, weights_int8={**scheme.weights_int8, layer.name: rounded})
-        if bias is None:
-            continue
-        if quantized:
-            session = open_session(single(nodes[layer.name], scheme.weight(layer)))
-            mean = channel_mean((session.run(["y"], {"x": chunk * scale})[0] for chunk in inputs), layer)
-            mean = mean + originals[bias] if layer.is_convolution else mean
-        else:
-            mean = channel_mean((chunk[0] for chunk in observe(quantized_model, [layer.output], images)), layer)
-        shifted = (originals[bias] + (means[layer.name] - mean)).astype(np.float32)
-        tensor = next(tensor for tensor in corrected.graph.initializer if tensor.name == bias)
-        tensor.CopyFrom(numpy_helper.from_array(shifted, bias))
-    return corrected, scheme
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    numbers, by_name = constants(model), {layer.name: layer for layer in layers}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(value.name for value in model.graph.output)
+    values: dict[str, NDArray[np.generic]] = {}
+    _keep(values, model.graph.input[0].name, images, activations)
+    done = 0
+    for node in model.graph.node:
+        layer = by_name.get(node.name)
+        if layer is not None and layer in scales:
+            weight = numbers[layer.weight]
+            rounding = params.rounding and weight[:1].size <= MOST_INPUTS
+            given = np.asarray(values[layer.input], np.float32) if rounding else None
+            numbers[layer.weight] = _rounded(node, layer, weight, scales[layer], given, levels)
+        computed = _computed(node, values, numbers, model)
+        if layer is not None:
+            if params.bias_correction and layer.bias is not None:
+                missing = (means[layer.name] - channel_mean(computed[layer.output], layer)).astype(np.float32)
+                numbers[layer.bias] = numbers[layer.bias] + missing
+                if layer.is_convolution:  # the bias of a matrix product is added by a node of its own
+                    maps = computed[layer.output]
+                    computed[layer.output] = maps + missing.reshape(-1, *[1] * (maps.ndim - 2))
+            done += 1
+            on_layer(done, len(layers))
+        for name, value in computed.items():
+            _keep(values, name, value, activations)
+        for name in node.input:
+            readers[name] -= 1
+            if not readers[name]:
+                values.pop(name, None)
+    for tensor in result.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numbers[tensor.name], tensor.name))
+    return result
 
 
-def channel_mean(chunks: Iterable[NDArray[np.float32]], layer: Layer) -> NDArray[np.float64]:
+def channel_mean(values: NDArray[np.float32], layer: Layer) -> NDArray[np.float64]:
     """Mean [O] of each output channel, over values [n, O, ...] of a convolution or [..., O] of a matrix product."""
-    total: NDArray[np.float64] | float = 0.0
-    count = 0
-    for values in chunks:
-        rows = np.moveaxis(values, 1, -1) if layer.is_convolution else values
-        rows = rows.reshape(-1, rows.shape[-1])
-        total = total + rows.sum(axis=0, dtype=np.float64)
-        count += len(rows)
-    return np.asarray(total) / count
+    axis = 1 if layer.is_convolution else values.ndim - 1
+    mean: NDArray[np.float64] = values.mean(
+        axis=tuple(other for other in range(values.ndim) if other != axis), dtype=np.float64
+    )
+    return mean
+
+
+def _keep(
+    values: dict[str, NDArray[np.generic]], name: str, value: NDArray[np.generic], activations: Mapping[str, Step]
+) -> None:
+    step = activations.get(name)
+    values[name] = value if step is None else step.rounded(np.asarray(value, np.float32))
+
+
+def _computed(
+    node: onnx.NodeProto,
+    values: Mapping[str, NDArray[np.generic]],
+    numbers: Mapping[str, NDArray[np.float32]],
+    model: onnx.ModelProto,
+) -> dict[str, NDArray[np.float32]]:
+    """Run one node; return its outputs by name."""
+    given = {name: values[name] for name in node.input if name in values}
+    fixed = [numpy_helper.from_array(numbers[name], name) for name in dict.fromkeys(node.input) if name in numbers]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in given.items()
+    ]
+    names = [name for name in node.output if name]
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    single = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    single.graph.CopyFrom(helper.make_graph([node], "node", inputs, outputs, fixed))
+    return dict(zip(names, open_session(single, as_written=True).run(names, given), strict=True))
 
 
 def _rounded(
-    weight: NDArray[np.float32], layer: Layer, scales: NDArray[np.float32], covariance: NDArray[np.float64]
-) -> NDArray[np.int8]:
-    """Round the layer's weights to int8 multiples of their scales; ``covariance`` has one matrix per group."""
+    node: onnx.NodeProto,
+    layer: Layer,
+    weight: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    given: NDArray[np.float32] | None,
+    levels: int,
+) -> NDArray[np.float32]:
+    """The weights as multiples of their scales: the nearest, or those of least error for the ``given`` input."""
     rows = np.moveaxis(weight, layer.axis, 0)
-    groups = len(covariance)
-    matrices, scales = rows.reshape(groups, -1, covariance.shape[-1]), scales.reshape(groups, -1)
-    rounded = [round_weights(*group) for group in zip(matrices, scales, covariance, strict=True)]
-    return np.ascontiguousarray(np.moveaxis(np.concatenate(rounded).reshape(rows.shape), 0, layer.axis))
+    if given is None:
+        steps = nearest(rows.reshape(len(rows), -1), scales, levels)
+    else:
+        covariance = input_covariance(node, weight.shape[2:], given)
+        groups, _, size = covariance.shape
+        steps = round_weights(rows.reshape(groups, -1, size), scales.reshape(groups, -1), covariance, levels)
+    multiples = steps.reshape(rows.shape) * scales.reshape(-1, *[1] * (rows.ndim - 1))
+    return np.ascontiguousarray(np.moveaxis(multiples, 0, layer.axis))

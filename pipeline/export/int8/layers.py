@@ -14,7 +14,6 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.export.structure import COMPUTE
-from pipeline.runtimes.onnxruntime_runtime import SESSION_ENTRIES
 
 _PIXELS = 2**18  # input pixels per forward pass; limits the memory of the intermediate values
 _BIAS = 2  # index of the bias among the inputs of Conv, ConvTranspose and Gemm
@@ -44,13 +43,8 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """True if channels are axis 1 of the output, else the last axis; only outputs of convolutions are quantised."""
+        """True if channels are axis 1 of the output, else the last axis."""
         return self.kind in {"Conv", "ConvTranspose"}
-
-    @property
-    def quantized_values(self) -> tuple[str, ...]:
-        """Names of the values with a quantisation scale if the layer is quantised."""
-        return (self.input, self.output) if self.is_convolution else (self.input,)
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -73,6 +67,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             bias = np.zeros(shapes[node.input[1]][0], np.float32)
             node.input.append(f"{node.name}.zero_bias")
             model.graph.initializer.append(numpy_helper.from_array(bias, node.input[_BIAS]))
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}_"
     return model
 
 
@@ -140,23 +136,24 @@ def observe(
         yield session.run(list(names), {model.graph.input[0].name: images[start : start + chunk]})
 
 
-def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Open a CPU session that executes Q/DQ graphs with integer kernels, with the options of deployment."""
+def open_session(
+    model: onnx.ModelProto, *, as_written: bool = False, optimised: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """Open a CPU session.
+
+    Args:
+        as_written: compute the nodes of the graph one by one, without optimisation.
+        optimised: where the optimised graph is written.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    for key, value in SESSION_ENTRIES["int8"].items():
-        options.add_session_config_entry(key, value)
+    levels = onnxruntime.GraphOptimizationLevel
+    if as_written:
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
+    if optimised is not None:
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED  # without the layouts of this CPU
+        options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def single(layer: onnx.NodeProto, weight: NDArray[np.float32]) -> onnx.ModelProto:
-    """Make a graph of one layer without bias, with input "x" and output "y"."""
-    node = helper.make_node(layer.op_type, ["x", "weight"], ["y"])
-    node.attribute.extend(layer.attribute)
-    any_shape = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
-    inputs, outputs = ([helper.make_value_info(name, any_shape)] for name in ("x", "y"))
-    graph = helper.make_graph([node], "single", inputs, outputs, [numpy_helper.from_array(weight, "weight")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def _leading_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

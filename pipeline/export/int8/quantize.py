@@ -1,39 +1,37 @@
-"""Int8 quantisation with explicit Q/DQ pairs, in a form that ONNX Runtime, OpenVINO and TensorRT all accept.
+"""Int8 quantisation of a float32 ONNX graph, in the form that a runtime executes fastest (forms.py).
 
-* TensorRT requires int8 with zero-point 0 for weights and activations, and float biases. One scale per output channel
-  keeps the accuracy of depthwise convolutions.
-* Weights use 7 of the 8 bits. On x86 CPUs without VNNI, the kernels of ONNX Runtime and OpenVINO add pairs of products
-  in 16 bits. 255 * 64 * 2 fits, but 8-bit weights overflow (measured: a resnet8 changes its answer for a fifth of the
-  images).
-* Outputs of convolutions are quantised, because otherwise ONNX Runtime computes the convolutions in float32. Outputs of
-  matrix products are not quantised, to keep the resolution of the logits.
-* Each layer has its own Q/DQ pair at the input, each reader of a quantised output has its own DequantizeLinear, and
-  Gemm has no bias. ONNX Runtime's integer kernels match only this pattern; the computed values do not change.
-* If only ReLUs read a value, it has the quantisation scale of their output.
-* Products of two computed values, as in attention, stay float32.
+The numbers are chosen on calibration images: ranges of least error (ranges.py), then, layer by layer, weights rounded
+so that the layer's output changes least, and biases that take up the mean error (rounding.py, correction.py). Every
+form has its own, since other values are rounded in each; the histograms are shared.
 
-Symmetric int8 has only 7 bits for the output of a ReLU. So three steps reduce the error on the calibration images:
-scales of least error (rounding.py), a few sensitive layers in float32 (sensitivity.py), and rounding with correction of
-the biases, layer by layer (correction.py). docs/export.md shows the gain of each step.
+Weights have one scale per output channel, and 8 or 7 bits. On x86 CPUs without VNNI, the kernels of ONNX Runtime and
+OpenVINO add pairs of products in 16 bits: 255 * 64 * 2 fits, but 8-bit weights overflow (measured: a resnet20 changes
+its answer for a third of the images). ``auto`` asks the runtimes of this machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
 from pipeline.export.capture import quiet
-from pipeline.export.int8.correction import channel_mean, correct
-from pipeline.export.int8.layers import Layer, constants, find_layers, observe, prepare
-from pipeline.export.int8.qdq import Scheme, insert_qdq
-from pipeline.export.int8.rounding import activation_scales, nearest, weight_scales
-from pipeline.export.int8.sensitivity import choose_fp32_layers, sensitivity
+from pipeline.export.int8.correction import OnLayer, channel_mean, correct
+from pipeline.export.int8.forms import FORMS, Form, FormName, executed_in_fp32, quantized_tensors, write_pairs
+from pipeline.export.int8.layers import Layer, constants, find_layers, observe, open_session, prepare
+from pipeline.export.int8.ranges import Histogram, Step, Values, choose, histograms, step
+from pipeline.export.int8.rounding import weight_scales
 from pipeline.export.structure import COMPUTE
 from pipeline.portable.text import first_line
+from pipeline.runtimes.openvino_runtime import openvino_core
+
+_LEVELS = {7: 64, 8: 127}
+_LARGEST_BIAS = 2.0**30  # in units of the product of both scales; int32 holds twice that
 
 
 @dataclass(frozen=True)
@@ -44,93 +42,129 @@ class Int8Graph:
     fp32_layers: tuple[str, ...]  # names of the nodes of ``COMPUTE`` that stay float32, in the order of computation
 
 
-def to_int8(model: onnx.ModelProto, images: NDArray[np.float32], params: Int8Params) -> Int8Graph:
-    """Quantise a float32 onnx.ModelProto. Equal inputs give equal graphs on the same machine.
+class Quantizer:
+    """Quantises one network. Equal inputs give equal graphs on the same machine.
 
     Args:
+        model: float32 onnx.ModelProto; not changed.
         images: calibration images, float32 [n, 3, S, S], normalised, n >= 1.
         params: block ``export.int8`` of params.yaml, with a switch for each step.
-
-    Raises:
-        ExportError: ONNX Runtime cannot run or quantise the network.
     """
-    try:
-        with quiet():
-            return _quantized(prepare(model), images, params)
-    except Exception as error:  # the libraries raise many types of errors
-        raise ExportError(
-            f"ONNX Runtime cannot quantise the network to int8 ({first_line(error)}); take int8 out of "
-            "export.precisions or choose another network"
-        ) from error
+
+    def __init__(self, model: onnx.ModelProto, images: NDArray[np.float32], params: Int8Params) -> None:
+        self._original = model
+        self._images = images
+        self._params = params
+        self.weight_bits = weight_bits(params)
+
+    def graph(self, form: FormName, on_layer: OnLayer = lambda done, total: None) -> Int8Graph:
+        """The network in the form for a runtime.
+
+        Raises:
+            ExportError: ONNX Runtime cannot run or quantise the network.
+        """
+        try:
+            with quiet():
+                return self._graph(FORMS[form], on_layer)
+        except Exception as error:  # the libraries raise many types of errors
+            raise ExportError(
+                f"ONNX Runtime cannot quantise the network to int8 ({first_line(error)}); take int8 out of "
+                "export.precisions or choose another network"
+            ) from error
+
+    def _graph(self, form: Form, on_layer: OnLayer) -> Int8Graph:
+        model, layers, image = self._model, self._layers, self._images[:1]
+        nodes = form.nodes(model, layers, ())
+        placed = write_pairs(model, form, nodes, image)
+        if form is FORMS["onnxruntime"]:
+            # what has no int8 kernel there would be computed from bytes in float32: slower than without pairs
+            nodes = form.nodes(model, layers, executed_in_fp32(placed))
+            placed = write_pairs(model, form, nodes, image)
+        activations = {name: choose(self._histograms[name], form.signed) for name in quantized_tensors(placed)}
+        scales = {layer: self._scale(layer, activations) for layer in layers if layer.name in set(nodes)}
+        corrected = correct(
+            model,
+            layers,
+            activations,
+            scales,
+            self._means,
+            self._images,
+            self._params,
+            _LEVELS[self.weight_bits],
+            on_layer,
+        )
+        fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in set(nodes))
+        return Int8Graph(write_pairs(corrected, form, nodes, image, activations, scales), tuple(fp32))
+
+    @cached_property
+    def _model(self) -> onnx.ModelProto:
+        return prepare(self._original)
+
+    @cached_property
+    def _layers(self) -> list[Layer]:
+        return find_layers(self._model)
+
+    @cached_property
+    def _histograms(self) -> dict[str, Histogram]:
+        """Of every tensor that a form quantises."""
+        placed = [
+            write_pairs(self._model, form, form.nodes(self._model, self._layers, ()), self._images[:1])
+            for form in FORMS.values()
+        ]
+        names = list(dict.fromkeys(name for graph in placed for name in quantized_tensors(graph)))
+        return histograms(names, lambda: self._passes(names), ends_only=self._params.ranges == "minmax")
+
+    @cached_property
+    def _means(self) -> dict[str, NDArray[np.float64]]:
+        """Layer -> mean of each output channel in the float32 network, [O]."""
+        sums: dict[str, list[NDArray[np.float64]]] = {layer.name: [] for layer in self._layers}
+        for values in self._passes([layer.output for layer in self._layers]):
+            for layer in self._layers:
+                output = values[layer.output]
+                sums[layer.name].append(channel_mean(output, layer) * len(output))
+        return {name: np.sum(parts, axis=0) / len(self._images) for name, parts in sums.items()}
+
+    def _passes(self, names: list[str]) -> Iterator[Values]:
+        return (dict(zip(names, chunk, strict=True)) for chunk in observe(self._model, names, self._images))
+
+    def _scale(self, layer: Layer, activations: Mapping[str, Step]) -> NDArray[np.float32]:
+        """Scale of each output channel, [O]; large enough that the bias fits into an int32."""
+        numbers = constants(self._model)
+        rows = np.moveaxis(numbers[layer.weight], layer.axis, 0)
+        scales = weight_scales(rows.reshape(len(rows), -1), self._params.ranges, _LEVELS[self.weight_bits])
+        if layer.bias is None or not layer.is_convolution:
+            return scales
+        least = np.abs(numbers[layer.bias]) / (float(activations[layer.input].scale) * _LARGEST_BIAS)
+        return np.maximum(scales, least.astype(np.float32))
 
 
-def _quantized(model: onnx.ModelProto, images: NDArray[np.float32], params: Int8Params) -> Int8Graph:
-    layers = find_layers(model)
-    statistics = _observe(model, layers, images)
-    scheme = _scheme(model, layers, statistics, images, params.ranges)
-    fp32_layers: tuple[str, ...] = ()
-    if params.float_share > 0:
-        damage = sensitivity(model, layers, scheme, images)
-        fp32_layers = choose_fp32_layers(damage, statistics.costs, params.float_share)
-    corrected, scheme = correct(model, layers, scheme, fp32_layers, statistics.means, images, params)
-    quantized = {layer.name for layer in layers} - set(fp32_layers)
-    layer_names = (node.name for node in model.graph.node if node.op_type in COMPUTE)
-    return Int8Graph(
-        insert_qdq(corrected, layers, scheme, fp32_layers), tuple(name for name in layer_names if name not in quantized)
+def weight_bits(params: Int8Params) -> int:
+    """Bits of the weights: 7 or 8, as ``export.int8.weight_bits`` says; for ``auto`` as many as this machine can."""
+    if params.weight_bits != "auto":
+        return params.weight_bits
+    return 8 if _adds_products_exactly() else 7
+
+
+@cache
+def _adds_products_exactly() -> bool:
+    """Whether both runtimes add products of the largest bytes without overflow on this machine."""
+    channels = 64
+    weight = np.ones((channels, channels, 1, 1), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "weight"], ["sum"], "conv")],
+        "sums",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, channels, 8, 8])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1, channels, 8, 8])],
+        [numpy_helper.from_array(weight, "weight")],
     )
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """Statistics of the float32 network on the calibration images."""
-
-    positive: set[str]  # values read only by ReLUs, which ignore the negative part
-    largest: dict[str, float]  # value to quantise -> largest magnitude
-    means: dict[str, NDArray[np.float64]]  # layer -> mean of each output channel, [O]
-    costs: dict[str, int]  # layer -> multiply-adds for one image
-
-
-def _observe(model: onnx.ModelProto, layers: Sequence[Layer], images: NDArray[np.float32]) -> _Observed:
-    positive = _only_read_by_relu(model)
-    weights = constants(model)
-    largest = dict.fromkeys((name for layer in layers for name in layer.quantized_values), 0.0)
-    names = list(dict.fromkeys([*largest, *(layer.output for layer in layers)]))
-    sums: dict[str, list[NDArray[np.float64]]] = {layer.name: [] for layer in layers}
-    costs: dict[str, int] = {}
-    for chunk in observe(model, names, images):
-        values = dict(zip(names, chunk, strict=True))
-        for name in largest:
-            magnitudes = np.maximum(values[name], 0) if name in positive else np.abs(values[name])
-            largest[name] = max(largest[name], float(magnitudes.max(initial=0)))
-        for layer in layers:
-            output, weight = values[layer.output], weights[layer.weight]
-            sums[layer.name].append(channel_mean([output], layer) * len(output))
-            costs[layer.name] = output[0].size * (weight.size // weight.shape[layer.axis])
-    means = {name: np.sum(parts, axis=0) / len(images) for name, parts in sums.items()}
-    return _Observed(positive, largest, means, costs)
-
-
-def _scheme(
-    model: onnx.ModelProto, layers: Sequence[Layer], statistics: _Observed, images: NDArray[np.float32], ranges: str
-) -> Scheme:
-    """Choose the scales of all values, and round the weights to the nearest multiple."""
-    names = list(statistics.largest)
-    lowest = [0 if name in statistics.positive else -np.inf for name in names]
-    chunks = (dict(zip(names, map(np.maximum, chunk, lowest), strict=True)) for chunk in observe(model, names, images))
-    weights = constants(model)
-    weights_int8, scales = {}, {}
-    for layer in layers:
-        rows = np.moveaxis(weights[layer.weight], layer.axis, 0)
-        matrix = rows.reshape(len(rows), -1)
-        scales[layer.name] = weight_scales(matrix, ranges)
-        rounded = nearest(matrix, scales[layer.name]).reshape(rows.shape)
-        weights_int8[layer.name] = np.ascontiguousarray(np.moveaxis(rounded, 0, layer.axis))
-    return Scheme(activation_scales(statistics.largest, chunks, ranges), weights_int8, scales)
-
-
-def _only_read_by_relu(model: onnx.ModelProto) -> set[str]:
-    readers: dict[str, set[str]] = {value.name: {"output"} for value in model.graph.output}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
-    return {name for name, kinds in readers.items() if kinds == {"Relu"}}
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    ones = np.ones((1, channels, 8, 8), np.float32)
+    steps = {"input": step(0.0, 1.0, signed=False), "sum": step(0.0, float(channels), signed=False)}
+    scales = {layer: np.full(channels, 1 / 127, np.float32) for layer in find_layers(model)}
+    with quiet():
+        pairs = write_pairs(model, FORMS["onnxruntime"], ["conv"], ones, steps, scales)
+        sums = [open_session(pairs).run(None, {"input": ones})[0]]
+    core = openvino_core()
+    compiled = core.compile_model(core.read_model(pairs.SerializeToString()), "CPU")
+    sums.append(compiled(ones)[0])
+    return all(np.allclose(found, channels, rtol=0.02) for found in sums)
