@@ -48,7 +48,7 @@ def distributions_imported_in(folder: str) -> dict[str, str]:
         ("models", ()),
         ("pipeline", ("tensorrt",)),
         ("stages", ()),
-        ("bench", ("dev",)),
+        ("bench", ("bench", "dev")),
         ("tests", ("dev", "fuzz", "tensorrt")),
     ],
 )
