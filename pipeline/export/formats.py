@@ -92,6 +92,11 @@ class ExportSource:
         return graph.from_program(capture(self.network, self.image_size, self.role), self.params.opset)
 
     @cached_property
+    def fp16_graph(self) -> onnx.ModelProto:
+        """The same in typed float16."""
+        return to_fp16(self.graph)
+
+    @cached_property
     def quantizer(self) -> Quantizer:
         """Makes the int8 graphs of the network."""
         return Quantizer(self.graph, self.calibration_images, self.params.int8)
@@ -181,7 +186,7 @@ def _onnx_model(source: ExportSource, precision: Precision, form: FormName) -> o
         case "fp32" | "bf16":
             model = source.graph
         case "fp16":
-            model = to_fp16(source.graph)
+            model = source.fp16_graph
         case "int8":
             model = source.int8_graph(form).model
     model = graph.with_energy(model, source.energy_temperature)

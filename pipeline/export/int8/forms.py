@@ -1,7 +1,7 @@
 """Where the pairs of QuantizeLinear and DequantizeLinear (Q/DQ) stand, for each runtime, and how they are written.
 
 ONNX Runtime's own ``quantize_static`` writes the graph, and gets all numbers from us as ``TensorQuantOverrides``. The
-forms differ, because what is fast differs (docs/export.md has the figures):
+forms differ, because what is fast differs:
 
 * ONNX Runtime: unsigned bytes, a pair behind each activation, and the operators between convolutions in int8 too.
   A range that begins at 0 takes the place of the ReLU. Without a pair behind a convolution it would run in float32.
@@ -115,6 +115,7 @@ def write_pairs(
         zero = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, np.int8)}
         overrides[layer.weight] = [zero | {"scale": np.array(scale)} for scale in scales]
         overrides[layer.weight][0]["axis"] = layer.axis
+    chosen = set(nodes)
     unquantized = [*_MATRIX_PRODUCTS, *(() if form.between else ("Conv",))]
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
@@ -127,7 +128,7 @@ def write_pairs(
             per_channel=True,
             activation_type=QuantType.QInt8 if form.signed == "always" else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=sorted({node.op_type for node in model.graph.node if node.name in set(nodes)}),
+            op_types_to_quantize=sorted({node.op_type for node in model.graph.node if node.name in chosen}),
             nodes_to_quantize=list(nodes),
             extra_options={
                 "TensorQuantOverrides": overrides,

@@ -81,7 +81,8 @@ class Quantizer:
             nodes = form.nodes(model, layers, executed_in_fp32(placed))
             placed = write_pairs(model, form, nodes, image)
         activations = {name: choose(self._histograms[name], form.signed) for name in quantized_tensors(placed)}
-        scales = {layer: self._scale(layer, activations) for layer in layers if layer.name in set(nodes)}
+        chosen = set(nodes)
+        scales = {layer: self._scale(layer, activations) for layer in layers if layer.name in chosen}
         corrected = correct(
             model,
             layers,
@@ -93,12 +94,16 @@ class Quantizer:
             _LEVELS[self.weight_bits],
             on_layer,
         )
-        fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in set(nodes))
+        fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in chosen)
         return Int8Graph(write_pairs(corrected, form, nodes, image, activations, scales), tuple(fp32))
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
         return prepare(self._original)
+
+    @cached_property
+    def _constants(self) -> dict[str, NDArray[np.float32]]:
+        return constants(self._model)
 
     @cached_property
     def _layers(self) -> list[Layer]:
@@ -129,12 +134,11 @@ class Quantizer:
 
     def _scale(self, layer: Layer, activations: Mapping[str, Step]) -> NDArray[np.float32]:
         """Scale of each output channel, [O]; large enough that the bias fits into an int32."""
-        numbers = constants(self._model)
-        rows = np.moveaxis(numbers[layer.weight], layer.axis, 0)
+        rows = np.moveaxis(self._constants[layer.weight], layer.axis, 0)
         scales = weight_scales(rows.reshape(len(rows), -1), self._params.ranges, _LEVELS[self.weight_bits])
         if layer.bias is None or not layer.is_convolution:
             return scales
-        least = np.abs(numbers[layer.bias]) / (float(activations[layer.input].scale) * _LARGEST_BIAS)
+        least = np.abs(self._constants[layer.bias]) / (float(activations[layer.input].scale) * _LARGEST_BIAS)
         return np.maximum(scales, least.astype(np.float32))
 
 
