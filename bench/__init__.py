@@ -1,3 +1,3 @@
-"""Programs behind the figures in docs/: each measures, and prints a table; --out keeps it with the raw figures."""
+"""Programs behind the figures in docs/: each measures and prints a table; --out saves it with the raw figures."""
 
-import stages  # noqa: F401  its OpenMP setting, which is read when torch is imported; all that is compared gains from it
+import stages  # noqa: F401  sets the OpenMP limit of the stages before torch is imported, for all arms alike

@@ -1,8 +1,8 @@
-"""Speed of our own code against a plain reference mode and against the limit: one table of ratios.
+"""Speed of the pipeline as ratios to a plain reference mode and to the bare training step, which is the limit.
 
 python -m bench [--images FOLDER] [--out docs/results/bench]
 
-All arms are measured in one run, in interleaved rounds. A benchmark is no test: a missed target does not fail it.
+All arms are measured in one run, in interleaved rounds. A missed target is shown and is no error.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of an arm in a round")
     parser.add_argument("--rounds", type=_count, default=7)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--memory", nargs="*", default=MEMORY_ARMS, choices=ARMS, metavar="ARM", help="likewise")
+    parser.add_argument("--memory", nargs="*", default=MEMORY_ARMS, choices=ARMS, metavar="ARM", help="for memory")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--images", type=Path, help="folder with train/<class>/<image>; without it, digits are used")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny networks, few steps, no meaning")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny networks, meaningless figures")
     if "--quick" in arguments:
         parser.set_defaults(**_QUICK)
     run(parser, arguments, measure, report)

@@ -1,9 +1,9 @@
-"""Whether our latency is what others measure: OpenVINO's benchmark_app and a bare ONNX Runtime loop on the same files.
+"""Our latency against that of OpenVINO's benchmark_app and of a bare ONNX Runtime loop on the same files.
 
 python -m bench.agreement --model x.xml --onnx x.onnx [--rounds 7] [--out docs/results/agreement]
 
 All are measured in one run, in interleaved rounds, each in a fresh process, one image at a time, with the same threads,
-precision and, in OpenVINO, hint. What our loop costs beside the inference is timed with an inference that does nothing.
+precision and, in OpenVINO, hint. The overhead of our loop is timed with an inference that does nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _EMPTY_RUNS = 100_000
 OURS_OPENVINO, APP = "ours, OpenVINO", "benchmark_app"
 OURS_ONNXRUNTIME, BARE = "ours, ONNX Runtime", "bare ONNX Runtime loop"
 PAIRS = ((OURS_OPENVINO, APP), (OURS_ONNXRUNTIME, BARE))
-# of benchmark_app: those that our runtime resolves and reports too
+# settings of benchmark_app that our runtime resolves and reports too
 _SETTINGS = (
     *("PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT"),
     *("NUM_STREAMS", "ENABLE_CPU_PINNING"),
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 class _Arms:
-    """The four measurements, each milliseconds of one round; what was executed is kept from the last round."""
+    """The four arms; each returns milliseconds of one round. ``executed`` and ``settings`` are of the last round."""
 
     def __init__(self, plan: Plan, shape: tuple[int, ...], folder: Path) -> None:
         self.plan, self.shape, self.folder = plan, shape, folder
@@ -108,12 +108,12 @@ class _Arms:
         return arm
 
     def benchmark_app(self) -> float:
-        """OpenVINO's own program with the settings of our runtime, whose hint is known as that one runs first.
+        """OpenVINO's own program, with the precision hint of our runtime, which has run before.
 
-        The threads are in a configuration file, as it refuses them as an argument beside a performance hint.
+        The number of threads is in a configuration file, because the argument is refused beside a performance hint.
 
         Raises:
-            PlanError: it is not installed, or failed.
+            PlanError: benchmark_app is not installed, or failed.
         """
         program, config = Path(sys.executable).with_name("benchmark_app"), self.folder / "config.json"
         threads = self.plan.threads
@@ -173,7 +173,7 @@ def _ratio(ours: str, other: str, samples: Mapping[str, Sequence[float]]) -> Res
 
 
 def _overhead(samples: Mapping[str, Sequence[float]], rounds: int) -> list[Result]:
-    """Microseconds of an inference that are the harness and not the runtime, one figure a round."""
+    """Microseconds of an inference that the harness takes and not the runtime, one figure per round."""
     empty = [_empty_run() for _ in range(rounds)]
     beyond = [1e3 * (ours - bare) for ours, bare in zip(samples[OURS_ONNXRUNTIME], samples[BARE], strict=True)]
     figures = {
@@ -194,7 +194,7 @@ def _overhead(samples: Mapping[str, Sequence[float]], rounds: int) -> list[Resul
 
 
 def _empty_run() -> tuple[float, float]:
-    """Microseconds of the median sample and of a turn."""
+    """Microseconds of the median sample and of one turn of the loop, for an inference that does nothing."""
     batch = [np.zeros((1, 3, 1, 1), dtype=np.float32)]
     begin = time.perf_counter()
     found, _ = time_inferences(lambda batch: None, batch, min_seconds=0.0, min_count=_EMPTY_RUNS, max_seconds=60.0)

@@ -1,10 +1,9 @@
-"""What is measured, by name, and which of it is compared with what.
+"""The arms of the speed benchmark by name, and the comparisons between them.
 
 python -m bench.arms ARM SETTING    (the setting as JSON)
 
-runs one arm once and prints its memory as JSON, in MiB: ``imported`` and ``peak``, resident memory of the process when
-all is imported and at its highest, or the same of the GPU's memory that torch has given out. Worker processes of a
-loader are not in it.
+runs one arm once and prints its memory as JSON, in MiB: ``imported`` after all imports, and ``peak``. On a CPU it is
+the resident memory of the process without the loader's workers, on a GPU the memory that torch has allocated.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ ENERGY_TEMPERATURE = 4.0
 
 
 class Ours:
-    """Images/s of pipeline.distillation.student.distill: the second of two epochs, its validation not counted.
+    """Images/s of pipeline.distillation.student.train_student in the second of two epochs, without validation.
 
-    The images of the clean batches count, with HE-DA too.
+    With HE-DA too, only the images of the clean batches count.
 
     Args:
         fraction: f of HE-DA; 0 for none.
         storage: packed, or files that are decoded while training.
-        compiled: whether the networks' passes are compiled; the first epoch pays for it.
-        half_known: with teacher_cache and flips alone, two views an image, so that the second epoch finds half of the
-            logits there; 240 epochs of the 162 views that padding by 4 gives find 48 % on average.
+        compiled: whether the networks are compiled, during the first epoch.
+        half_known: use teacher_cache and only flips: two views per image, of which the second epoch finds half in the
+            cache; 240 epochs of the 162 views with padding 4 find 48 % on average.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Ours:
         padding = 0 if half_known else CROP_PADDING
         images = open_images(folder, "train", self._device, crop_padding=padding, horizontal_flip=True)
         self._validation = open_images(folder, "val", self._device)
-        # which image is in which group changes no speed, so there is no need to score them
+        # the groups of the images do not affect the speed, so random energies are enough
         energy = torch.randn(len(images), generator=torch.Generator().manual_seed(0)).to(self._device)
         groups = EnergyGroups.fit(energy, 0.2, 0.2)
         self._image_count = steps_per_epoch(len(images), setting.batch_size) * setting.batch_size
@@ -106,10 +105,10 @@ def score(teacher: nn.Module, images: Images) -> None:
 class BareStep:
     """Images/s of the bare training step: one batch on the device, normalised; no augmentation, no loader.
 
-    Precision, memory format, optimizer and loss are those of the pipeline: the limit of what it can reach.
+    Precision, memory format, optimizer and loss are those of the pipeline, so this is its upper limit.
 
     Args:
-        compiled: whether the networks' passes are compiled, before the timed steps.
+        compiled: whether the networks are compiled, before the timed steps.
     """
 
     def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
@@ -155,7 +154,7 @@ class BareStep:
 
 
 class BareForward:
-    """Images/s of the teacher's forward alone, in the precision and the batch sizes that the scoring pass gives it."""
+    """Images/s of the teacher's forward pass alone, in the precision and batch sizes of the scoring pass."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -193,7 +192,7 @@ def _heda(fraction: float) -> str:
     return f"ours, HE-DA f = {fraction:g}"
 
 
-# each is built once and then called once a round for its images/s; in this order, what is compared stands close
+# each arm is built once and called once per round for its images/s; compared arms are close to each other
 ARMS: dict[str, Callable[[Setting], Callable[[], float]]] = {
     "reference": Reference,
     "ours": Ours,
@@ -216,7 +215,7 @@ COMPARISONS = (
     Comparison("(b)/(c) ours / bare step on resident data", "ours", "bare step", at_least=0.95),
     Comparison("(d) scoring / bare teacher forward", "scoring", "bare forward", at_least=0.95),
     *(
-        # speed without over speed with it is the cost of a step with it, in steps without
+        # speed without HE-DA over speed with it: the cost of a step with HE-DA, in steps without
         Comparison(f"(b') cost of HE-DA, f = {f:g} / f = 0", "ours", _heda(f), at_most=1.45 if f == 0.4 else None)
         for f in FRACTIONS
     ),
@@ -227,7 +226,7 @@ MEMORY_ARMS = ("reference", "ours", "scoring")
 
 
 def measure_memory(arms: Sequence[str], setting: Setting) -> dict[str, dict[str, float]]:
-    """Memory of each arm, MiB: ``imported`` and ``peak``, each in a fresh child process, all at once."""
+    """Memory of each arm in MiB, ``imported`` and ``peak``; the arms run in child processes at the same time."""
 
     def in_child(arm: str) -> dict[str, float]:
         command = [sys.executable, "-m", "bench.arms", arm, json.dumps(asdict(setting))]
@@ -246,7 +245,7 @@ def _own_memory(arm: str, setting: Setting) -> dict[str, float]:
 
 
 def _mebibytes(key: str) -> float:
-    # getrusage would give the parent's peak where that is higher: Linux hands it on through exec
+    # not getrusage, whose peak starts at that of the parent process on Linux
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)[0]) / 1024
 

@@ -1,8 +1,8 @@
-"""The plainest loop that times ONNX Runtime: prints milliseconds, the median of an inference.
+"""A minimal loop that times ONNX Runtime and prints the median milliseconds of an inference.
 
 python -m bench.bare_onnxruntime MODEL INPUTS PRECISION THREADS WARMUP_SECONDS SECONDS
 
-It shares nothing with the benchmark.
+It shares no code with the benchmark.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the programs share: start and end, interleaved rounds, the machine, and tables."""
+"""Shared by the programs: start and end, interleaved rounds, the machine, and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ K = TypeVar("K")
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
-# what makes bf16 and int8 fast on a CPU
+# flags of CPUs with fast bf16 or int8
 _FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "avx512_vnni", "avx_vnni", "amx_int8", "i8mm")
 
 
@@ -39,10 +39,10 @@ def run(
     """Measure, print the report and, with --out, write both; bad input ends in one sentence and exit code 2.
 
     Args:
-        report: Markdown of a result, with ``command`` and ``machine`` in it; of one that was read from its JSON too.
-        bad_input: as of :func:`stages.common.run_program`.
+        report: Markdown of a result with ``command`` and ``machine``, also of one that was read back from JSON.
+        bad_input: as in :func:`stages.common.run_program`.
     """
-    parser.add_argument("--out", type=Path, help="write the result here too, with .md and .json appended")
+    parser.add_argument("--out", type=Path, help="also write the result to this path with .md and .json appended")
     options = parser.parse_args(arguments)
     results: list[Result] = []
 
@@ -65,7 +65,7 @@ def interleaved(arms: Mapping[K, Callable[[], float]], rounds: int, label: str =
     """One figure per arm and round, measured A B C A B C ..., so that a slow minute of the machine hits all arms.
 
     Args:
-        label: of a progress bar; none without.
+        label: label of the progress bar; there is no bar without one.
     """
     samples: dict[K, list[float]] = {name: [] for name in arms}
     with progress(label, rounds * len(arms), "arm", shown=bool(label)) as advance:
@@ -78,7 +78,7 @@ def interleaved(arms: Mapping[K, Callable[[], float]], rounds: int, label: str =
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms, by name, whose speeds are divided; and what the quotient should be, if there is a target."""
+    """Two arms, by name, whose speeds are divided, and the target of the ratio, if there is one."""
 
     name: str
     numerator: str
@@ -87,7 +87,7 @@ class Comparison:
     at_most: float | None = None
 
     def of(self, samples: Mapping[str, Sequence[float]]) -> Result:
-        """The quotient of the medians, with the lowest and highest quotient of a round."""
+        """The ratio of the medians, with the lowest and highest ratio of a round."""
         above, below = samples[self.numerator], samples[self.denominator]
         in_rounds = [a / b for a, b in zip(above, below, strict=True)]
         ratio = statistics.median(above) / statistics.median(below)
@@ -103,7 +103,7 @@ class Comparison:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table whose columns also line up on a terminal; all but the first column to the right."""
+    """A Markdown table whose columns also line up on a terminal; all columns but the first are right-aligned."""
     align = ["left", *["right"] * (len(head) - 1)]
     return tabulate(list(rows), head, tablefmt="pipe", disable_numparse=True, colalign=align)
 
@@ -119,7 +119,7 @@ def span(values: Iterable[float], form: str) -> str:
 
 
 def machine_facts(device: torch.device) -> Result:
-    """What the speed depends on: CPU, its bf16 and VNNI flags, cores, versions, threads and GPU."""
+    """The facts that speed depends on: CPU, its bf16 and VNNI flags, cores, versions, threads and GPU."""
     found = describe_machine()
     return {
         "cpu": found["cpu"],
@@ -139,7 +139,7 @@ def machine_facts(device: torch.device) -> Result:
 
 
 def _matrix_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """What the product of two large matrices reaches, the median of five: no network can do more."""
+    """GFLOP/s of the product of two large matrices, median of five: an upper limit for every network."""
     size = _MATRIX_SIDE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
@@ -151,7 +151,7 @@ def _matrix_gflops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def load() -> float:
-    """Mean number of processes that wanted to run in the last minute: more than the cores is a disturbed figure."""
+    """Load average of the last minute; if it is above the number of cores, the figures are disturbed."""
     return round(os.getloadavg()[0], 2)
 
 

@@ -1,10 +1,10 @@
-"""Decoding image files ahead of the consumer: the forked processes of the pipeline against threads.
+"""Speed of decoding image files ahead of the consumer: the pipeline's forked processes against threads.
 
 python -m bench.decoding [--tiny <folder of 64x64 JPEG files>] [--images 5000] [--workers 2] [--rounds 5]
 
-Without --tiny, 64x64 files are made up like the 500x375 ones. Prints images/s of a whole pass, medians of interleaved
-rounds, and their ratio to those of forked processes. Run it on an idle machine: beside other work, where there is no
-second core to win, threads look better than they are.
+Without --tiny, the 64x64 files are generated like the 500x375 ones. Prints images/s of a whole pass, as medians of
+interleaved rounds, and their ratio to forked processes. Run it on an idle machine: if other work keeps the second core
+busy, threads look better than they are.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pipeline.data import pixels
 from pipeline.data.image_files import decode_at
 
 BATCH = 64
-PART = 8  # images that a thread decodes in one go
+PART = 8  # images that a thread decodes at a time
 AHEAD = 4  # batches
 
 
 def forked(paths: list[str], size: int, workers: int) -> Iterator[Tensor]:
-    """As the pipeline does it."""
+    """Decode in forked processes, as the pipeline does."""
     pixels.MOST_WORKERS = workers
     streamed = pixels.StreamedPixels(paths, size, torch.device("cpu"), 0)
     for images, _ in streamed.fetch(torch.arange(len(paths)).split(BATCH)):
@@ -70,7 +70,7 @@ WAYS = {"forked processes": forked, "threads": threads}
 
 
 def photographs(folder: Path, width: int, height: int, count: int) -> list[str]:
-    """Smooth colours with some grain: JPEG files of about the size that photographs have."""
+    """Write JPEG files of smooth colours with noise, about as large as those of photographs, and return their paths."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):

@@ -1,4 +1,4 @@
-"""Training speed with GNU OpenMP as it is against the spin limit that the stages set, alone and beside a busy process.
+"""Training speed with GNU OpenMP's default against the spin limit of the stages, alone and beside a busy process.
 
 python -m bench.openmp_spin [rounds]
 
@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, str]] = {"default": {}, "spin 1000": {"GOMP_SPINCO
 
 
 def train() -> float:
-    """Images/s in this process."""
+    """Images/s of training in this process."""
     import torch  # noqa: PLC0415  the setting is read when torch is imported
     import torch.nn.functional as F  # noqa: PLC0415
 
@@ -42,7 +42,7 @@ def train() -> float:
 def measure(setting: dict[str, str]) -> float:
     environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    # as a file and not as a module: the package makes the stages' setting
+    # run as a file and not as a module, because importing the package bench sets the limit
     command = [sys.executable, __file__, "--once"]
     return float(subprocess.check_output(command, env=environment))
 

@@ -1,16 +1,16 @@
 """(a) The plain reference mode: the training step that public code bases of knowledge distillation share.
 
-Followed habits, of RepDistiller (Tian et al.), mdistiller (Zhao et al.) and their many descendants, the code of the
-energy paper among them:
+It follows RepDistiller (Tian et al.), mdistiller (Zhao et al.) and code derived from them, such as that of the energy
+paper:
 
 - the data set is uint8 in memory, as torchvision.datasets.CIFAR10 holds it; each image becomes a Pillow image and goes
   through RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize in a DataLoader with 2 workers;
-- float32, contiguous, eager; torch.optim.SGD as it comes, momentum 0.9, weight decay 5e-4;
+- float32, contiguous, eager; torch.optim.SGD with its defaults, momentum 0.9, weight decay 5e-4;
 - teacher in eval mode under no_grad; 0.1 * cross-entropy + 0.9 * KL divergence at the constant temperature 4, times 16;
 - the loss is read by ``.item()`` in each step, for the running mean.
 
-Nothing is slowed down on purpose. What they also do in each step and is left out here, in their favour: top-1 and top-5
-of the batch and a progress bar. Memory is pinned where there is a GPU, and cuDNN chooses its fastest kernels.
+Nothing is slowed down on purpose. Left out, in favour of the reference, are top-1 and top-5 of each batch and the
+progress bar. Memory is pinned where there is a GPU, and cuDNN chooses its fastest kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reference:
     """Images/s of the plain reference mode."""
 
     def __init__(self, setting: Setting) -> None:
-        from torchvision import transforms  # noqa: PLC0415  seconds and megabytes that no other arm needs
+        from torchvision import transforms  # noqa: PLC0415  takes seconds and megabytes that no other arm needs
 
         self._setting = setting
         card, split = read_card(setting.store()), read_split(setting.store(), "train")
@@ -82,12 +82,12 @@ class Reference:
 
     def _loader(self) -> DataLoader[Any]:
         setting = self._setting
-        # some batches more than are used, so that the workers are as busy in the last timed step as in the first
+        # more batches than are used, so that the workers are as busy in the last timed step as in the first
         steps = setting.warmup_steps + setting.steps + _WORKERS * _PREFETCHED
         return DataLoader(
             self._data_set,
             batch_size=setting.batch_size,
-            # one shuffled pass after the other: starting workers anew for each epoch is not timed
+            # many shuffled passes as one epoch, so that restarting the workers for each epoch is not timed
             sampler=RandomSampler(self._data_set, num_samples=steps * setting.batch_size),
             num_workers=_WORKERS,
             pin_memory=setting.device == "cuda",

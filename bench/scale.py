@@ -1,9 +1,9 @@
-"""Seconds of each stage's work as the number of images and their size grow, at three points each.
+"""Seconds of each stage for three numbers of images and three image sizes.
 
 python -m bench.scale --images FOLDER [--out docs/results/scale] [--teacher NETWORK] [--student NETWORK]
 
-FOLDER holds train/<class>/<image>. Each point is measured once, in turn with the others over three rounds, and the
-median is shown. What starts up once (imports, the first pass of a network) is left out.
+FOLDER holds train/<class>/<image>. Each point is measured once in each of three interleaved rounds, and the median is
+shown. Start-up (imports, the first pass of a network) is left out.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with train/<class>/<image>")
     parser.add_argument("--teacher", default="wrn_40_2", choices=models.available(), metavar="NETWORK")
     parser.add_argument("--student", default="wrn_16_2", choices=models.available(), metavar="NETWORK")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1280, 2560, 5120], help="images, of the first size")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="pixels, half the fewest images")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1280, 2560, 5120], help="images, at the first size")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="pixels, at half the least count")
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     run(parser, arguments, measure, report)

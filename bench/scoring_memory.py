@@ -1,12 +1,12 @@
-"""Memory of energy scoring against the number of images: it should not grow with it.
+"""Memory of energy scoring for different numbers of images; it should not grow with them.
 
 python -m bench.scoring_memory [--pixels P] [rows ...]          default: 32 pixels; 1000 50000 100000 200000 rows
 
-Writes a store of each size whose manifest names a few hundred small JPEG files over and over, and runs the stage
-score_energy on it with resnet8, on the CPU, through the files path. The files have 32 pixels a side; the network sees
---pixels, of which fewer leave a slow machine more rows a minute. Prints images, seconds, images/s, the peak resident
-memory of the scoring process and of all its decode workers at one moment (sampled; memory that processes share is
-split between them), and both above the smallest size.
+Writes a store of each size whose manifest repeats a few hundred small JPEG files, and runs the stage score_energy on
+it with resnet8 on the CPU, decoding the files. The files have 32 pixels a side and are scaled to --pixels; fewer pixels
+take less time. Prints images, seconds, images/s, the peak resident memory of the scoring process, that of all its
+decode workers together (sampled; shared memory is split between the processes), and the increase of both over the
+smallest size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HASH = "0" * 64
 
 
 def write_files(folder: Path) -> Path:
-    import numpy as np  # noqa: PLC0415  a measured process imports only what scoring does
+    import numpy as np  # noqa: PLC0415  measured processes must not import more than scoring does
     from PIL import Image  # noqa: PLC0415
 
     # paths as long as those of ImageNet in a home folder: their text is what a manifest holds
@@ -46,7 +46,7 @@ def write_files(folder: Path) -> Path:
 
 
 def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
-    """An untrained teacher, and a store in the form of files with ``rows`` training images out of ``files``."""
+    """Write an untrained teacher, and a store of image files with ``rows`` training images out of ``files``."""
     import numpy as np  # noqa: PLC0415
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -60,7 +60,7 @@ def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
     data.mkdir(parents=True)
     shutil.copy(ROOT / PARAMS, folder)
     names = sorted(path.name for path in files.iterdir())
-    # a text of its own for each row, as in a real manifest: the same file by one of 4,096 spellings of the same length
+    # every row has a different path, as in a real manifest: a file has 4,096 spellings of the same length
     spellings = ["".join("./" if number >> bit & 1 else "//" for bit in range(12)) for number in range(4096)]
     counts = {"train": rows, "val": HELD_OUT, "test": HELD_OUT}
     for split, count in counts.items():
@@ -85,7 +85,7 @@ def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
 
 
 def measure(folder: Path) -> tuple[float, int, int]:
-    """Seconds, peak bytes of the scoring process, and the largest sum over its workers."""
+    """Seconds, peak bytes of the scoring process, and the largest sum of bytes over its workers."""
     start = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     stage = [sys.executable, "-m", "stages.score_energy"]
@@ -112,7 +112,7 @@ def measure(folder: Path) -> tuple[float, int, int]:
 def main(sizes: list[int], pixels: int) -> None:
     print(f"{'images':>10} {'s':>7} {'images/s':>9} {'process MiB':>12} {'above':>7} {'workers MiB':>12} {'above':>7}")
     with tempfile.TemporaryDirectory() as name:
-        # in a process of its own: the peak of a child begins with what its parent held when it was started
+        # in a process of its own, because the peak of a child process starts at the memory of its parent
         in_child("--write", name, str(pixels), *map(str, sizes))
         base: tuple[int, int] | None = None
         for rows in sorted(sizes):

@@ -1,4 +1,4 @@
-"""What all arms of the benchmark share: networks, sizes, device, images, and the pipeline's parameters for them."""
+"""Settings shared by all arms: networks, sizes, device, images, and the pipeline's parameters for them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
 
 ROOT = Path(__file__).parent.parent
-CROP_PADDING = 4  # pixels, as all public CIFAR recipes
+CROP_PADDING = 4  # pixels, as in public CIFAR recipes
 TEMPERATURES = {"low_energy": 6.0, "mid": 4.0, "high_energy": 2.0}
 CE_WEIGHT, KD_WEIGHT = 0.1, 0.9
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
-_HELD_OUT = {"val": 2, "test": 1}  # images of a class; validation costs time and is not timed
+_HELD_OUT = {"val": 2, "test": 1}  # images of each class; few, because validation is not timed
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """Setting of a measurement.
 
     Attributes:
         teacher, student: names of networks.
@@ -59,12 +59,12 @@ class Setting:
         return Path(self.stores) / storage
 
     def network(self, name: str) -> nn.Module:
-        """A network on the device, contiguous; random weights, the same in each arm, are as fast as trained ones."""
+        """A network on the device, contiguous; random weights, equal in each arm, are as fast as trained ones."""
         torch.manual_seed(0)
         return models.build(name, len(read_card(self.store()).class_names)).to(self.device)
 
     def clock(self) -> float:
-        """Seconds, when the device has done all that it was given."""
+        """Time in seconds, after the device has finished all queued work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -116,7 +116,7 @@ def make_stores(images: Path | None, setting: Setting) -> str:
         images: a folder with train/<class>/<image>; None for scikit-learn's digits.
 
     Returns:
-        What the images are, in words.
+        Description of the images.
 
     Raises:
         DataError: the folder cannot be used.

@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and the stages `layer1` .. `layer3`; `widths` are the channels of the stem and of each stage.
+    """Stem and the stages `layer1` .. `layer3`.
 
     Args:
         depth: number of layers, 6n+2; every stage has n blocks.

@@ -49,7 +49,7 @@ Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_nam
 
 
 class Block(BaseModel):
-    """A block of keys: an unknown one is refused, and values stay as they were read."""
+    """A block of keys. Unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -173,7 +173,7 @@ class FeatureParams(LossParams):
     teacher_stages: Annotated[list[str], Field(min_length=1)] | None
 
 
-# params.yaml holds the parameters of the loss in use and of no other, so that no idle one is a dependency of a training
+# params.yaml holds only the parameters of the loss in use, so a training does not depend on those of other losses
 Loss = Annotated[KdParams | DkdParams | MlkdParams | DistParams | FeatureParams, Field(discriminator="name")]
 
 
@@ -265,7 +265,7 @@ Threads = Annotated[int, Field(ge=0, le=1024)]
 
 
 class BenchmarkParams(Block):
-    """Of params.yaml and of each targets/<device>/device.yaml."""
+    """The block ``benchmark`` of params.yaml and of each targets/<device>/device.yaml."""
 
     runtimes: Runtimes
     batch_size: Batch
@@ -296,10 +296,10 @@ class BenchmarkParams(Block):
         return self
 
     def check_batch(self, fixed: int | None) -> None:
-        """Refuse batches that files of a fixed batch size, None for any, cannot run.
+        """Refuse batch sizes other than the ``fixed`` one of the exported files; None accepts any.
 
         Raises:
-            ValueError: one sentence without the place.
+            ValueError: one sentence without the name of the file.
         """
         if fixed is None:
             return
@@ -317,7 +317,7 @@ class BenchmarkParams(Block):
 
 
 class BudgetParams(Block):
-    """Of params.yaml and of each targets/<device>/device.yaml."""
+    """The block ``budget`` of params.yaml and of each targets/<device>/device.yaml."""
 
     minimum_top1: Fraction | None
     max_top1_drop: Fraction | None
@@ -374,7 +374,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ParamsError(f"{path} is not readable as YAML (it is nested too deeply); correct it") from None
     except (YAMLError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        # beside its own errors ruamel lets those of the conversions through, as of a date that does not exist
+        # ruamel also lets errors of its conversions through, for example for a date that does not exist
         raise ParamsError(f"{path} is not readable as YAML ({brief(error, 400)}); correct it") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold blocks of keys, but holds {type(values).__name__}; restore the blocks")
@@ -382,13 +382,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validated(schema: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """``values`` as ``schema``.
+    """Validate ``values`` against ``schema``.
 
     Args:
-        where: the start of the message.
+        where: start of the message, such as the path of the file.
 
     Raises:
-        ParamsError: they do not fit; one sentence about the first problem.
+        ParamsError: the values do not fit; one sentence about the first problem.
     """
     try:
         return schema.model_validate(values)
@@ -414,23 +414,23 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         case "union_tag_not_found":
             return f"{key}.name is missing; add it{more}"
         case "union_tag_invalid":
-            return f"{key}.name is {brief(repr(first['ctx']['tag']))}; choose of {first['ctx']['expected_tags']}{more}"
+            return f"{key}.name is {brief(repr(first['ctx']['tag']))}; use one of {first['ctx']['expected_tags']}{more}"
         case "value_error":
             return f"{key}: {brief(first['ctx']['error'], 400)}{more}"
         case _:
             reason = first["msg"][0].lower() + first["msg"][1:]
-            # the whole of it can be large, or, by anchors that name each other, larger than any memory
+            # shortened, because the input can be large, and with nested YAML anchors larger than any memory
             return f"{key} is {brief(_SHORT.repr(first['input']))}: {brief(reason, 400)}; change it{more}"
 
 
 def _path_in(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The keys that lead to a problem, and those known beside the last; pydantic's names of alternatives left out."""
+    """The keys that lead to a problem, and the known keys beside the last one; pydantic's union names are left out."""
     names: list[str] = []
     block: Any = schema
     known: list[str] = []
     for part in location:
         blocks = [kind for kind in get_args(block) if hasattr(kind, "model_fields")] or [block]
-        # of several, pydantic says by its name which one it took
+        # pydantic puts the tag of the chosen union member into the location
         tagged = [kind for kind in blocks if len(blocks) > 1 and part in get_args(kind.model_fields["name"].annotation)]
         block = (tagged or blocks)[0]
         if tagged:

@@ -18,7 +18,7 @@ class CheckpointError(EnergyKDError):
 
 
 class SpaceError(EnergyKDError):
-    """A disk, or the memory that processes share, cannot hold what is to be put there."""
+    """A disk or the shared memory has no space for what is to be written."""
 
 
 class LineageError(EnergyKDError):
@@ -34,11 +34,11 @@ class BusyError(EnergyKDError):
 
 
 class StoppedError(EnergyKDError):
-    """Another of the processes that compute together met an error, which the first one shows."""
+    """Another process of the same stage failed; the first process shows its error."""
 
 
 class ExportError(EnergyKDError):
-    """An exported file is not what it claims to be."""
+    """An exported file failed one of its checks."""
 
 
 class BudgetError(EnergyKDError):

@@ -51,7 +51,7 @@ class Run:
 
     Raises (each property):
         DataError: the artifact, or one that it was made from, is missing, damaged or of another format.
-        LineageError: it was made from others than those at hand; both hashes are named.
+        LineageError: it was made from other artifacts than the present ones; both hashes are named.
     """
 
     def __init__(self, places: Places | None = None) -> None:
@@ -66,7 +66,7 @@ class Run:
     def teacher(self) -> NetworkCard:
         """Card of the teacher."""
         card = NetworkCard.read(self.places.teacher / paths.CARD)
-        return _linked(self.places.teacher, card, card.lineage, {"data": self.data.fingerprint})
+        return _checked(self.places.teacher, card, card.lineage, {"data": self.data.fingerprint})
 
     @cached_property
     def energy_sha256(self) -> str:
@@ -91,7 +91,7 @@ class Run:
     def _energies(self, path: Path, split: str, more: Mapping[str, str]) -> Table[EnergyLineage]:
         table = read_table(path, EnergyLineage)
         made_from = {"split": split, "data": self.data.fingerprint, "teacher": self.teacher.weights_sha256, **more}
-        _linked(path, table, table.lineage, made_from)
+        _checked(path, table, table.lineage, made_from)
         images = getattr(self.data.counts, split)
         # after the lineage, which gives the better message for a file of another run
         if not np.array_equal(table.columns["index"], np.arange(images)):
@@ -103,7 +103,7 @@ class Run:
         """The training images that HE-DA mixes, by index."""
         path, images = self.places.subset, self.data.counts.train
         table = read_table(path, SubsetLineage)
-        _linked(path, table, table.lineage, {"data": self.data.fingerprint, "energy": self.energy_sha256})
+        _checked(path, table, table.lineage, {"data": self.data.fingerprint, "energy": self.energy_sha256})
         if table.columns["index"].max(initial=0) >= images:
             raise DataError(f"{path} has images that are not among the {images}; run `dvc repro` to make it anew")
         return table
@@ -114,7 +114,7 @@ class Run:
         card = NetworkCard.read(self.places.student / paths.CARD)
         made_from = {"data": self.data.fingerprint, "teacher": self.teacher.weights_sha256}
         made_from |= {"energy": self.energy_sha256}
-        return _linked(self.places.student, card, card.lineage, made_from)
+        return _checked(self.places.student, card, card.lineage, made_from)
 
     @cached_property
     def made_from(self) -> MadeFrom:
@@ -130,7 +130,7 @@ class Run:
     def exported(self) -> ExportManifest:
         """The exported files."""
         manifest = ExportManifest.read(self.places.export / paths.MANIFEST)
-        return _linked(self.places.export / paths.MANIFEST, manifest, manifest.lineage, self.made_from.model_dump())
+        return _checked(self.places.export / paths.MANIFEST, manifest, manifest.lineage, self.made_from.model_dump())
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -144,7 +144,7 @@ class Run:
 
     def _measured(self, path: Path, kind: type[M]) -> M:
         found = kind.read(path)
-        _linked(path, found, found.lineage, self.made_from.model_dump())
+        _checked(path, found, found.lineage, self.made_from.model_dump())
         files = {file.name: file.sha256 for file in self.exported.files}
         for row in found.rows:
             if row.name not in files:
@@ -159,15 +159,15 @@ class Run:
         return found
 
     def check_curves(self, role: str, card: NetworkCard) -> None:
-        """Refuse learning curves of another network than that with this card."""
+        """Refuse learning curves that do not belong to the network with this card."""
         folder = self.places.curves[role]
         found = CurvesCard.read(folder / paths.CURVES_CARD)
-        _linked(folder, found, {found.role: found.weights_sha256}, {role: card.weights_sha256})
+        _checked(folder, found, {found.role: found.weights_sha256}, {role: card.weights_sha256})
 
 
-def _linked(path: Path, link: T, lineage: Part | Mapping[str, Any], expected: Mapping[str, str]) -> T:
+def _checked(path: Path, artifact: T, lineage: Part | Mapping[str, Any], expected: Mapping[str, str]) -> T:
     check_lineage(path, lineage.model_dump() if isinstance(lineage, Part) else lineage, expected)
-    return link
+    return artifact
 
 
 def _hash(path: Path) -> str:

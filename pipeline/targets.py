@@ -47,7 +47,7 @@ class AddressParams(Block):
         return self
 
     def address(self) -> Address:
-        """The same for the transport. Raises RemoteError: a value could be taken for something else."""
+        """These settings as an Address. Raises RemoteError: a value is unsafe or out of range."""
         values = self.model_dump(exclude={"transport"})
         return Address(**values | {"python": self.python or "python3"})
 
@@ -63,7 +63,7 @@ class TargetParams(Block):
 
 
 def check_name(name: str) -> str:
-    """The name of a device, if it can be that of its folder. Raises ParamsError: it cannot."""
+    """Return ``name`` if a device and its folder can have it. Raises ParamsError: they cannot."""
     if not _NAME.fullmatch(name):
         raise ParamsError(
             f"device name {name!r} may hold only letters, digits, _ and -, 40 at most, a letter or digit first; "
@@ -78,7 +78,7 @@ def device_file(name: str) -> Path:
 
 
 def result_file(name: str) -> Path:
-    """targets/<name>/result.json, what the stage measure writes."""
+    """targets/<name>/result.json, which the stage measure writes."""
     return TARGETS / name / "result.json"
 
 
@@ -88,7 +88,7 @@ def samples_file(name: str) -> Path:
 
 
 def remeasure(name: str) -> str:
-    """The command that measures a device again where it must."""
+    """The command that measures a device again if its result is out of date."""
     return f"dvc repro {TARGETS}/{name}/dvc.yaml"
 
 

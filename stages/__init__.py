@@ -11,6 +11,6 @@ os.environ.setdefault(_SPIN_COUNT, "1000")
 
 
 def restore_environment() -> None:
-    """Take the setting out again, so that child processes, the timed ones above all, have the user's environment."""
+    """Remove the setting, so that child processes, above all the timed ones, have the user's environment."""
     if _ADDED:
         os.environ.pop(_SPIN_COUNT, None)

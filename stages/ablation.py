@@ -1,4 +1,4 @@
-"""Not a stage: runs an ablation study and writes its table, figure and figures to docs/results/."""
+"""Not a stage: runs an ablation study and writes its table, plots and raw numbers to docs/results/."""
 
 import argparse
 from functools import partial
@@ -27,7 +27,7 @@ def ablation(study_file: Path, jobs: int, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="YAML file of arms and seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at the same time on the device; default 1")
+    parser.add_argument("--jobs", type=int, default=1, help="number of trials that run at the same time; default 1")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of the results; default {RESULTS}")
     arguments = parser.parse_args()
     if arguments.jobs < 1:

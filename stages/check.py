@@ -1,6 +1,6 @@
-"""Checks params.yaml as far as that is possible without computing, before DVC removes outputs or trains anything.
+"""Checks params.yaml as far as possible without computing, before DVC removes outputs or trains anything.
 
-`make repro` runs it first. What it cannot see without decoding every image, or without a download, the stages check.
+`make repro` runs it first. The stages check what requires decoding every image or a download.
 """
 
 import logging
@@ -43,7 +43,7 @@ def main() -> None:
     repair_dvc_files()
     for folder in (ARTIFACTS, REPORTS, CHECKPOINTS):
         remove_all_leftovers(folder)
-    check(load_params())  # takes no lock, so beside any stage
+    check(load_params())  # takes no lock, so a stage may run at the same time
 
 
 if __name__ == "__main__":

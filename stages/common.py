@@ -28,11 +28,11 @@ BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 # environment variable: the folder in which each of several processes leaves its error message, under its rank
 ERROR_MESSAGES = "ENERGYKD_ERROR_MESSAGES"
-_BURST_SECONDS = 1.0  # some send a signal to a process and at once to its group as well
+_BURST_SECONDS = 1.0  # some programs signal a process and, at once, its whole group
 
 
 def run_stage(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
-    """Run a stage on params.yaml; the rest as for :func:`run_program`."""
+    """Run a stage on params.yaml; arguments and errors as in :func:`run_program`."""
 
     def program() -> None:
         with only_one(stage):
@@ -42,8 +42,8 @@ def run_stage(stage: Callable[[Params], None], *bad_input: type[Exception]) -> N
 
 
 def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
-    """Refuse a second process of a stage in this folder: a killed dvc leaves its stage alive, which would then write
-    its outputs between those of the next one.
+    """Refuse a second process of a stage in this folder: the stage of a killed dvc continues, and would mix its outputs
+    with those of the next run.
 
     Raises:
         BusyError: names the first process; raised on entry.
@@ -52,11 +52,11 @@ def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
-    """Run a program; bad input, and a disk or memory that does not suffice, end in one sentence on stderr and exit
-    code 2. SIGTERM and SIGHUP end it as Ctrl-C does, so that locks are released and temporary files removed.
+    """Run a program; bad input and a lack of disk space or memory end with one sentence on stderr and exit code 2.
+    SIGTERM and SIGHUP end it as Ctrl-C does, so that locks are released and temporary files removed.
 
     Args:
-        bad_input: errors of packages that do not share the pipeline's own, to be treated alike.
+        bad_input: further error classes that are reported like EnergyKDError.
     """
     restore_environment()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -75,20 +75,20 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> Non
 
 
 def device_argument(module: str, doc: str | None) -> str:
-    """The one argument of a program about a device: its name."""
+    """Parse the only argument of a program about a device: its name."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
     parser.add_argument("name", help="folder in targets/")
     return str(parser.parse_args().name)
 
 
 def stopped_by(number: int) -> str:
-    """The sentence for a signal."""
+    """The sentence to show for a signal."""
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     return f"{how}; run the same command again to go on"
 
 
 def _exit_for(error: BaseException, bad_input: tuple[type[Exception], ...]) -> None:
-    """Show one sentence and exit; returns for a defect of the program, whose traceback is wanted."""
+    """Show one sentence and exit; returns for a defect of the program, so that its traceback is shown."""
     if isinstance(error, StoppedError):
         sys.exit(BAD_INPUT)
     if isinstance(error, KeyboardInterrupt):
@@ -106,8 +106,8 @@ def _exit_for(error: BaseException, bad_input: tuple[type[Exception], ...]) -> N
 class _Signals:
     """SIGTERM and SIGHUP raise SystemExit in this process, so that context managers end.
 
-    Ignored signals stay ignored, as SIGHUP under nohup. Of several processes each keeps the system's handlers:
-    torchrun ends them with SIGTERM when one has failed, and it is that one's exit code that counts.
+    Ignored signals stay ignored, such as SIGHUP under nohup. Processes of torchrun keep the system's handlers: when one
+    fails, torchrun ends the others with SIGTERM and reports the exit code of the failed one.
     """
 
     received: int | None = None
@@ -122,7 +122,7 @@ class _Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # a second one, as timeout(1) sends, must not change the exit code of a process that is on its way out
+        # a second signal, as timeout(1) sends, must not change the exit code of a process that is ending
         then = signal.SIG_DFL if self.received is None else signal.SIG_IGN
         for number in self._taken:
             signal.signal(number, then)
@@ -155,7 +155,7 @@ def progress(label: str, total: int, unit: str, *, shown: bool = True) -> Iterat
 
 @contextmanager
 def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; yields the function that sets it: done, in all (0: not known), and what comes next."""
+    """A progress bar on stderr; yields the function that sets it: done, total (0: unknown), label of the next step."""
     with tqdm(desc=label, unit=unit, dynamic_ncols=True) as bar:
 
         def on_progress(done: int, total: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""How the two training stages run: with a crash checkpoint, a progress bar, and learning curves as DVCLive files."""
+"""The frame of the two training stages: crash checkpoint, progress bar, and learning curves as DVCLive files."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,14 +24,14 @@ from pipeline.training.session import Session
 
 
 class Curves:
-    """The learning curves in a folder, which is emptied when the first of them is written."""
+    """The learning curves in a folder, which is emptied before the first epoch is written."""
 
     def __init__(self, folder: Path, opened: ExitStack, bar: tqdm) -> None:
         self._folder, self._opened, self._bar = folder, opened, bar
 
     @cached_property
     def live(self) -> Live:
-        """The files; they are touched from here on."""
+        """The DVCLive files; the first use empties their folder."""
         return self._opened.enter_context(_live(self._folder))
 
     def add(self, record: EpochRecord) -> None:
@@ -44,13 +44,13 @@ class Curves:
 
 @contextmanager
 def training_session(run: Run, role: Role, device: torch.device, epochs: int, batch_size: int) -> Iterator[Session]:
-    """The session of a training stage. What is refused before the first epoch ends leaves earlier curves as they were.
+    """The session of a training stage. An error before the end of the first epoch leaves earlier curves unchanged.
 
     Args:
-        batch_size: of all processes together.
+        batch_size: images in a step of all processes together.
 
     Raises:
-        DataError: the Git repository around it has no commit yet, which DVCLive needs; raised when it first writes.
+        DataError: the Git repository has no commit yet, which DVCLive needs; raised when it first writes.
         SpaceError: the disk is full.
     """
     folder = run.places.curves[role]
@@ -69,17 +69,17 @@ def training_session(run: Run, role: Role, device: torch.device, epochs: int, ba
         ):
             curves = Curves(folder, opened, bar)
             yield replace(session, on_step=lambda: bar.update() and None, on_epoch=curves.add)
-            _ = curves.live  # a teacher from a checkpoint has no epochs: the curves of an earlier one must go
+            _ = curves.live  # a teacher from a checkpoint has no epochs, and the curves of an earlier one must go
 
 
 def sign_curves(run: Run, card: NetworkCard) -> None:
-    """Say in a folder of finished curves whose they are: of the network with this card."""
+    """Record in the folder of finished curves that they belong to the network with this card."""
     signed = CurvesCard(role=card.role, weights_sha256=card.weights_sha256)
     signed.write(run.places.curves[card.role] / CURVES_CARD)
 
 
 def check_repository() -> None:
-    """Learn before anything is computed whether curves can be kept.
+    """Check, before anything is computed, that learning curves can be written.
 
     Raises:
         DataError: the Git repository has no commit.

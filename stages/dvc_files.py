@@ -1,4 +1,4 @@
-"""Repairs dvc's own files, which it rewrites in place: one cut short by a kill stops every later dvc."""
+"""Repairs dvc's own files: dvc rewrites them in place, and one that a kill has truncated stops every later dvc."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ def repair_dvc_files() -> None:
                 _USERS.unlink()
                 logging.warning("%s was cut short when a dvc was killed, and is removed", _USERS)
             elif not any(is_dvc(each) for each in psutil.process_iter() if each.pid in users):
-                # dvc forgets the entries of a killed one unless another program has its number by now
+                # dvc drops the entries of a killed dvc, unless another program has its process id by now
                 _USERS.unlink()
     with _locked(_TEMPORARY / "lock") as free:
         for path in (Path("dvc.lock"), *sorted(TARGETS.glob("*/dvc.lock"))):
@@ -58,7 +58,7 @@ def _locked(lock: Path) -> Iterator[bool]:
 
 
 def _users() -> set[int] | None:
-    """The processes that dvc has recorded as users of files; None if the record cannot be read."""
+    """Ids of the processes that dvc has recorded as users of files; None if the record cannot be read."""
     try:
         noted = json.loads(_USERS.read_text(encoding="utf-8"))
         readers = [entry for entries in noted.get("read", {}).values() for entry in entries]

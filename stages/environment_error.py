@@ -22,7 +22,7 @@ _LESS = (
     "the same command again"
 )
 _MEMORY = "the main memory does not suffice"
-# torch has classes for few of these
+# torch raises plain RuntimeError for most of these
 _OF_TORCH = {
     r"</?torch_\d+_|insufficient shared memory|DataLoader worker .* Bus error": (
         "the shared memory in which decoded images are handed over is full",
@@ -38,7 +38,7 @@ _OF_TORCH = {
 
 
 def environment_error(error: Exception) -> str | None:
-    """The sentence for an error that the environment caused; None for any other, whose traceback is wanted."""
+    """The sentence for an error that the environment caused; None for any other error."""
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{os.strerror(error.errno)}; {_REMEDIES[error.errno]}"

@@ -24,16 +24,16 @@ from pipeline.errors import TrainingError
 from pipeline.portable.text import first_line
 from stages.common import ERROR_MESSAGES, only_one, run_program, stopped_by
 
-# torchrun would also handle those that this process ignores
+# named, because torchrun would by default also handle signals that this process ignores
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_STDERR = "stderr.log"  # torchrun's name for it
+_STDERR = "stderr.log"  # torchrun's name of the file
 
 
 def run_together(stage: Callable[[Params], None], module: str) -> None:
-    """Run a stage on params.yaml, in one process or in several; the rest as for :func:`stages.common.run_stage`.
+    """Run a stage on params.yaml, in one process or in several; errors as in :func:`stages.common.run_stage`.
 
     Args:
-        module: name of the stage's program; each process runs it anew and finds its place in the environment.
+        module: name of the stage's program; each process runs it and reads its rank from the environment.
     """
 
     def program() -> None:
@@ -60,11 +60,11 @@ def _processes(launcher: LauncherParams, device: torch.device) -> int:
 
 
 def _start(module: str, processes: int, launcher: LauncherParams, device: torch.device) -> None:
-    """Run ``module`` in all processes of this machine; if one fails, say why once and end with its exit code."""
+    """Run ``module`` in all processes of this machine; if one fails, show its error once and exit with its code."""
     if device.type == "cpu":
-        # as many threads as cores in all; torch would start that many in every process
+        # as many threads as cores in all processes together; torch would start that many in each
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the stage says what is wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the stage itself shows its error
     with tempfile.TemporaryDirectory(prefix="energykd-") as temporary:
         messages, logs = Path(temporary, "messages"), Path(temporary, "logs")
         messages.mkdir()
@@ -103,13 +103,13 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
 
 
 def _exit_code(error: ChildFailedError) -> int:
-    """That of the process that failed; the others were then stopped by a signal."""
+    """Exit code of the process that failed; the others were then stopped by a signal."""
     codes = [failure.exitcode for failure in error.failures.values()]
     return max(codes) if max(codes) > 0 else 128 - min(codes, key=lambda code: (code == -signal.SIGTERM, code))
 
 
 def _error_message(messages: Path, logs: Path) -> str:
-    """That of the first process that left one, else what the silenced ones wrote before they ended."""
+    """Message of the first process that left one, else the standard error of the processes that are not shown."""
     left = sorted(messages.iterdir(), key=lambda path: int(path.name))
     if left:
         return f"error: {left[0].read_text(encoding='utf-8')}"

@@ -1,4 +1,4 @@
-"""Stage measure: accuracy and latency of exported files on a device of targets/, as its device.yaml asks for.
+"""Stage measure: accuracy and latency of exported files on a device of targets/, with the settings of its device.yaml.
 
 python -m stages.measure NAME
 """
@@ -10,7 +10,7 @@ from pipeline.store.paths import DEVICE_RUNS
 from pipeline.targets import device_file, find_target, result_file, samples_file
 from stages.common import counted, device_argument, run_program
 
-PROCESS_SECONDS = 900.0  # at least, for one process: a slow device builds an engine for as long
+PROCESS_SECONDS = 900.0  # smallest limit of one process, because a slow device may build an engine for so long
 
 
 def measure_device(name: str) -> None:

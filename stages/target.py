@@ -30,8 +30,8 @@ def target(name: str, host: str, like: str) -> None:
     if folder.exists():
         raise ParamsError(f"{folder} exists already; choose another name, or remove the folder first")
     if like not in examples():
-        raise ParamsError(f"{TARGET_EXAMPLES} has no example {like!r}; choose of {', '.join(examples())}")
-    # what stands above the first empty line says that the example is one
+        raise ParamsError(f"{TARGET_EXAMPLES} has no example {like!r}; choose from {', '.join(examples())}")
+    # the text above the first empty line is about the example only
     _, _, settings = (TARGET_EXAMPLES / f"{like}.yaml").read_text(encoding="utf-8").partition("\n\n")
     device = yaml.load(settings)
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -42,12 +42,12 @@ def target(name: str, host: str, like: str) -> None:
             file.write(f"{HEAD.format(name)}\n\n")
             yaml.dump(device, file)
         (temporary / "dvc.yaml").write_text(stages, encoding="utf-8")
-    print(f"{folder}/device.yaml and {folder}/dvc.yaml are written; look into the first, then `{remeasure(name)}`")
+    print(f"{folder}/device.yaml and {folder}/dvc.yaml are written; check the first, then run `{remeasure(name)}`")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.target", description=__doc__)
-    parser.add_argument("name", help="of the device and its folder in targets/")
+    parser.add_argument("name", help="name of the device and of its folder in targets/")
     parser.add_argument("host", help=f"user@host or an alias of the ssh configuration; {THIS_MACHINE}: this machine")
     parser.add_argument(
         "--like", default=DEFAULT, help=f"example of targets/examples/ to begin with; default {DEFAULT}"

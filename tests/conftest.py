@@ -1,4 +1,4 @@
-"""What the tests share: reference figures, made-up documents, and a tiny run of which nothing was trained."""
+"""Shared fixtures: reference figures, made-up documents, and a tiny run of which nothing was trained."""
 
 from __future__ import annotations
 

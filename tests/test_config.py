@@ -82,7 +82,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
         (("data", "mean"), [0.5, 0.5], "data.mean"),
         (("benchmark", "runtimes"), ["tflite"], "benchmark.runtimes"),
-        (("distill", "loss", "name"), "kdd", "distill.loss.name is 'kdd'; choose of 'kd', 'dkd', 'mlkd'"),
+        (("distill", "loss", "name"), "kdd", "distill.loss.name is 'kdd'; use one of 'kd', 'dkd', 'mlkd'"),
         (("distill", "loss", "kd_weight"), -1, "distill.loss.kd_weight is -1"),
         (("distill", "loss"), "kd", "distill.loss is 'kd'"),
         (("distill", "loss"), {"ce_weight": 1.0}, "distill.loss.name is missing"),

@@ -1,4 +1,4 @@
-"""What the code imports against what pyproject.toml installs: nothing that merely comes with something else."""
+"""Every imported package is a dependency of its own in pyproject.toml."""
 
 from __future__ import annotations
 

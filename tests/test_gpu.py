@@ -1,4 +1,4 @@
-"""What only a GPU can show: that it computes what the CPU computes, compiled and in bf16 too."""
+"""A GPU computes the same as the CPU, compiled and in bf16 too."""
 
 from __future__ import annotations
 

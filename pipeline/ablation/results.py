@@ -1,4 +1,4 @@
-"""Results of a study: every figure as JSON, and a Markdown table and plots made from it."""
+"""Results of a study: every number as JSON, and a Markdown table and plots made from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.store.json_files import write_json
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
-# column -> key of a moment; shown where every trial has it
+# column -> field of EpochAccuracy; shown if every trial has it
 _PARTS = {
     "high-energy": "top1_high_energy",
     "balanced": "balanced_accuracy",
@@ -67,7 +67,7 @@ class StudyResult(Document):
     def of(
         cls, study: Study, root: Path, inputs: Sequence[Params], results: list[tuple[Trial, TrialResult]]
     ) -> StudyResult:
-        """That of a finished study.
+        """Collect the results of a finished study.
 
         Args:
             inputs: one arm's parameters for each different set of energies.
@@ -82,15 +82,15 @@ class StudyResult(Document):
         )
 
     def write(self, path: Path) -> StudyResult:
-        """Write the file in one piece, a line for each trial."""
+        """Write the file atomically, one line per trial."""
         write_json(path, self.content(), one_line_each=True)
         return self
 
-    def per_seed(self, moment: str, key: str) -> dict[str, list[float]]:
-        """Arm -> one value per seed, in the order of the seeds."""
+    def per_seed(self, epoch: str, key: str) -> dict[str, list[float]]:
+        """Arm -> one value per seed, in the order of the seeds; ``epoch`` is "last" or "best_validation"."""
         return {
             arm: [
-                getattr(getattr(row, moment), key)
+                getattr(getattr(row, epoch), key)
                 for seed in self.seeds
                 for row in self.rows
                 if (row.arm, row.seed) == (arm, seed)
@@ -103,7 +103,7 @@ def write_results(folder: Path, name: str, result: StudyResult, energy: str) -> 
     """Write <name>.json, <name>.md, <name>.svg and <name>_energy.svg into ``folder`` and return their paths.
 
     Args:
-        energy: of :func:`energy_picture`.
+        energy: SVG document of :func:`energy_picture`.
     """
     result.write(folder / f"{name}.json")
     texts = {
@@ -123,7 +123,7 @@ def energy_picture(params: Params, root: Path) -> str:
 
 
 def markdown(result: StudyResult, figure: str) -> str:
-    """The table of a study with what it takes to read it.
+    """Markdown page of a study: facts, tables, legend and plot.
 
     Args:
         figure: the plot's file name, relative to the Markdown file.
@@ -180,7 +180,7 @@ def _teacher_result(run: Run) -> TeacherResult:
 
 def _shown_parts(result: StudyResult) -> dict[str, str]:
     long_tail = any(row.long_tail for row in result.rows)
-    # on a balanced test split it repeats the top-1
+    # on a balanced test split, balanced accuracy repeats the top-1
     balanced = all(abs(row.last.balanced_accuracy - row.last.top1) < 1e-9 for row in result.rows)
     return {
         title: key
@@ -225,7 +225,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _difference(difference: Difference | None) -> list[str]:
-    """Value, starred if it stands out, and interval."""
+    """Cells of the table: the value, starred if it stands out, and the interval."""
     if difference is None:
         return [NOT_MEASURED] * 2
     value, half = difference.value, difference.half_width

@@ -1,4 +1,4 @@
-"""Runs all trials of a study in one or several processes; finished trials are not repeated."""
+"""Run all trials of a study in one or several processes; finished trials are not repeated."""
 
 import multiprocessing
 import os
@@ -37,15 +37,15 @@ def run_study(
     on_start: Callable[[str], None] = lambda what: None,
     on_epochs: Callable[[int], None] = lambda count: None,
 ) -> list[tuple[Trial, TrialResult]]:
-    """The result of every trial of the study, in its order.
+    """Run the trials of a study, and return the result of each in the order of :meth:`Study.trials`.
 
     Several jobs share one GPU, or the cores of the CPU: small networks do not fill a GPU alone.
 
     Args:
-        root: keeps data, teachers, energies, crash checkpoints and results; a second call goes on where the first was.
+        root: keeps data, teachers, energies, crash checkpoints and results; a second call continues the first.
         jobs: trials at the same time; from 2 on, each in a process of its own.
         on_start: called with what is being made.
-        on_epochs: called with the number of epochs of students that were finished since the last call.
+        on_epochs: called with the number of student epochs finished since the last call.
 
     Raises:
         TrainingError: a trial failed; the others were finished first and their results kept.
@@ -83,7 +83,7 @@ def _epochs(trials: Sequence[Trial]) -> int:
 
 
 def _one_by_one(trials: Sequence[Trial], root: Path, on_epochs: Callable[[int], None]) -> list[str]:
-    """Do the trials; returns one sentence for each that failed."""
+    """Run the trials; return one sentence for each that failed."""
     outcomes = [_outcome(trial, root, lambda record: on_epochs(1)) for trial in trials]
     return [failure for failure in outcomes if failure is not None]
 
@@ -116,7 +116,7 @@ def _in_processes(trials: Sequence[Trial], root: Path, jobs: int, on_epochs: Cal
             else:
                 outcomes += report
     finally:
-        tasks.cancel_join_thread()  # trials that nobody takes any more must not keep this process
+        tasks.cancel_join_thread()  # otherwise trials left in the queue would keep this process alive
         for worker in workers:
             worker.terminate()
         for worker in workers:
@@ -128,13 +128,13 @@ def _check_alive(exit_codes: Sequence[int | None]) -> None:
     dead = [code for code in exit_codes if code is not None]
     if dead:
         raise TrainingError(
-            f"a process of the study ended with code {dead[0]}, if that is -9 perhaps for lack of memory; run the same "
-            "command again to go on, with fewer jobs if it happens again"
+            f"a process of the study ended with code {dead[0]} (-9 may mean too little memory); run the same command "
+            "again to go on, with fewer jobs if it happens again"
         )
 
 
 def _serve(tasks: Any, reports: Any, root: Path, threads: int, parent: int) -> None:
-    """A worker: does trials from ``tasks``; reports each finished epoch as 1 and each trial as [outcome]."""
+    """A worker: runs trials from ``tasks``; reports each finished epoch as 1 and each trial as [outcome]."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
@@ -146,7 +146,7 @@ def _serve(tasks: Any, reports: Any, root: Path, threads: int, parent: int) -> N
 
 
 def _outcome(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None]) -> str | None:
-    """Do one trial; None if it went well, else one sentence: a failed one does not stop the others."""
+    """Run one trial; return None, or one sentence if it failed, because a failure must not stop the others."""
     try:
         execute(trial, root, on_epoch)
     except EnergyKDError as error:
@@ -157,7 +157,7 @@ def _outcome(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None]) 
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed study must not leave trainers behind."""
+    """End this process when its parent is gone: a killed study must not leave training processes behind."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -16,8 +16,8 @@ class Difference:
     Attributes:
         value: mean over the seeds.
         half_width: of the 95 % interval; None where there are too few seeds or arms for one.
-        stands_out: whether the difference is still clear of zero when the interval is widened (Bonferroni) for as many
-            comparisons as the study makes.
+        stands_out: whether the interval excludes zero even when it is widened (Bonferroni) for all comparisons of the
+            study.
     """
 
     value: float
@@ -42,7 +42,7 @@ def differences(
     Args:
         arms: name -> one value per seed, seeds in the same order.
         pairs: of names.
-        comparisons: how many the study makes in all.
+        comparisons: number of comparisons in the whole study.
     """
     table = np.array([list(values) for values in arms.values()])
     count, seeds = table.shape

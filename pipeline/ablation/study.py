@@ -3,7 +3,7 @@
 title: one line
 note: what the reader of the table has to know
 reference: KD            # the arm that the others are compared with, seed by seed
-seeds: [0, 1, 2]         # of the student; data and teacher follow params.yaml's
+seeds: [0, 1, 2]         # of the student; data and teacher use the seed of params.yaml
 params: {...}            # changes to params.yaml that all arms share
 arms:
   KD: {...}              # changes of this arm alone
@@ -40,7 +40,7 @@ class StudyFile(BaseModel):
         if unknown:
             raise ValueError(f"comparisons name {unknown[0]!r}, which is not one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("name each seed once")
+            raise ValueError("seeds lists a seed twice; name each seed once")
         return self
 
 
@@ -83,7 +83,7 @@ def load_study(path: Path, params_path: Path) -> Study:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, block by block; a list, or the block of another loss, goes in whole."""
+    """``base`` with ``changes`` merged in, block by block; a list, or the block of another loss, is replaced whole."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)

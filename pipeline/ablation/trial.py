@@ -40,8 +40,8 @@ CHECKPOINTS = "checkpoints"
 _REMEDY = "remove it and run the study again"
 
 
-class Moment(Part):
-    """A student on the test split, with its weights after one epoch."""
+class EpochAccuracy(Part):
+    """Test accuracy of a student with its weights after one epoch."""
 
     epoch: int
     val_top1: Share
@@ -61,14 +61,14 @@ class TrialResult(Document):
     Attributes:
         best_validation: of the epoch with the highest validation top-1.
         val_top1, train_loss: of each epoch.
-        seconds_per_epoch: median of those after the first, which pays for what is compiled and timed.
+        seconds_per_epoch: median without the first epoch, which includes compilation and the choice of kernels.
         code: hash of the code that trained it.
         lineage: hashes of the data and of the teacher.
     """
 
     seed: int
-    last: Moment
-    best_validation: Moment
+    last: EpochAccuracy
+    best_validation: EpochAccuracy
     val_top1: list[float]
     train_loss: list[float]
     seconds_per_epoch: Annotated[float, Field(ge=0)]
@@ -124,7 +124,7 @@ def read_result(trial: Trial, root: Path) -> TrialResult:
 
 
 def make_data(params: Params, root: Path) -> None:
-    """Pack the data, unless that was done. A store stays when the images it came from change."""
+    """Pack the data, unless that was done; an existing store is kept even if its source images have changed."""
     folder = places_of(params, root).data
     if not folder.exists():
         make_store(folder, params.data)
@@ -154,12 +154,12 @@ def check_arm(name: str, params: Params, root: Path) -> None:
 
 
 def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
-    """Do the trial and write its result to :func:`result_path`; its inputs must be there.
+    """Run the trial and write its result to :func:`result_path`; its inputs must exist.
 
     A trial that was stopped goes on from its last stored epoch.
 
     Raises:
-        EnergyKDError: as of the stages that do the same.
+        EnergyKDError: as of :func:`make_subset` and :func:`trained_student`.
     """
     params = trial.params.model_copy(update={"seed": trial.seed})
     path = result_path(trial, root)
@@ -176,8 +176,8 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
         best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, device)
         TrialResult(
             seed=trial.seed,
-            last=Moment(epoch=len(records) - 1, val_top1=records[-1].val_top1, **last),
-            best_validation=Moment(epoch=best_epoch, val_top1=records[best_epoch].val_top1, **best),
+            last=EpochAccuracy(epoch=len(records) - 1, val_top1=records[-1].val_top1, **last),
+            best_validation=EpochAccuracy(epoch=best_epoch, val_top1=records[best_epoch].val_top1, **best),
             val_top1=[record.val_top1 for record in records],
             train_loss=[record.train_loss for record in records],
             seconds_per_epoch=float(np.median([record.seconds for record in records[1:] or records])),
@@ -191,7 +191,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
 
 
 def measure(student: nn.Module, run: Run, params: Params, device: torch.device) -> dict[str, Any]:
-    """The test accuracy of a student, over all, by energy group and by frequency of the classes."""
+    """Test accuracy of a student: of all images, by energy group and by frequency of the classes."""
     test = open_images(run.places.data, "test", device)
     logits, labels = all_logits(student, test).numpy(), test.labels.cpu().numpy()
     correct: NDArray[np.bool_] = top1_correct(logits, labels)

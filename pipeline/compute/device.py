@@ -29,7 +29,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 numbers in hardware; emulated, they are many times slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # x86 and ARM; torch 2.11 lacks the question, and fp32 is right everywhere
+    # x86 and ARM; torch 2.11 has no get_capabilities, and fp32 is used there
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -51,18 +51,18 @@ def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -
 
 @contextmanager
 def fastest_kernels() -> Iterator[None]:
-    """Within the block, cuDNN times its kernels for each new size of a batch and keeps the fastest; nothing on a CPU.
+    """Within the block, cuDNN times its kernels for each new batch size and keeps the fastest; no effect on a CPU.
 
-    Which one is the fastest may differ from run to run, and the last bits of the results with it.
+    The choice may differ from run to run, and with it the last bits of the results.
     """
     yield from _cudnn("benchmark", True)
 
 
 @contextmanager
 def full_fp32() -> Iterator[None]:
-    """Within the block, a GPU computes fp32 convolutions in fp32; else torch lets it round what enters them to TF32.
+    """Within the block, a GPU computes fp32 convolutions in fp32; by default torch rounds their inputs to TF32.
 
-    Not by ``conv.fp32_precision``: while that is set, torch's compiler fails where it reads ``allow_tf32``.
+    ``conv.fp32_precision`` is not used: while it is set, torch's compiler fails where it reads ``allow_tf32``.
     """
     yield from _cudnn("allow_tf32", False)
 
@@ -103,9 +103,9 @@ def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
-    """The network with its passes compiled by torch.compile, all parameters shared; unchanged if compiling is off.
+    """The network compiled by torch.compile, with the same parameters; unchanged if compiling is off.
 
-    Batches of one size are one graph each, so a training step has two or three. Hooks are not seen by the graph.
+    Each batch size has its own graph, so a training step has two or three. A compiled network does not run hooks.
     """
     if choice == "off" or (choice == "auto" and not (device.type == "cuda" and _has_compiler())):
         return network
@@ -115,6 +115,6 @@ def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: t
 
 
 def _has_compiler() -> bool:
-    """Whether the system can compile what inductor and Triton start kernels with, which includes Python.h."""
+    """Whether the system can compile the launch code of inductor and Triton, which includes Python.h."""
     found = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     return found and Path(sysconfig.get_path("include"), "Python.h").exists()

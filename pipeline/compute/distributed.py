@@ -1,7 +1,7 @@
 """Data-parallel processes: rank, share of the work, and collective operations.
 
-One process is the ordinary case and needs no process group; everything here is then free. Several are started by
-torchrun (:mod:`stages.launcher`), which sets the environment that :func:`join` reads.
+A single process, the default, needs no process group and no communication. Several are started by torchrun
+(:mod:`stages.launcher`), which sets the environment variables that :func:`join` reads.
 """
 
 import gc
@@ -23,9 +23,9 @@ class World:
     """The data-parallel processes of one computation.
 
     Attributes:
-        rank: of this process, 0 <= rank < size.
-        size: how many there are.
-        local_rank: of this process on its machine.
+        rank: number of this process, 0 <= rank < size.
+        size: number of processes.
+        local_rank: number of this process on its machine.
     """
 
     rank: int = 0
@@ -38,29 +38,28 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of ``count`` things in a row: parts differ by one thing at most, and none overlap."""
+        """This process's part of ``count`` items; the parts differ by one item at most and do not overlap."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def weight(self, part: int, whole: int) -> float:
-        """Weight of this process's mean, such that the mean over the processes is that over the whole batch, also where
-        the parts are uneven."""
+        """Weight of this process's mean, with which the mean over all processes is the mean over the whole batch."""
         return self.size * part / whole
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network as one whose gradients are the mean over all processes after each backward pass."""
+        """Wrap the network so that each backward pass averages its gradients over all processes."""
         # Buffers need no exchange: batch statistics are synchronised where they are taken. Torch 2.14 has another name
         # for this argument, but 2.11 knows this one only.
         return network if self.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
     @contextmanager
     def barrier(self) -> Iterator[None]:
-        """A block at whose end all processes meet; an input error in one of them ends all of them.
+        """Wait at the end of the block for all processes; an input error in one of them ends all of them.
 
         Without it the others would wait for the failed process for ever.
 
         Raises:
-            EnergyKDError: the one of the lowest rank, in the first process, so that it is shown once.
-            StoppedError: in the others.
+            EnergyKDError: in the first process, the error of the lowest rank, so that it is shown once.
+            StoppedError: in the other processes.
         """
         if self.size == 1:
             yield
@@ -105,7 +104,7 @@ def join(device: torch.device) -> Iterator[World]:
     """This process's rank among the processes that torchrun started; :data:`ALONE` without torchrun.
 
     Args:
-        device: where tensors are exchanged; a GPU is the one of this process's local rank from here on.
+        device: device of the exchanged tensors; for a GPU, the one with this process's local rank becomes current.
 
     Raises:
         TrainingError: the machine has fewer GPUs than processes.

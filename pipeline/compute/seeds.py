@@ -1,8 +1,8 @@
-"""Seeds of independent streams of random numbers, all made of the one seed in params.yaml."""
+"""Seeds of independent streams of random numbers, all derived from ``seed`` in params.yaml."""
 
 import numpy as np
 
-# torch's global generator and the clean views; the streams of the other processes begin at multiples of PER_PROCESS
+# torch's global generator in process r has stream r * PER_PROCESS; that of process 0 is the stream CLEAN
 CLEAN, COMPANIONS, MIXING, STRONG, RANDOM_GROUPS, SUBSET = range(6)
 PER_PROCESS = 8
 

@@ -19,7 +19,7 @@ _GROUP = "process_group"  # an attribute that nn.SyncBatchNorm has beside those 
 def synchronised_batch_norm(network: nn.Module, world: World) -> Iterator[None]:
     """Within the block, the batch norms of the network take their statistics over all processes.
 
-    The class of each module is exchanged, not the module: parameters, names and hooks stay as they are.
+    Only the class of each module is replaced: parameters, names and hooks stay as they are.
 
     Raises:
         TrainingError: the network has batch norms of a kind that cannot be synchronised.
@@ -76,7 +76,7 @@ class _SynchronisedOnCpu(nn.BatchNorm2d):
 
 
 class _Total(torch.autograd.Function):
-    """The sum over all processes. Each value enters the result of every process, so gradients are summed alike."""
+    """The sum over all processes. Every process uses it, so its gradients are summed over all of them too."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

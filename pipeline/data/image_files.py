@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.portable.text import brief
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-# the content decides, not the suffix; Pillow tries no other decoder on files from outside
+# Pillow detects the format by the content, not by the suffix, and tries no other decoder on untrusted files
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
 # control characters would break a message into several lines; surrogates are bytes outside of UTF-8
@@ -118,4 +118,4 @@ def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} cannot be read ({error.strerror}); allow it or correct data.root") from None
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable or fix data.root") from None

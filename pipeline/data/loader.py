@@ -50,7 +50,7 @@ class Batch:
     images: Tensor  # normalised, float32 [B, 3, S, S], channels_last
     labels: Tensor  # int64 [B]
     index: Tensor  # int64 [B], positions in the split
-    process_weight: float = 1.0  # of the mean over this process's part, see World.weight; 1 for a whole batch
+    process_weight: float = 1.0  # factor on the mean over this process's part (World.weight); 1 for a whole batch
     views: Tensor | None = None  # int64 [B], as in Drawn; None if the images are un-augmented
 
 
@@ -190,7 +190,7 @@ def open_images(
 
 
 def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffle ``count`` images into the full batches int64 [B] of one epoch; one smaller batch if there is none."""
+    """Shuffle ``count`` images into the full batches int64 [B] of one epoch; one smaller batch if none is full."""
     order = torch.randperm(count, generator=generator, device=generator.device)
     return list(torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)])
 

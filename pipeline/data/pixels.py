@@ -24,7 +24,7 @@ from pipeline.store.space import SMALL
 MOST_WORKERS = 16
 _AHEAD = 4  # batches that each worker prefetches
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  workers pass batches through it
-_BLOCK = 256  # indices of so many batches are moved at once
+_BLOCK = 256  # batches whose indices move to the CPU at once
 
 
 class Pixels(Protocol):
@@ -119,7 +119,7 @@ def _collate(items: list[Tensor | str]) -> Tensor | str:
         return next(item for item in items if isinstance(item, str))
     if get_worker_info() is None:
         return torch.stack(images)
-    # Allocated here, because in the sending thread a full memory would lose the batch and the parent would wait.
+    # Allocated here: if memory is full in the sending thread, the batch is lost and the parent waits forever.
     batch = torch.empty(len(images), *images[0].shape, dtype=torch.uint8)
     batch.share_memory_()  # type: ignore[no-untyped-call]
     return torch.stack(images, out=batch)

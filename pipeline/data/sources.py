@@ -111,13 +111,13 @@ def _tiny_imagenet(root: Path) -> Source:
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     train = [list_images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
-    answers = [line.split("\t")[:2] for line in _lines(root / "val/val_annotations.txt")]
-    unknown = [name for name, *wnid in answers if not wnid or wnid[0] not in label_of]
+    annotations = [line.split("\t")[:2] for line in _lines(root / "val/val_annotations.txt")]
+    unknown = [name for name, *wnid in annotations if not wnid or wnid[0] not in label_of]
     if unknown:
         raise DataError(
             f"{root / 'val/val_annotations.txt'} gives {unknown[0]} no class of train/; unpack the data set again"
         )
-    test = [[root / "val/images" / name for name, wnid in answers if wnid == own] for own in wnids]
+    test = [[root / "val/images" / name for name, wnid in annotations if wnid == own] for own in wnids]
     # the id distinguishes classes with the same first word
     names = [f"{words.get(wnid, wnid).split(',')[0]} ({wnid})" for wnid in wnids]
     return Source(
@@ -154,7 +154,7 @@ def _lines(path: Path) -> list[str]:
 def _class_names(train: Path) -> tuple[str, ...]:
     names = tuple(subfolders(train))
     if len(names) < 2:
-        raise DataError(f"{train} has {len(names)} class folder(s); a classifier needs at least 2")
+        raise DataError(f"{train} has {len(names)} class folder(s), but a classifier needs at least 2; add a class")
     by_case: dict[str, str] = {}
     for name in names:
         if not name.isprintable():
@@ -199,7 +199,7 @@ def split(source: Source, params: DataParams) -> Members:
     class balance of the source.
 
     Raises:
-        DataError: a class has too few images, also by the long tail, or fewer images than classes would be held out.
+        DataError: a class has too few images or none left in the long tail, or a split gets fewer images than classes.
     """
     from sklearn.model_selection import train_test_split  # noqa: PLC0415  one second of import, needed by prepare only
 

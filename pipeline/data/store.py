@@ -193,7 +193,7 @@ def _are_paths(paths: Any) -> bool:
 def _is_packed(source: Source, storage: str, packed_bytes: int) -> bool:
     has_files = all(part.paths is not None for part in source.splits.values())
     if storage == "files" and not has_files:
-        raise DataError("data.storage files is for data sets of image files, but this one has none; set it to auto")
+        raise DataError("data.storage is files, but this data set has no image files; set it to auto")
     if storage != "auto" or not has_files:
         return storage != "files"
     return packed_bytes <= host_memory() / 4
@@ -267,7 +267,7 @@ def _fingerprint(folder: Path, facts: list[Any]) -> str:
     for path in sorted(folder.glob("*.npy")):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     for path in sorted(folder.glob("*.parquet")):
-        # the contents, because paths may differ
+        # without the paths, which may differ for the same images
         hashes = pq.read_table(path, columns=["sha256"])["sha256"].to_pylist()
         digest.update(f"{path.name} {' '.join(hashes)}\n".encode())
     digest.update(repr(facts).encode())

@@ -14,13 +14,12 @@ from torch.utils.hooks import RemovableHandle
 class FeatureTap:
     """The outputs of named submodules of one network, as its latest forward pass made them.
 
-    Hooks are in place inside ``with tap:``; nothing else of the network is touched. The features are the very tensors
-    of the forward pass, with their gradients; a following in-place layer shows in them. Where a submodule runs more
-    than once, its last output counts. A copy of the network carries the hooks it was copied with, so copy and export it
-    outside.
+    Hooks are in place inside ``with tap:``; nothing else of the network is touched. The features are the tensors of the
+    forward pass themselves, with their gradients; an in-place layer that follows changes them. If a submodule runs more
+    than once, its last output counts. A copy made inside keeps the hooks, so copy and export outside.
 
     Args:
-        network: the network to look into; kept as it is.
+        network: the network to observe; its outputs and parameters do not change.
         names: dotted names of submodules, as in `named_modules`.
 
     Raises:
@@ -56,7 +55,7 @@ class FeatureTap:
         outputs, self._outputs = self._outputs, {}
         for name in self.names:
             if name not in outputs:
-                raise ValueError(f'Submodule "{name}" gave no feature: the network did not run it while it was tapped.')
+                raise ValueError(f'Submodule "{name}" gave no feature: the network did not run it; name another.')
             if not isinstance(outputs[name], Tensor):
                 kind = type(outputs[name]).__name__
                 raise ValueError(f'Submodule "{name}" returns a {kind}, not a tensor: name one that returns a tensor.')
@@ -73,7 +72,7 @@ def feature_shapes(network: nn.Module, names: Sequence[str], image_size: int) ->
     """The shapes of the submodules' outputs for one image, without the batch: (C, H, W) for feature maps.
 
     The network runs once in eval mode on zeros [1, 3, image_size, image_size], on its own device and in its own type;
-    its modes are put back and its statistics stay.
+    its modes are restored, and its running statistics do not change.
 
     Raises:
         ValueError: image_size is not positive, a submodule does not exist, or one gives no tensor.

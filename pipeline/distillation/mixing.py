@@ -18,7 +18,7 @@ def companion_size(batch_size: int, fraction: float) -> int:
 
 
 class Mixing(NamedTuple):
-    """A drawn mixing of a batch of images within itself, before the images are loaded.
+    """A random mixing of a batch of images within itself, drawn before the images are loaded.
 
     Attributes:
         partner: int64 [B] on the CPU, index of each image's partner in the batch.

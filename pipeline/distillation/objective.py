@@ -40,8 +40,8 @@ class DistillationStep:
 
     Attributes:
         batch: the clean batch.
-        companion: where HE-DA is on.
-        strong: strongly augmented second views of the batch [B, 3, S, S], where the loss uses them.
+        companion: None without HE-DA.
+        strong: strongly augmented second views of the batch [B, 3, S, S]; None if the loss does not use them.
     """
 
     batch: Batch
@@ -61,13 +61,12 @@ class DistillationObjective:
 
     For ``loss: kd`` the only term is kd_weight * tau_i^2 KL(softmax(t_i / tau_i) || softmax(s_i / tau_i)). tau_i is
     T_low, T_mid or T_high by the energy group of image i (Energy KD); the mixed images come from the HE-DA subset, and
-    their loss is always KD. Each of several processes computes L on its part of the batch,
-    weighted so that the mean over the processes is L of the whole batch. The teacher is frozen and is no part of the
-    student: not of its parameters, modes or checkpoints.
+    their loss is always KD. Each of several processes computes L on its part of the batch, weighted so that the mean
+    over the processes is L of the whole batch. The teacher is frozen and is not a submodule of the student.
 
     Args:
         teacher: on the device of the batches; it is put into eval mode, and its gradients are switched off.
-        base: the base loss; inside its ``reading_features()`` block when the objective is called.
+        base: the base loss; the objective must be called inside its ``reading_features()`` block.
         groups: energy groups of the N training images; codes on the device of the batches.
         energy_temperature: T_E of the scores, for ``assignment: view``.
         cache: the teacher's logits of clean views, looked up instead of computed.

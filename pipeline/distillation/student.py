@@ -92,7 +92,7 @@ class TrainedStudent:
     """A student after its last epoch; its crash checkpoint still exists.
 
     Attributes:
-        facts: of its card.
+        facts: fields of its card.
     """
 
     network: nn.Module
@@ -120,7 +120,7 @@ def make_student(run: Run, params: Params, session: Session) -> NetworkCard | No
 
 @contextmanager
 def trained_student(run: Run, params: Params, session: Session) -> Iterator[TrainedStudent]:
-    """Distill the student that ``params`` ask for; its crash checkpoint is held while the block runs.
+    """Distill the student that ``params`` ask for; its crash checkpoint stays locked while the block runs.
 
     Raises:
         ParamsError: there is no such network, it cannot take the images, or the loss does not fit the networks.
@@ -157,12 +157,10 @@ def train_student(
     session: Session,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochRecord]:
-    """Train ``student`` in place under ``params.distill`` and ``params.heda``, an epoch for each record asked for.
-
-    ``params.seed`` decides every draw.
+    """Train ``student`` in place under ``params.distill`` and ``params.heda``; ``params.seed`` decides every draw.
 
     Raises:
-        TrainingError: the loss was not finite.
+        TrainingError: as of :func:`pipeline.training.loop.train`.
         ParamsError: the stages of a feature loss do not fit the networks, or the cache does not fit into memory.
     """
     images, world = scored.images, session.world
@@ -239,7 +237,7 @@ def _companions(
     partners = torch.stack([mixing.partner for mixing in mixings]).to(images.device)
     indices = cycled_indices(scored.subset, size, steps, on_device)
     my_part = shares(indices[:1], world)[0]
-    mine = torch.arange(size, device=images.device)[my_part]  # places in the batch
+    mine = torch.arange(size, device=images.device)[my_part]  # positions in the batch
     weight = world.weight(len(mine), size)
     loaded: list[Part] = [slice(None)] * steps
     if world.size > 1:  # a partner may belong to another process's part: load it here too

@@ -24,7 +24,7 @@ class TeacherCache:
     Args:
         teacher: in eval mode, on the device.
         images: N of the training split.
-        views: V, how many different views an image has.
+        views: V, the number of different views of an image.
         processes: number of data-parallel processes; on a CPU they share its memory.
     """
 

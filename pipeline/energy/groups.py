@@ -17,7 +17,7 @@ from pipeline.portable.accuracy import GROUPS
 
 LOW, MID, HIGH = GROUPS["low"], GROUPS["mid"], GROUPS["high"]
 _DEGENERATE = (
-    "the teacher gives the same answer whatever it is shown, or its logits are too large for float32; check its "
+    "the teacher gives the same answer for all images, or its logits are too large for float32; check its "
     "accuracy, or use another teacher or energy.temperature"
 )
 
@@ -94,7 +94,7 @@ def fit_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> Ene
 
     Raises:
         DataError: all images are in one group though several are asked for, all have one energy, or the low and the
-            high group meet at one; names images.
+            high group share an energy; names images.
         ValueError: as of the fit.
     """
     groups = EnergyGroups.fit(energy, low_fraction, high_fraction)
@@ -132,7 +132,7 @@ def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energ
     Returns:
         float32 [B].
     """
-    # the numbers travel with the kernels; a table made on the host would make it wait for all queued work of a GPU
+    # numbers are kernel arguments; copying a table from the host would make it wait for all queued work of a GPU
     temperatures = torch.full(codes.shape, mid, dtype=torch.float32, device=codes.device)
     return temperatures.masked_fill_(codes == LOW, low_energy).masked_fill_(codes == HIGH, high_energy)
 

@@ -3,7 +3,7 @@
 The split is scored in parts of consecutive images, whole batches each, so no energy depends on the number of processes.
 A part is one small Parquet file, written whole or not at all: a resumed run does not score it again. Memory grows with
 N by a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the ranks (8, and about as
-much again inside the sort); for a manifest also by the text of the paths.
+much again inside the sort); for image files also by their paths.
 """
 
 import logging
@@ -34,12 +34,12 @@ from pipeline.training.session import Session
 from pipeline.training.weights import read_network
 
 BATCHES_PER_PART = 256  # at most: 65,536 small images, seconds on a GPU, about a megabyte
-_PIXELS_PER_PART = 2**28  # large images: what a kill costs, and how long processes wait for one another, stays minutes
+_PIXELS_PER_PART = 2**28  # for large images: a kill and waiting for another process cost minutes at most
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of B images in order: label int64, energy float32, confidence float32 (largest probability), correct bool."""
+    """Scores of B images in order; confidence is the largest probability."""
 
     label: NDArray[np.int64]
     energy: NDArray[np.float32]
@@ -85,7 +85,7 @@ class ScoreParts:
         return scores
 
     def missing(self) -> list[range]:
-        """The parts that are still to be scored, damaged ones among them."""
+        """The parts that are still to be scored, including damaged ones."""
         return [rows for rows in self.rows if not self._is_whole(rows)]
 
     def energy(self) -> Tensor:
@@ -113,10 +113,10 @@ def score_images(
     batches_per_part: int | None = None,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> ScoreParts:
-    """Score the un-augmented images with the teacher in float32 (METHOD: energy score).
+    """Score the un-augmented images with the teacher in float32.
 
     All processes of ``world`` call it with the same arguments and share the missing parts; when it returns, every part
-    exists. The processes meet after each part, so that an error in one is noticed at once by all.
+    exists. A barrier after each part tells all processes at once of an error in one.
 
     Args:
         temperature: T_E.
@@ -177,7 +177,7 @@ def score_splits(run: Run, params: EnergyParams, session: Session) -> Scored | N
         None in all processes but the first.
 
     Raises:
-        DataError: as of :func:`score_images`, or the groups mean nothing.
+        DataError: as of :func:`score_images` and :func:`pipeline.energy.groups.fit_groups`.
         SpaceError: the disk cannot hold the tables.
     """
     world, places = session.world, run.places
@@ -214,7 +214,7 @@ def _write(places: Places, train: ScoreParts, test: ScoreParts, params: EnergyPa
         )
     made_from |= {"low_threshold": groups.low_threshold, "high_threshold": groups.high_threshold}
     _write_table(places.energy, train, groups.codes, EnergyLineage(**made_from, split="train"))
-    # the groups of the test images are those of this table's thresholds
+    # the thresholds of this table decide the groups of the test images
     lineage = EnergyLineage(**made_from, split="test", energy=sha256_file(places.energy))
     _write_table(places.energy_test, test, test_codes, lineage)
     train_top1, by_group = scored_top1(train, groups.codes)
@@ -261,9 +261,9 @@ def _agreed(parts: ScoreParts, world: World, device: torch.device) -> list[range
 def _scored(
     teacher: nn.Module, images: Images, temperature: float, parts: list[range]
 ) -> Generator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Label, energy, confidence and correctness of each batch, on the device.
+    """Yield label, energy, confidence and correctness of each batch, on the device.
 
-    One stream over all parts, so that files are decoded ahead across their borders.
+    One iterator over all parts, so that the workers also decode images of the next part ahead.
     """
     for batch, logits in logits_in_batches(teacher, images, parts):
         confidence, answer = torch.softmax(logits, dim=1).max(dim=1)
@@ -274,7 +274,7 @@ def _check_finite(energy: NDArray[np.float32], rows: range) -> None:
     bad = np.flatnonzero(~np.isfinite(energy))
     if bad.size:
         raise DataError(
-            f"of images {rows.start} to {rows.stop - 1} the teacher gives {bad.size} an energy that is not finite, the "
-            f"first at index {rows[int(bad[0])]}; its weights are damaged or its logits overflow, so use another "
+            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} an energy that is not finite, "
+            f"the first at index {rows[int(bad[0])]}; its weights are damaged or its logits overflow, so use another "
             "checkpoint"
         )

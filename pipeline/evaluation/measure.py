@@ -44,8 +44,8 @@ class MeasurementRequest:
         settings: block ``benchmark`` of params.yaml or of a device.yaml.
         key: source of the settings, for messages.
         address: of the device.
-        folder: for the bundle and the fetched files, removed at the end. It also holds the note that lets a client find
-            its run again after a crash, so the next call must use the same folder.
+        folder: for the bundle and the fetched files, removed at the end. It also holds the id of the run on the device:
+            a call with the same folder after a crash continues that run.
         result, samples: output files for the measurement and for the latency of every timed call.
         timeout_seconds: limit for the whole measurement.
         process_seconds: limit for one process, without the timed part, so that a hanging process ends early.

@@ -42,7 +42,7 @@ def runnable_files(
     for name in names or ():
         if name not in listed:
             where = key.partition(":")[0]
-            raise ParamsError(f"{where}: files asks for {name}; choose of those in {folder}: {', '.join(listed)}")
+            raise ParamsError(f"{where}: files asks for {name}; choose from the files in {folder}: {', '.join(listed)}")
     pairs = [
         RunnableFile(file, folder / file.name, runtime)
         for file in listed.values()
@@ -53,7 +53,7 @@ def runnable_files(
     if without_file:
         raise ParamsError(
             f"{key} asks for {without_file[0]}, but {folder} holds no file for it among the selected files; remove it "
-            f"there, or let the export stage write {format_read_by(without_file[0], 'fp32')} files"
+            f"from that list, or let the export stage write {format_read_by(without_file[0], 'fp32')} files"
         )
     for path, recorded in {pair.path: pair.file.sha256 for pair in pairs}.items():
         # the file must be the one that passed the parity check; loading a .pt2 file also runs code from it
@@ -70,4 +70,4 @@ def check_available(runtimes: Iterable[str], key: str) -> None:
     for name in runtimes:
         reason = runtime_class(name).unavailable()
         if reason is not None:
-            raise ParamsError(f"{key} asks for {name}: {reason.rstrip('.')}; or remove it there")
+            raise ParamsError(f"{key} asks for {name}: {reason.rstrip('.')}; or remove it from that list")

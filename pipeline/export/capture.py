@@ -17,7 +17,7 @@ from pipeline.errors import ExportError
 from pipeline.portable.text import first_line
 
 _IMAGES_AT_ONCE = 32  # bounds memory at large image sizes
-# these loggers report progress, advice about options, and fallbacks, which the checks of this package find anyway
+# loggers of progress, advice and fallbacks, which the checks of this package find anyway; None is the root logger
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "onnxruntime", None)
 
 

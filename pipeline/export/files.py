@@ -121,7 +121,7 @@ def write_files(
         layers: Sequence[str] = ()
         if file.precision == "int8" and form.form is not None:
             on_layer = partial(_on_layer, on_progress, len(files), len(planned), file.name)
-            layers = source.int8_graph(form.form, on_layer).fp32_layers
+            layers = source.quantizer.graph(form.form, on_layer).fp32_layers
             file_metadata |= {"fp32_layers": json.dumps(layers), "weight_bits": str(source.quantizer.weight_bits)}
         form.write(source, file.precision, path, file_metadata)
         batch = None if file.format == "torch" else source.params.batch

@@ -7,7 +7,7 @@ builds it on the device, from these ONNX files.
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +25,8 @@ from pipeline.errors import ExportError
 from pipeline.export import graph
 from pipeline.export.capture import capture, deployable, in_float32, reference_logits
 from pipeline.export.half_precision import to_fp16
-from pipeline.export.int8.correction import OnLayer
 from pipeline.export.int8.forms import FormName
-from pipeline.export.int8.quantize import Int8Graph, Quantizer
+from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.structure import check_structure
 from pipeline.portable.text import first_line
 from pipeline.runtimes.openvino_runtime import openvino_core
@@ -93,27 +92,13 @@ class ExportSource:
 
     @cached_property
     def fp16_graph(self) -> onnx.ModelProto:
-        """The same in typed float16."""
+        """The graph with float16 weights and arithmetic; cached too."""
         return to_fp16(self.graph)
 
     @cached_property
     def quantizer(self) -> Quantizer:
         """Makes the int8 graphs of the network."""
         return Quantizer(self.graph, self.calibration_images, self.params.int8)
-
-    @cached_property
-    def _int8_graphs(self) -> dict[FormName, Int8Graph]:
-        return {}
-
-    def int8_graph(self, form: FormName, on_layer: OnLayer = lambda done, total: None) -> Int8Graph:
-        """Int8 ONNX graph in the form for a runtime; made once, so callers must not change it."""
-        if form not in self._int8_graphs:
-            self._int8_graphs[form] = self.quantizer.graph(form, on_layer)
-        return self._int8_graphs[form]
-
-    def fp32_layers(self, precision: Precision, form: FormName) -> tuple[str, ...]:
-        """Names of the layers that stay fp32 in an int8 file; none in another precision."""
-        return self.int8_graph(form).fp32_layers if precision == "int8" else ()
 
 
 class WithEnergy(nn.Module):
@@ -144,20 +129,19 @@ def write_torch(source: ExportSource, precision: Precision, path: Path, metadata
     path.write_bytes(content.getbuffer())
 
 
-def write_onnx(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file (float32, typed float16 or int8 Q/DQ for CPUs) and check its structure. The input "input"
-    [batch, 3, S, S] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
+def write_onnx(
+    source: ExportSource,
+    precision: Precision,
+    path: Path,
+    metadata: Mapping[str, str],
+    form: FormName = "onnxruntime",
+) -> None:
+    """Write an ONNX file (float32, typed float16 or int8 Q/DQ) and check its structure. The input "input" [batch, 3, S,
+    S] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
     """
-    graph.write(_onnx_model(source, precision, "onnxruntime"), path, metadata)
-    check_structure(path, precision, source.fp32_layers(precision, "onnxruntime"))
-
-
-def write_tensorrt(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the ONNX file that TensorRT takes for int8; its other precisions are those of :func:`write_onnx`."""
-    if precision != "int8":
-        raise ValueError(f"TensorRT reads the common ONNX file in {precision}")
-    graph.write(_onnx_model(source, precision, "tensorrt"), path, metadata)
-    check_structure(path, precision, source.fp32_layers(precision, "tensorrt"), for_tensorrt=True)
+    graph.write(_onnx_model(source, precision, form), path, metadata)
+    fp32_layers = source.quantizer.graph(form).fp32_layers if precision == "int8" else ()
+    check_structure(path, precision, fp32_layers, for_tensorrt=form == "tensorrt")
 
 
 def write_openvino(source: ExportSource, precision: Precision, path: Path, metadata: Mapping[str, str]) -> None:
@@ -188,7 +172,7 @@ def _onnx_model(source: ExportSource, precision: Precision, form: FormName) -> o
         case "fp16":
             model = source.fp16_graph
         case "int8":
-            model = source.int8_graph(form).model
+            model = source.quantizer.graph(form).model
     model = graph.with_energy(model, source.energy_temperature)
     if source.params.batch is not None:
         graph.fix_batch(model, source.params.batch)
@@ -213,7 +197,7 @@ class Format:
     Attributes:
         suffix: of the file that the runtime loads.
         runtime: name of the runtime that runs the file for the parity check.
-        form: of an int8 file; None for a format without int8.
+        form: of an int8 file, see :mod:`pipeline.export.int8.forms`; None for a format without int8.
         write: writes the file; equal inputs give equal bytes. Raises ExportError if the network cannot be written.
     """
 
@@ -228,5 +212,6 @@ FORMATS: dict[FormatName, Format] = {
     "torch": Format(".pt2", "torch", None, write_torch),
     "onnx": Format(".onnx", "onnxruntime", "onnxruntime", write_onnx),
     "openvino": Format(".xml", "openvino", "openvino", write_openvino),
-    "tensorrt": Format("_tensorrt.onnx", "onnxruntime", "tensorrt", write_tensorrt),
+    # TensorRT reads the common ONNX files in its other precisions
+    "tensorrt": Format("_tensorrt.onnx", "onnxruntime", "tensorrt", partial(write_onnx, form="tensorrt")),
 }

@@ -106,7 +106,7 @@ def pareto_plot(rows: Sequence[Row], recommended: Row | None) -> str | None:
 
 
 def pareto_front(marks: Sequence[Mark]) -> list[Mark]:
-    """Pareto-optimal marks, fastest first: every other mark is slower or less accurate, or equal in both."""
+    """Pareto-optimal marks, fastest first: no other mark is at least as fast and as accurate; equal ones count once."""
     front: list[Mark] = []
     for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
         if not front or mark.y > front[-1].y:

@@ -81,11 +81,11 @@ class Row:
     def is_measured(self) -> bool:
         return self.top1 is not None or self.latency_p50_ms is not None
 
-    def set_accuracy(self, accuracy: Accuracy, images: str) -> None:
-        """Set accuracy and differences, with a note for each energy group without ``images`` ("test image")."""
+    def set_accuracy(self, accuracy: Accuracy, image_kind: str) -> None:
+        """Set accuracy and differences, with a note for each energy group without an ``image_kind`` ("test image")."""
         self._copy_fields(accuracy, "images", "top1", "delta")
         self.notes += [
-            f"accuracy on {group}-energy images not measured: no {images} is in this group"
+            f"accuracy on {group}-energy images not measured: no {image_kind} is in this group"
             for key, group in _GROUPS.items()
             if getattr(self, key) is None
         ]

@@ -118,7 +118,7 @@ class TensorRtRuntime:
         results = [np.empty(shape, dtype=np.float32) for shape in self._output_shapes]
         self._driver.upload(self._buffers[self._input], source)
         if not self._context.execute_async_v3(self._driver.stream):
-            raise RuntimesError(f"TensorRT failed to run {self._path} ({self._log.last_error()}).")
+            raise RuntimesError(f"TensorRT failed to run {self._path} ({self._log.last_error()}); see its log.")
         for result, name in zip(results, self._outputs, strict=True):
             self._driver.download(result, self._buffers[name])
         self._driver.synchronize()
@@ -150,7 +150,7 @@ class TensorRtRuntime:
             size = int(np.prod(tuple(self._context.get_tensor_shape(name)))) * np.dtype(np.float32).itemsize
             self._buffers[name] = self._driver.allocate(size)
             if not self._context.set_tensor_address(name, self._buffers[name].address):
-                raise RuntimesError(f"TensorRT refused the memory for {name} of {self._path}.")
+                raise RuntimesError(f"TensorRT refused the memory for {name} of {self._path}; use a smaller batch.")
 
     def _obtain_engine(self) -> tuple[Any, dict[str, Any]]:
         """Load the engine from the cache if it is complete and TensorRT accepts it, else build a new one."""
@@ -177,7 +177,8 @@ class TensorRtRuntime:
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise ModelFileError(
-                    f"TensorRT cannot load the engine that it built from {self._path} ({self._log.last_error()})."
+                    f"TensorRT cannot load the engine that it built from {self._path} ({self._log.last_error()}); "
+                    "remove it and run again."
                 )
         return engine, {**record, "engine_path": str(plan_path), "engine_from_cache": from_cache}
 
@@ -207,7 +208,9 @@ class TensorRtRuntime:
             config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise ModelFileError(f"TensorRT cannot build an engine from {self._path} ({self._log.last_error()}).")
+            raise ModelFileError(
+                f"TensorRT cannot build an engine from {self._path} ({self._log.last_error()}); choose another file."
+            )
         return bytes(plan)
 
 

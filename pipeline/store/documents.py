@@ -31,16 +31,16 @@ def _printable(text: str) -> str:
 
 def _plain_name(name: str) -> str:
     if name in ("", "..") or Path(name).name != name or not name.isprintable():
-        raise ValueError("it is no file of its folder")
+        raise ValueError("it is not a plain file name")
     return name
 
 
-def _of(*names: str) -> AfterValidator:
-    """A mapping of exactly these names."""
+def _with_keys(*names: str) -> AfterValidator:
+    """A mapping with exactly these keys."""
 
     def check(values: dict[str, Any]) -> dict[str, Any]:
         if set(values) != set(names):
-            raise ValueError(f"it is not of {', '.join(names)}")
+            raise ValueError(f"its keys are not {', '.join(names)}")
         return values
 
     return AfterValidator(check)
@@ -51,7 +51,7 @@ FileName = Annotated[str, Field(max_length=200), AfterValidator(_plain_name)]
 
 
 class Part(BaseModel):
-    """A part of a document: an unknown key is refused."""
+    """A part of a document. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,8 +60,8 @@ class Document(Part):
     """A whole file.
 
     Attributes:
-        FORMAT: raised by hand when files of the form before can no longer be read, or mean something else. It is part
-            of the file: code that only writes or reads files is no dependency of a stage, so DVC does not notice.
+        FORMAT: raised by hand when files of the present format can no longer be read or mean something else. It is in
+            the file, because code that only reads or writes files is no dependency of a stage, so DVC does not see it.
         MADE_BY: the stage that writes the file.
     """
 
@@ -69,7 +69,7 @@ class Document(Part):
     MADE_BY: ClassVar[str] = ""
 
     def write(self, path: Path) -> Self:
-        """Write the file in one piece, and return the document."""
+        """Write the file atomically, and return the document."""
         write_json(path, self.content())
         return self
 
@@ -82,7 +82,7 @@ class Document(Part):
         """The document in a file.
 
         Args:
-            remedy: what to do about a file that cannot be read; to run its stage again unless given.
+            remedy: what to do about a file that cannot be read; by default, to run its stage again.
 
         Raises:
             DataError: the file is missing, damaged, of another format or no such document.
@@ -91,10 +91,10 @@ class Document(Part):
 
     @classmethod
     def parsed(cls, value: Any, path: Path, remedy: str | None = None) -> Self:
-        """The document that JSON from ``path`` holds; errors as of :meth:`read`."""
+        """The document that JSON from ``path`` holds; errors as for :meth:`read`."""
         values = dict(value) if isinstance(value, Mapping) else {}
         if (found := values.pop("format", None)) != cls.FORMAT:
-            remedy = remedy or _again(cls.made_by(values), "-fs ")  # DVC takes the file for up to date
+            remedy = remedy or _again(cls.made_by(values), "-fs ")  # DVC considers the file up to date
             raise DataError(f"{path} has format {brief(found)}, but this version reads {cls.FORMAT}; {remedy}")
         try:
             return cls.model_validate_json(json.dumps(values), strict=True)
@@ -113,7 +113,7 @@ def _again(stage: str, options: str = "") -> str:
 
 
 def reason_of(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first problem of a file, without the advice that is for files that people write."""
+    """The first problem of a file, without the advice, which is for files that people write."""
     sentence = explain(error, schema)
     return sentence.rpartition("; ")[0] or sentence
 
@@ -122,7 +122,7 @@ def parse_as(kind: type[Any], content: bytes) -> Any:
     """JSON as a dataclass of :mod:`pipeline.portable.documents`; unknown keys are ignored.
 
     Raises:
-        ValueError: it is no JSON, or something else.
+        ValueError: it is no JSON, or does not fit the dataclass.
     """
     value = parse_json(content)
     try:
@@ -141,10 +141,10 @@ class SplitCounts(Part):
 
 
 class DataCard(Document):
-    """data.json: the card of the packed store.
+    """data.json: the card of the image store.
 
     Attributes:
-        storage: packed, or files that stay where they are.
+        storage: packed, or files, which are listed and stay where they are.
         class_names: in the order of the labels.
         image_size: pixels.
         mean, std: per channel, on the scale [0, 1].
@@ -166,8 +166,8 @@ class DataCard(Document):
     fingerprint: Annotated[str, Field(max_length=1000)]
 
 
-class TaughtBy(Part):
-    """Hashes of what a network was made from; those of a teacher that was trained here are None but for the data."""
+class NetworkLineage(Part):
+    """Hashes of what a network was made from; for a teacher that was trained here, all but ``data`` are None."""
 
     data: Hash
     teacher: Hash | None = None
@@ -177,7 +177,7 @@ class TaughtBy(Part):
     initial_weights: Hash | None = None
 
 
-class OfNetwork(Document):
+class NetworkDocument(Document):
     """A document about the teacher or the student."""
 
     role: Role
@@ -188,13 +188,13 @@ class OfNetwork(Document):
         return MAKERS.get(str(values.get("role")), "")
 
 
-class NetworkCard(OfNetwork):
-    """card.json: what a network is, how it did on the validation split, and what it was made from.
+class NetworkCard(NetworkDocument):
+    """card.json: description of a network, its accuracy on the validation split, and what it was made from.
 
     Attributes:
-        source: trained here, or a given checkpoint.
+        source: trained here, or taken from a checkpoint.
         seed, epochs, best_val_top1, best_val_epoch: None for a checkpoint. The weights are the last epoch's.
-        parameters: learnable numbers.
+        parameters: number of learnable parameters.
         macs: multiply-accumulates of one image.
         distill, heda: blocks of params.yaml; None for a teacher.
     """
@@ -214,33 +214,33 @@ class NetworkCard(OfNetwork):
     parameters: Count
     macs: Count
     weights_sha256: Hash
-    lineage: TaughtBy
+    lineage: NetworkLineage
     distill: dict[str, Any] | None = None
     heda: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        # a network of so many outputs is built before its weights show that it has others
+        # a network with num_classes outputs is built before its weights show that the number is wrong
         if self.num_classes != len(self.class_names):
             raise ValueError(f"num_classes is not the {len(self.class_names)} of class_names")
         if self.role == "student" and None in (self.distill, self.heda, self.lineage.teacher, self.lineage.energy):
-            raise ValueError("a student's card says by what and how it was taught")
+            raise ValueError("a student's card must have distill, heda, and teacher and energy in lineage")
         return self
 
 
-class CurvesCard(OfNetwork):
-    """lineage.json in a folder of learning curves: whose they are."""
+class CurvesCard(NetworkDocument):
+    """lineage.json in a folder of learning curves: the network that they belong to."""
 
     weights_sha256: Hash
 
 
 class FileParity(Part):
-    """Of an exported file; the first six as of :class:`pipeline.portable.accuracy.Parity`.
+    """Parity of an exported file; the first six attributes as in :class:`pipeline.portable.accuracy.Parity`.
 
     Attributes:
         energy_max_abs: largest difference of the file's energies from the torch network's.
-        runtime: that computed the file's logits for the comparison.
-        executed_precision: what that runtime reports it computed in on this machine.
+        runtime: runtime that computed the file's logits for the comparison.
+        executed_precision: precision that the runtime reports it executed on this machine.
     """
 
     images: Count
@@ -258,8 +258,8 @@ class ExportedFile(Part):
     """One file that was written and compared with its network.
 
     Attributes:
-        name: of the file in the folder; an IR is known by its .xml.
-        sha256: over the bytes of all its parts, the named one first.
+        name: name in the folder; for an OpenVINO IR, that of its .xml file.
+        sha256: hash of the bytes of all its parts, the named one first.
         size_bytes: of all its parts.
         batch: images per call, fixed in the file; None for any number.
         fp32_layers: convolutions and matrix products that stay fp32 in an int8 file, in the order of computation.
@@ -277,7 +277,7 @@ class ExportedFile(Part):
 
 
 class MadeFrom(Part):
-    """Hashes of what exported files and their measurements come from."""
+    """Hashes of the artifacts that exported files and their measurements are made from."""
 
     data: Hash
     teacher: Hash
@@ -302,12 +302,12 @@ class ExportManifest(Document):
 
 
 class CalibrationRecord(Document):
-    """calibration.json: the images that the int8 numbers come from.
+    """calibration.json: the images that int8 calibration used.
 
     Attributes:
-        int8: block of params.yaml.
-        sha256: of the indices as little-endian int64.
-        indices: in the training split.
+        int8: block ``export.int8`` of params.yaml.
+        sha256: hash of the indices as little-endian int64.
+        indices: indices in the training split.
     """
 
     MADE_BY = "export"
@@ -322,14 +322,14 @@ class CalibrationRecord(Document):
 
 
 class Router(Part):
-    """Keeping answers on the device by one score of uncertainty; see :mod:`pipeline.evaluation.routing`.
+    """Answers kept on the device by one score of uncertainty; see :mod:`pipeline.evaluation.routing`.
 
     Attributes:
         threshold: chosen on the validation split; None if all images are kept, or none.
-        coverage, kept: share and number of the test images kept.
-        top1: among them; None if there are none.
+        coverage, kept: share and number of the test images that are kept.
+        top1: top-1 on the kept images; None if there are none.
         aurc: area under the risk-coverage curve.
-        curve: top-1 among the surest 5, 10, ..., 100 % of the test images.
+        curve: top-1 among the most certain 5, 10, ..., 100 % of the test images.
     """
 
     threshold: float | None
@@ -342,7 +342,7 @@ class Router(Part):
     @model_validator(mode="after")
     def _of_some_images(self) -> Self:
         if (self.top1 is None) != (self.kept == 0):
-            raise ValueError("top1 is of the kept images, and there is none without them")
+            raise ValueError("top1 must be null if no image is kept, and only then")
         return self
 
 
@@ -355,7 +355,7 @@ class Routing(Part):
 
 
 class ShotAccuracy(Part):
-    """Of a long-tailed training split: balanced accuracy within many-, medium- and few-shot classes."""
+    """Balanced accuracy within many-, medium- and few-shot classes, for a long-tailed training split."""
 
     top1_many_shot: Share | None
     top1_medium_shot: Share | None
@@ -389,16 +389,16 @@ class Evaluation(Document):
     """evaluation.json.
 
     Attributes:
-        group_sizes: test images of each energy group.
-        shot_classes: many-, medium- and few-shot classes; None unless the training split is long-tailed.
+        group_sizes: number of test images of each energy group.
+        shot_classes: number of many-, medium- and few-shot classes; None unless the training split is long-tailed.
     """
 
     MADE_BY = "evaluate"
 
     lineage: MadeFrom
     test_images: Annotated[int, Field(ge=1, le=10**12)]
-    group_sizes: Annotated[dict[str, Count], _of(*GROUPS)]
-    shot_classes: Annotated[dict[str, Count], _of("many", "medium", "few")] | None
+    group_sizes: Annotated[dict[str, Count], _with_keys(*GROUPS)]
+    shot_classes: Annotated[dict[str, Count], _with_keys("many", "medium", "few")] | None
     rows: list[EvaluatedRow]
 
 
@@ -406,10 +406,10 @@ class Measurement(Document):
     """benchmark.json, and result.json of a device in targets/.
 
     Attributes:
-        device, machine, tuning, notes, started_at, seconds, bundle_sha256: as the device gave them, see
+        device, machine, tuning, notes, started_at, seconds, bundle_sha256: as the device reported them, see
             :class:`pipeline.portable.documents.Result`.
         settings: block ``benchmark`` of params.yaml or device.yaml, with the images that were sent.
-        samples_sha256: of the file with the latency of every timed call.
+        samples_sha256: hash of the file with the latency of every timed call.
     """
 
     FORMAT = 2

@@ -19,7 +19,7 @@ def write_json(path: Path, value: Any, *, one_line_each: bool = False) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused (ValueError), because JSON has neither.
 
     Args:
-        one_line_each: for a mapping with many rows: indent it and what it holds directly, and put a row on one line.
+        one_line_each: for a mapping with many rows: indent only its first two levels, and put each row on one line.
     """
     text = _by_line(value) if one_line_each else _dumps(value, indent=2)
     with atomic_file(path) as temporary:
@@ -66,7 +66,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: it is no JSON, or holds a number that is not finite or needs more than 64 bits, text that UTF-8
             cannot hold, or lists within lists without end.
     """
-    from_json(content, allow_inf_nan=False)  # accepts only numbers that are too large
+    from_json(content, allow_inf_nan=False)  # refuses everything except too large numbers
     return json.loads(content, parse_float=_finite, parse_int=_of_64_bits)
 
 

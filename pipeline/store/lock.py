@@ -26,10 +26,10 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
     few seconds until they notice its death; this function waits for them.
 
     Args:
-        work: the work in words, as "training this teacher", for messages.
+        work: the work in words, such as "training this teacher", for messages.
 
     Raises:
-        BusyError: another process holds it; names the process, and says if what started that one is gone.
+        BusyError: another process holds it; the message names it, and says if the dvc that started it was killed.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _DYING_SECONDS
@@ -46,13 +46,13 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
                 time.sleep(0.1)
         with path_in_errors(lock):
             file.truncate(0)
-            os.write(file.fileno(), json.dumps(_me()).encode())  # past the buffer, which would fail again at close
+            os.write(file.fileno(), json.dumps(_me()).encode())  # unbuffered: a buffer would fail again at close
         yield
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds a lock: its process, that one's parent when it took the lock, their machine, and if dvc started it."""
+    """Holder of a lock: its process id, its parent's id when it took the lock, its machine, and if dvc started it."""
 
     pid: int
     parent: int

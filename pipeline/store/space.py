@@ -44,7 +44,7 @@ def host_memory() -> int:
 
 
 def _copied_by_dvc(folder: Path) -> bool:
-    """Whether a dvc runs this stage and copies its outputs into a cache on the same disk.
+    """Whether dvc runs this stage and will copy its outputs into a cache on the same disk.
 
     Copying is dvc's default where the file system cannot share blocks; a configured cache is not counted.
     """

@@ -21,9 +21,9 @@ from pipeline.store.documents import Document, Hash
 from pipeline.store.json_files import parse_json
 from pipeline.store.paths import model_files
 
-ROW_BYTES = 48  # of an image in any of our tables, at most
+ROW_BYTES = 48  # upper bound for an image in any of these tables
 _METADATA_KEY = b"energykd"
-# columns that index other arrays: a wrong one would end a process on a GPU, and numpy takes -1 for the last element
+# columns that index other arrays: a wrong value ends a process on a GPU, and numpy takes -1 for the last element
 _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -40,8 +40,8 @@ class EnergyLineage(Document):
 
     Attributes:
         temperature: T_E.
-        low_threshold, high_threshold: of the groups, which are fitted on the training split.
-        energy: hash of the table of the training split, for that of the test split; None for that one itself.
+        low_threshold, high_threshold: thresholds of the groups, which are fitted on the training split.
+        energy: in the table of the test split, hash of the training split's table; None in the latter.
     """
 
     MADE_BY = "score_energy"
@@ -78,7 +78,7 @@ class Table(Generic[L]):
 
 
 _SCORE_COLUMNS = {"label": "i", "energy": "f", "confidence": "f", "correct": "b"}
-# the columns of each table, by what is in its metadata -> the numpy kinds that they may be of
+# type of the lineage -> columns of the table with their numpy kinds
 _COLUMNS: dict[type[Document], dict[str, str]] = {
     ScoreLineage: _SCORE_COLUMNS,
     EnergyLineage: {"index": "i", **_SCORE_COLUMNS, "group": "i"},

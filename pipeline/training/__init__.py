@@ -1,1 +1,1 @@
-"""Networks trained on labels: the loop, crash checkpoints, weights on disk, passes over a split, the teacher."""
+"""Training: the loop, the optimizer, crash checkpoints, weights on disk, inference over a split, the teacher."""

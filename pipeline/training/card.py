@@ -1,10 +1,10 @@
-"""The record of an epoch, and the facts of a network's card."""
+"""Metrics of an epoch, and the fields of a network's card (:class:`pipeline.store.documents.NetworkCard`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.store.documents import DataCard, Role, TaughtBy
+from pipeline.store.documents import DataCard, NetworkLineage, Role
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EpochRecord:
 
 
 def card_facts(role: Role, network: str, data: DataCard, lineage: Mapping[str, str]) -> dict[str, Any]:
-    """The part of a card that does not depend on training.
+    """Fields of a network's card that do not depend on training.
 
     Args:
         lineage: hashes of the other inputs; that of the data is added.
@@ -39,12 +39,12 @@ def card_facts(role: Role, network: str, data: DataCard, lineage: Mapping[str, s
         "network": network,
         "num_classes": len(data.class_names),
         **{key: getattr(data, key) for key in ("class_names", "image_size", "mean", "std")},
-        "lineage": TaughtBy(data=data.fingerprint, **lineage),
+        "lineage": NetworkLineage(data=data.fingerprint, **lineage),
     }
 
 
 def training_facts(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
-    """The part that training adds. The weights kept are the last epoch's; the best epoch is named beside it only."""
+    """Fields that training adds. The weights are those of the last epoch; the best epoch is only recorded."""
     best = max(records, key=lambda record: record.val_top1)
     return {
         "source": "trained",
@@ -57,6 +57,6 @@ def training_facts(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
 
 
 def checkpoint_facts(val_top1: float) -> dict[str, Any]:
-    """The part of a network that someone else trained."""
+    """Fields of a network from a given checkpoint, in place of :func:`training_facts`."""
     nothing = dict.fromkeys(("seed", "epochs", "best_val_top1", "best_val_epoch"))
     return {"source": "checkpoint", "val_top1": val_top1, **nothing}

@@ -1,7 +1,7 @@
-"""Crash checkpoints: finished epochs of a training, or finished parts of another long pass, of a run that was killed.
+"""Crash checkpoints: the last epoch of a training, or the finished parts of scoring, from which a killed run goes on.
 
-They are in a git-ignored folder that DVC does not know, under a key made of everything that decides the result. A
-changed parameter, data set or line of deciding code gives another key, so old weights are never continued as new ones.
+They are in a git-ignored folder that DVC does not know, under a hash of everything that decides the result. A change of
+a parameter, the data set or that code gives another hash, so a run never goes on from the weights of another.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from pipeline.training.weights import state_bytes
 
 _FILE, _BEST = "epoch.safetensors", "best.safetensors"
 _FINISHED = "finished"
-_SHARE = 0.015  # of the training time, for storing epochs but the last
+_SHARE = 0.015  # of the training time, at most, for storing all epochs but the last
 _CODE = Path(__file__).parents[2]
 _PACKAGES = ("models", "pipeline", "stages")
 _STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "distill"}
@@ -39,8 +39,8 @@ class Checkpoint:
     """The last stored epoch of one run: weights, optimizer state and records, in one safetensors file.
 
     Args:
-        best_of: the network of which the weights of the epoch with the highest validation top-1, the first of equals,
-            are kept as well; it need not be all that is trained.
+        best_of: network whose weights after the epoch with the highest validation top-1 (the first of equals) are kept
+            as well; it may be a part of the trained network.
     """
 
     def __init__(self, folder: Path, *, best_of: nn.Module | None = None) -> None:
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @property
     def worth_saving(self) -> bool:
-        """Whether all storing takes at most 1.5 % of the time since the checkpoint was opened, with one epoch more.
+        """Whether storing, with one more epoch, takes at most 1.5 % of the time since the checkpoint was opened.
 
         So a kill loses at most about 70 times the time that storing an epoch takes.
         """
@@ -60,8 +60,8 @@ class Checkpoint:
     def require_space(self, network: nn.Module) -> None:
         """Raise a SpaceError if the disk cannot hold the stored epochs of this training.
 
-        An epoch is the weights and as much momentum, and the epoch before stays until the next is written: 4 times the
-        weights. The final weights and dvc's copy of them need no more.
+        A stored epoch holds the weights and equally large momentum, and the one before stays until the next is written:
+        4 times the weights. The final weights and dvc's copy of them need no more.
         """
         path = self.folder / _FILE
         stored = path.stat().st_size if path.exists() else 0
@@ -94,7 +94,7 @@ class Checkpoint:
         # safetensors stores plain row-major memory; channels_last is put back by copying into the network
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with atomic_file(self.folder / _FILE) as temporary:
-            # not save_file: on a full disk its error is not the system's
+            # not save_file, which raises no OSError on a full disk
             temporary.write_bytes(save(plain, metadata={"records": json.dumps([vars(record) for record in records])}))
         self._latest = time.perf_counter() - started
         self._spent += self._latest
@@ -122,7 +122,7 @@ class Checkpoint:
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, number, key = name.split(".", 2)
-                # the fused optimizer walks memory in order, so its state must lie in memory as its parameter does
+                # the fused optimizer goes through memory in order, so its state needs the parameter's memory format
                 laid_out = torch.empty_like(parameters[int(number)]).copy_(value)
                 state.setdefault(int(number), {})[key] = laid_out.detach()
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -142,13 +142,13 @@ def crash_folder(
         role: teacher, energy or student; the folder's name begins with it.
         key_parts: parameters and hashes of inputs, JSON-like, that decide the result. The hash of the code is added.
         work: the run in words, for the message that refuses a second one.
-        world: the processes that share the folder. The first one holds the lock and removes the folder, so all of them
-            must have met after the last use by another.
-        keep: for a stage. A dvc that was killed has not recorded the outputs of a finished stage: the next dvc removes
-            them and runs the stage again, which then finds everything here.
+        world: the processes that share the folder. The first one holds the lock and removes the folder, so a barrier
+            must follow the last use by another process.
+        keep: for a stage. If dvc is killed before it records the outputs of a finished stage, the next dvc removes them
+            and runs the stage again, which then finds everything here.
 
     Raises:
-        BusyError: another run does the same.
+        BusyError: another process holds the folder.
     """
     key = hashlib.sha256(json.dumps([key_parts, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{role}-{key}"

@@ -1,4 +1,4 @@
-"""A frozen network over a whole split."""
+"""Logits and predictions of a network for a whole split."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ def inference_batch(images: Images) -> int:
 def logits_in_batches(
     network: nn.Module, images: Images, rows: Sequence[range] | None = None
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each un-augmented batch in order with its float32 logits [B, K]; the network is put into eval mode.
+    """Yield each un-augmented batch in order with its float32 logits [B, K]; puts the network into eval mode.
 
     Always float32, whatever the training precision: energies and reported accuracies must not depend on it.
 
@@ -30,7 +30,7 @@ def logits_in_batches(
     """
     network.eval()
     for batch in images.batches(inference_batch(images), rows):
-        with torch.inference_mode(), full_fp32():  # not around the yield: they would hold in the caller's code as well
+        with torch.inference_mode(), full_fp32():  # not around the yield, where they would affect the caller's code
             logits = network(batch.images).float()
         yield batch, logits
 
@@ -41,8 +41,8 @@ def all_logits(network: nn.Module, images: Images) -> Tensor:
 
 
 def predict(network: nn.Module, images: Images, world: World = ALONE) -> Predictions:
-    """The class of the largest logit for each image; each process looks at its part of them, and all get all."""
+    """Predict the class of each image; each process computes its part, and all processes get all predictions."""
     part = range(len(images))[world.share(len(images))]
-    predicted = [images.labels[:0]]  # of a process that has no image
+    predicted = [images.labels[:0]]  # for a process that has no image
     predicted += [logits.argmax(dim=1) for _, logits in logits_in_batches(network, images, [part])]
     return Predictions(world.gather(torch.cat(predicted)), images.labels)

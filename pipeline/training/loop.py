@@ -1,4 +1,4 @@
-"""The training loop of teacher and student, to be read from top to bottom."""
+"""The training loop of teacher and student."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ from pipeline.training.session import Session
 
 
 class Step(Protocol):
-    """One training step's batches; only the objective looks into them."""
+    """Batches of one training step; the loop itself reads only ``index``."""
 
     @property
     def index(self) -> Tensor:
@@ -39,7 +39,7 @@ class Step(Protocol):
 
 S = TypeVar("S", bound=Step)
 
-# predictions may be of one class for so long after the warmup, or for a tenth of the epochs if that is longer
+# all predictions may be one class for so long after the warmup, or for a tenth of the epochs if that is longer
 _PATIENCE_EPOCHS, _PATIENCE_STEPS = 3, 100
 _REMEDY = "lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
 
@@ -49,11 +49,11 @@ class Task(Generic[S]):
     """Data, objective and validation of a training.
 
     Attributes:
-        epoch_steps: this process's part of the steps of an epoch; a pure function of its number, counted from 0.
+        epoch_steps: this process's part of the steps of an epoch; a pure function of the epoch, counted from 0.
         steps: number of steps of an epoch.
         objective: the scalar to minimise, from network, step and epoch.
         validate: predictions of the network for the validation images.
-        seed: every random draw of an epoch comes from it and the epoch's number.
+        seed: with the number of the epoch, it decides every random draw of the epoch.
     """
 
     epoch_steps: Callable[[int], Iterable[S]]
@@ -66,14 +66,14 @@ class Task(Generic[S]):
 def train(
     network: nn.Module, task: Task[S], params: TrainingParams, session: Session, checkpoint: Checkpoint | None = None
 ) -> Iterator[EpochRecord]:
-    """Train ``network`` in place, an epoch for each record that is asked for.
+    """Train ``network`` in place; the iterator trains one epoch before it yields the epoch's record.
 
-    A run that was stopped and goes on from its checkpoint, whose epochs come first, ends in the same weights as one
-    that was not. All processes of the session get the same records and end in the same weights.
+    A run that goes on from its checkpoint first yields the stored records, and ends in the same weights as one that was
+    never stopped. All processes of the session get the same records and end in the same weights.
 
     Args:
-        checkpoint: where the last epoch, and before it those worth storing, are kept; None to keep none. The first
-            process writes it, all read it.
+        checkpoint: stores the last epoch and, before it, those worth the time; None to store none. The first process
+            writes it, all read it.
 
     Raises:
         TrainingError: the loss or the weights were not finite, or the network has collapsed: it predicts one class for
@@ -114,7 +114,7 @@ def train(
                 losses[number] = loss.detach()
                 indices.append(step.index)
                 session.on_step()
-            # checked once per epoch: reading the loss in each step would make the GPU wait for the host
+            # checked once per epoch: reading the loss in each step would leave the GPU idle
             losses = world.total(losses) / world.size
             _check_finite(losses, network, indices, params, epoch, world)
             seconds = time.perf_counter() - started
@@ -158,7 +158,7 @@ def _check_finite(
     losses: Tensor, network: nn.Module, indices: list[Tensor], params: TrainingParams, epoch: int, world: World
 ) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten()
-    # weights that are not finite give the next step such a loss, but after the last step no loss shows them
+    # weights that are not finite make the next step's loss not finite too, but the last step has no next one
     step, what = len(losses) - 1, _not_finite(network)
     if bad.numel():
         step, what = int(bad[0]), "the loss"
@@ -170,12 +170,12 @@ def _check_finite(
 def _not_finite(network: nn.Module) -> str | None:
     """The first parameter or buffer that holds a value which is not finite."""
     state = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
-    finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()  # one look at the device
+    finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()  # one transfer
     return next((f"the tensor {name}" for name, fine in zip(state, finite, strict=True) if not fine), None)
 
 
 def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: TrainingParams, world: World) -> None:
-    """Refuse a network that predicts one class for all images; a sound one may do so in its first epochs."""
+    """Refuse a network that predicts one class for all images; a healthy one may do so in its first epochs."""
     epoch = records[-1].epoch
     alike = len(list(takewhile(lambda record: record.constant is not None, reversed(records))))
     settling = max(_PATIENCE_EPOCHS, math.ceil(_PATIENCE_STEPS / len(indices)), params.epochs // 10)

@@ -9,7 +9,7 @@ from pipeline.config import TrainingParams
 
 
 def make_optimizer(network: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
-    """SGD with momentum over all parameters, one kernel for all of them."""
+    """SGD with momentum over all parameters, in one fused kernel."""
     return torch.optim.SGD(
         network.parameters(),
         lr=params.learning_rate,

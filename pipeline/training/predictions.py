@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DEVIATIONS = 2.0  # above chance by luck alone: one guesser in 44
+_DEVIATIONS = 2.0  # standard deviations above chance; guessing gets there once in 44 times
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Predictions:
 
     @property
     def constant(self) -> int | None:
-        """The one class that is predicted for all images though they are of several, else None."""
+        """The class predicted for all images, if their labels are of several classes; else None."""
         first = int(self.predicted[0])
         alike = bool((self.predicted == first).all()) and bool((self.labels != self.labels[0]).any())
         return first if alike else None
 
     def _by_class(self) -> tuple[Tensor, Tensor]:
-        """Of the classes that occur: how many images, and how many right predictions, float64 [C] each."""
+        """Number of images and of right predictions of each class that occurs, float64 [C] each."""
         classes, which, images = torch.unique(self.labels, return_inverse=True, return_counts=True)
         right = torch.zeros(len(classes), dtype=torch.float64, device=self.labels.device)
         right.index_add_(0, which, (self.predicted == self.labels).double())

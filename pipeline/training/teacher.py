@@ -91,11 +91,10 @@ def _shortfall(predictions: Predictions, minimum_top1: float) -> str | None:
         return None
     wrong = (predictions.predicted != predictions.labels).nonzero().flatten()[:8].tolist()
     shortfall = (
-        f"is at chance level, teaching nothing: over the classes its validation accuracy is "
-        f"{predictions.balanced:.4f}, and guessing may reach {predictions.guessing:.4f} (wrong are images "
-        f"{', '.join(map(str, wrong))}, ...)"
+        f"is at chance level, so it teaches nothing: its balanced validation accuracy is {predictions.balanced:.4f}, "
+        f"and guessing may reach {predictions.guessing:.4f} (misclassified images: {', '.join(map(str, wrong))}, ...)"
     )
     if minimum_top1 > 0:
         return shortfall
-    logging.warning("the teacher %s; it is taken since teacher.minimum_top1 is 0", shortfall)
+    logging.warning("the teacher %s; it is used because teacher.minimum_top1 is 0", shortfall)
     return None

@@ -39,7 +39,7 @@ def build_network(name: str, num_classes: int, key: str) -> nn.Module:
 
 
 def build_student(params: DistillParams, num_classes: int) -> nn.Module:
-    """The student before its training: with ``initial_weights`` where they are given, else as drawn at random.
+    """The student before training, with ``initial_weights`` if they are given, else with random weights.
 
     Raises:
         ParamsError: there is no such network.
@@ -89,7 +89,7 @@ def write_network(folder: Path, network: nn.Module, facts: Mapping[str, Any]) ->
     """
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_folder(folder) as temporary:
-        # not save_file: on a full disk its error is not the system's
+        # not save_file, which raises no OSError on a full disk
         (temporary / WEIGHTS).write_bytes(save(state))
         card = NetworkCard(
             **facts,
@@ -101,7 +101,7 @@ def write_network(folder: Path, network: nn.Module, facts: Mapping[str, Any]) ->
 
 
 def read_network(folder: Path, card: NetworkCard) -> nn.Module:
-    """The network of ``folder``, whose card was read, in eval mode on the CPU.
+    """Read the network that ``card`` describes from its ``folder``, in eval mode on the CPU.
 
     Raises:
         LineageError: the weights are not the ones that the card describes.
@@ -117,7 +117,7 @@ def read_network(folder: Path, card: NetworkCard) -> nn.Module:
     try:
         load_state(network, _read_state(path), path)
     except CheckpointError as error:
-        # its advice is for other people's files; the crash checkpoint would restore the same damage
+        # the advice in the error is for given checkpoints; the crash checkpoint would restore the same damage
         raise CheckpointError(
             f"{str(error).partition('; ')[0]}; remove .checkpoints and run `dvc repro -f {MAKERS[card.role]}`"
         ) from None
@@ -128,8 +128,8 @@ def load_pretrained(network: nn.Module, path: Path, *, new_classes: int | None =
     """Load a checkpoint that someone else trained into ``network``.
 
     Args:
-        new_classes: number of classes of a network that is to be trained further: tensors of the checkpoint that differ
-            from the network's in the number of classes alone are left out, and the network's own stay.
+        new_classes: number of classes, for a network that will be trained further: where a tensor of the checkpoint
+            differs only in the number of classes, the network keeps its own.
         path: a .safetensors file, or a torch file with a state dict, bare or under ``model`` or ``state_dict``, read
             with ``weights_only=True``. A ``module.`` prefix, left by DataParallel, is taken off.
 
@@ -146,12 +146,12 @@ def load_pretrained(network: nn.Module, path: Path, *, new_classes: int | None =
     if not tensors:
         raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
     if new_classes is not None:
-        tensors |= _of_classes(network, tensors, new_classes)
+        tensors |= _class_tensors(network, tensors, new_classes)
     load_state(network, tensors, path)
 
 
-def _of_classes(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """The network's own tensors [num_classes, ...] where the others have another first size and the same rest."""
+def _class_tensors(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """The network's tensors [num_classes, ...] whose namesakes in ``tensors`` differ only in the first size."""
     return {
         name: own
         for name, own in network.state_dict().items()
@@ -193,7 +193,7 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
 def _check_plain(state: Mapping[str, Any], path: Path) -> None:
     """Refuse values that torch would fail at after loading other tensors, or would load as nonsense."""
     for name, value in state.items():
-        # first the kinds of tensors that fail at the other questions
+        # tested first, because other kinds of tensors raise errors in the tests below
         plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.is_nested or value.is_quantized or value.is_complex():
             raise CheckpointError(f"{path} has {brief(name)} in a form that is not plain numbers; save them as floats")
@@ -211,7 +211,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on files that are not torch's own; the error below says it
+            warnings.simplefilter("ignore")  # about files that torch did not write; the error below reports them
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None

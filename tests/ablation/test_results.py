@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.ablation.results import Row, StudyResult, TeacherResult, markdown, plot, write_results
-from pipeline.ablation.trial import Moment
+from pipeline.ablation.trial import EpochAccuracy
 from pipeline.report.formatting import NOT_MEASURED
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ LAST = {
 def result(make_study) -> StudyResult:
     study, found = make_study(), []
     for trial, top1 in zip(study.trials(), (0.70, 0.74, 0.72, 0.761), strict=True):
-        last, best = (Moment(**LAST, top1=value, balanced_accuracy=top1) for value in (top1, top1 + 0.001))
+        last, best = (EpochAccuracy(**LAST, top1=value, balanced_accuracy=top1) for value in (top1, top1 + 0.001))
         found.append(
             Row(
                 arm=trial.arm,

@@ -131,7 +131,7 @@ def test_images_that_stay_files_are_decoded_beside_several_jobs(make_study, tmp_
 @pytest.mark.e2e
 def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_results(make_study, tmp_path):
     params = tiny_study()["params"]
-    params["distill"]["training"]["epochs"] = 6
+    params["distill"]["training"]["epochs"] = 20
     params["data"]["max_images_per_class"] = 50
     study, root = make_study(seeds=[0], params=params), tmp_path / "killed"
     with threads_of_a_worker(jobs=2):

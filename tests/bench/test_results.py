@@ -1,4 +1,4 @@
-"""What docs/results has of our own programs comes out of the JSON beside it."""
+"""The tables of our own programs in docs/results come out of the JSON beside them."""
 
 from __future__ import annotations
 

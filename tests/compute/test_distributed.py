@@ -32,7 +32,7 @@ Work = Callable[..., Any]
 
 
 def in_processes(size: int, folder: Path, work: Work, *arguments: Any) -> list[Any]:
-    """What ``work(world, *arguments)`` returns in each of ``size`` processes, JSON-like."""
+    """The value that ``work(world, *arguments)`` returns in each of ``size`` processes, JSON-like."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

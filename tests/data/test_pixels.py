@@ -100,7 +100,7 @@ def test_a_file_that_is_gone_after_prepare_is_named(stores, image_folder):
 
 
 def test_files_are_asked_for_where_there_are_none(params, tmp_path):
-    with pytest.raises(DataError, match=r"data\.storage files is for data sets of image files"):
+    with pytest.raises(DataError, match=r"data\.storage is files, but this data set has no image files"):
         make_store(tmp_path / "store", params.data.model_copy(update={"storage": "files"}))
     assert not list(tmp_path.iterdir())
 

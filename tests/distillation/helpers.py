@@ -1,4 +1,4 @@
-"""What the tests of distillation share: a few random images, settings of two epochs, and a training on them."""
+"""Helpers for the tests of distillation: a few random images, settings of two epochs, and a training on them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.Com
 
 
 def stages_run(folder: Path) -> list[str]:
-    """What one `dvc repro` ran or restored, in order."""
+    """The stages that one `dvc repro` ran or restored, in order."""
     output = command(folder, "dvc", "repro").stdout
     return re.findall(r"Running stage '(\w+)'", output)
 

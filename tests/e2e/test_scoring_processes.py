@@ -91,7 +91,7 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(digits, tmp_path_factory) -> Path:
-    """What one process makes of 1,294 and 359 images: 6 and 2 parts, the last ones smaller."""
+    """The scores by one process of 1,294 and 359 images: 6 and 2 parts, the last ones smaller."""
     folder = shutil.copytree(digits, tmp_path_factory.mktemp("alone") / "run")
     result = python(folder, "program.py", "nothing", "0")
     assert result.returncode == 0, result.stderr

@@ -40,7 +40,7 @@ def test_a_runtime_that_is_not_here_names_the_parameter(monkeypatch):
 def test_only_the_wanted_files_are_taken(run, tmp_path):
     assert [each.name for each in runnable_files(run, ["torch"], "k", ["a.pt2"])] == ["a.pt2-torch"]
     with pytest.raises(
-        ParamsError, match=rf"^d\.yaml: files asks for b\.onnx; choose of those in {tmp_path}: a\.onnx, a\.pt2$"
+        ParamsError, match=rf"^d\.yaml: files asks for b\.onnx; choose from the files in {tmp_path}: a\.onnx, a\.pt2$"
     ):
         runnable_files(run, ["torch"], "d.yaml: benchmark.runtimes", ["b.onnx"])
 

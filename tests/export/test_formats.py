@@ -1,4 +1,4 @@
-"""What is in the files."""
+"""Content of the exported files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 
 from pipeline.errors import ExportError
-from pipeline.export.formats import IR_SECTION, write_openvino, write_tensorrt, write_torch
+from pipeline.export.formats import IR_SECTION, write_openvino, write_torch
 from pipeline.export.graph import element_types
 from pipeline.export.int8.quantize import weight_bits
 from pipeline.export.structure import COMPUTE
@@ -129,11 +129,6 @@ def test_a_graph_that_openvino_cannot_read_is_named(exported: Exported, tmp_path
     vars(source)["graph"] = broken
     with pytest.raises(ExportError, match=r"cannot convert student_fp32\.xml .*; set export\.openvino to false"):
         write_openvino(source, "fp32", tmp_path / "student_fp32.xml", {})
-
-
-def test_tensorrt_reads_the_common_file_in_other_precisions(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reads the common ONNX file in fp16"):
-        write_tensorrt(None, "fp16", tmp_path / "a_tensorrt.onnx", {})
 
 
 def test_a_torch_program_runs_any_batch_size_bit_for_bit_as_the_network(exported: Exported) -> None:

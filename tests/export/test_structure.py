@@ -52,7 +52,6 @@ def test_layers_in_fp32_are_allowed_in_an_int8_file_if_they_are_listed_and_no_ot
     source = exported.changed()
     with patch.object(forms, "_LAYERS", frozenset({"Conv"})):  # as if the writer knew no matrix product
         vars(source)["quantizer"] = Quantizer(source.graph, source.calibration_images, source.params.int8)
-        vars(source)["_int8_graphs"] = {}
         (file,) = write(tmp_path, [ONNX["int8"]], source)
     kept = tuple(file.fp32_layers)
     path = tmp_path / "student_int8.onnx"

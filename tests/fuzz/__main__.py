@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
 def measure(options: argparse.Namespace) -> Result:
     names = options.only.split(",") if options.only else list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
-        raise ParamsError(f"{unknown[0]!r} is not a target; choose of {', '.join(TARGETS)}")
+        raise ParamsError(f"{unknown[0]!r} is not a target; choose from {', '.join(TARGETS)}")
     if options.cases < 1 or options.first < 0:
         raise ParamsError("--cases must be 1 or more and --first 0 or more; correct them")
     tallies = [asdict(fuzz(name, options.first, options.cases)) for name in names]
@@ -90,7 +90,7 @@ def fuzz(name: str, first: int, cases: int) -> Tally:
 
 
 def _batch(name: str, first: int, count: int, folder: str) -> Iterator[tuple[int, Outcome]]:
-    """What a child tells of its cases, and for it the one in which it hung or crashed, which is the last.
+    """Results that a child process reports; the last one is the case in which it hung or crashed.
 
     Raises:
         RuntimeError: it ended before any case.

@@ -1,4 +1,4 @@
-"""What a case may do: work, or raise one of our own errors with one sentence, and leave nothing behind."""
+"""Judge a case: it must work, or raise one of our own errors with one sentence, and leave nothing behind."""
 
 from __future__ import annotations
 

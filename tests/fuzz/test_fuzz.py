@@ -121,4 +121,4 @@ def test_an_unknown_target_ends_in_one_sentence(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as ended:
         program.main(["--only", "toaster"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: 'toaster' is not a target; choose of params,")
+    assert capsys.readouterr().err.startswith("error: 'toaster' is not a target; choose from params,")

@@ -87,7 +87,7 @@ def test_another_run_is_refused_meanwhile(long_run: RunFolder) -> None:
 
 
 def descriptors(pid: int) -> dict[str, str]:
-    """What a process has open, by number; some are closed while we look."""
+    """Open files of a process by number; some close meanwhile."""
     found = {}
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

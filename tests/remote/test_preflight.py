@@ -1,4 +1,4 @@
-"""What a device is asked before anything is copied to it, on this machine and with Pythons of all ages."""
+"""The questions to a device before anything is copied to it, on this machine and with Pythons of all ages."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def card(role: str) -> documents.NetworkCard:
         parameters=272_474 if teacher else 78_042,
         macs=40_813_184 if teacher else 12_501_632,
         weights_sha256=sha(role),
-        lineage=documents.TaughtBy(data=sha("data"), **made_from),
+        lineage=documents.NetworkLineage(data=sha("data"), **made_from),
         distill=None if teacher else distill,
         heda=None if teacher else {"fraction": 0.4, "mix": "cutmix", "kd_weight": 0.9, "mixed_label_weight": 0.0},
     )
@@ -304,7 +304,7 @@ def minute(p50: float) -> Minute:
 
 
 def device_result() -> documents.Measurement:
-    """What the stage measure leaves of a device that runs the ONNX files, ten times slower than this machine."""
+    """The result of the stage measure for a device that runs the ONNX files, ten times slower than this machine."""
     rows = []
     for name, role, form, precision, size in FILES:
         if form != "onnx":

@@ -55,7 +55,7 @@ json.dump({"version": module.__version__, "members": found}, sys.stdout)
 
 
 class MissingPartError(Exception):
-    """What the bindings need to be imported is not here; the message says which part."""
+    """A part that the bindings need to be imported is missing here; the message names it."""
 
 
 @dataclass(frozen=True)

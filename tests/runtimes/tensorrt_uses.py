@@ -1,4 +1,4 @@
-"""What a program asks of TensorRT, read from its source, and whether the bindings have it."""
+"""The uses of TensorRT in a program, read from its source, and whether the bindings have them."""
 
 from __future__ import annotations
 

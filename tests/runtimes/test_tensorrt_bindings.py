@@ -192,7 +192,7 @@ DOUBLED = [
 
 
 def drift(module: TensorRtDouble, classes: list[type], bindings: Bindings) -> list[str]:
-    """What the double offers and the bindings have not, or not with these values or parameters."""
+    """Parts of the double that the bindings lack, or have with other values or parameters."""
     offered = {name: value for name, value in vars(module).items() if not name.startswith("_") and name not in HELPERS}
     found = [name for name in offered if name not in bindings.members[MODULE]]
     for name, members in offered.items():

@@ -1,4 +1,4 @@
-"""What the tests of stages share: a small run of which nothing was trained, up to the exported files."""
+"""Fixtures for the tests of stages: a small run of which nothing was trained, up to the exported files."""
 
 from __future__ import annotations
 

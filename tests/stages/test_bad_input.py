@@ -1,4 +1,4 @@
-"""What a user gets wrong: one sentence on stderr that names the place and the remedy, exit code 2, nothing touched."""
+"""Mistakes of a user: one sentence on stderr that names the place and the remedy, exit code 2, nothing touched."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_files_whose_names_differ_in_case_only_are_refused_before_dvc_removes_an
 def test_a_folder_that_may_not_be_read(workspace):
     (workspace / "photos/train/ant").chmod(0)
     try:
-        assert "photos/train/ant cannot be read (Permission denied); allow it" in sentence(workspace, "prepare")
+        assert "photos/train/ant cannot be read (Permission denied); make it readable" in sentence(workspace, "prepare")
     finally:
         (workspace / "photos/train/ant").chmod(0o755)
 

@@ -109,7 +109,7 @@ def test_every_setting_of_a_device_that_changes_what_is_measured_or_shown_is_a_p
 
 
 def test_no_clone_needs_a_device():
-    """What the report reads of devices is no output of theirs, and DVC finds no pipeline before one is made."""
+    """No pipeline of a device has an output that the report reads, and DVC finds none before a device is added."""
     assert "targets/results.json" in GRAPH["report"]["deps"]
     outs = {path for stage in DEVICE_GRAPH.values() for out in stage.get("outs", []) for path in out}
     assert outs.isdisjoint(GRAPH["report"]["deps"])

@@ -65,7 +65,7 @@ def start(folder: Path, stage: str) -> subprocess.Popen[str]:
 
 
 def run(folder: Path, stage: str, expected: int = 0) -> str:
-    """What the stage wrote to stderr."""
+    """Standard error of the stage."""
     process = start(folder, stage)
     out, error = process.communicate(timeout=300)
     assert process.returncode == expected, out + error

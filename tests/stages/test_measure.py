@@ -219,7 +219,7 @@ def test_every_example_is_valid_says_that_it_is_unmeasured_and_makes_a_device(ex
         ("pi5", "$(reboot)", "jetson", "host '$(reboot)' is no host name"),
         ("pi5", "pi # x", "jetson", "host 'pi # x' is no host name"),
         ("pi5", "", "jetson", "host '' is no host name"),
-        ("pi5", "pi", "toaster", "has no example 'toaster'; choose of jetson, raspberry_pi, x86_openvino"),
+        ("pi5", "pi", "toaster", "has no example 'toaster'; choose from jetson, raspberry_pi, x86_openvino"),
         ("examples", "pi", "jetson", "targets/examples exists already"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_device_is_never_overwritten(here: Path) -> None:
         ({"address.transport": "ssh", "address.host": "pi", "address.port": 70000}, "address: port 70000 of pi"),
         ({"address.transport": "ssh", "address.host": "pi", "address.ssh_config": "none"}, "ssh_config none of pi"),
         ({"timeout_minutes": 0}, "timeout_minutes is 0"),
-        ({"files": ["student_int8.onnx"]}, "targets/here/device.yaml: files asks for student_int8.onnx; choose of"),
+        ({"files": ["student_int8.onnx"]}, "targets/here/device.yaml: files asks for student_int8.onnx; choose from"),
         ({"benchmark.runtimes": ["openvino"]}, "benchmark.runtimes asks for openvino, but artifacts/export holds no"),
         ({"budget.max_size": 3}, "budget.max_size is not a known key; did you mean max_size_mb?"),
     ],

@@ -1,4 +1,4 @@
-"""What a stage runs short of, or is stopped by: one sentence, an exit code, and nothing half-written."""
+"""A stage that runs short of something or is stopped: one sentence, an exit code, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_too_little_shared_memory_is_one_sentence(files, moment, words):
 
 
 def on_small_disk(folder: Path, room: int, flags: str, name: str, tmp_path: Path) -> tuple[str, dict[str, bytes]]:
-    """What a stage says on a disk with little room, and all that lies there after it."""
+    """Output of a stage on a disk with little room, and all files after it."""
     (tmp_path / "disk").mkdir()
     command = [*NAMESPACE, sys.executable, "-c", SMALL_DISK, str(folder), str(tmp_path / "disk"), str(room), flags]
     result = subprocess.run(

@@ -96,12 +96,12 @@ LINEAGE = CARD["lineage"]
     ("kind", "values", "words"),
     [
         (documents.NetworkCard, CARD_OF_NETWORK | {"num_classes": 10**9}, "num_classes is not the 5 of class_names"),
-        (documents.NetworkCard, CARD_OF_NETWORK | {"heda": None}, "a student's card says by what and how"),
-        (documents.NetworkCard, CARD_OF_NETWORK | {"lineage": LINEAGE | {"energy": None}}, "a student's card says by"),
+        (documents.NetworkCard, CARD_OF_NETWORK | {"heda": None}, "a student's card must have distill, heda"),
+        (documents.NetworkCard, CARD_OF_NETWORK | {"lineage": LINEAGE | {"energy": None}}, "a student's card must have"),
         (
             documents.Router,
             {"threshold": None, "coverage": 0.0, "kept": 0, "top1": 0.5, "aurc": 0.1, "curve": [0.5]},
-            "top1 is of the kept images",
+            "top1 must be null if no image is kept",
         ),
     ],
 )

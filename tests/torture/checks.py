@@ -72,7 +72,7 @@ CHECKS: tuple[Callable[[Path, Undisturbed], Outcome], ...] = (
 
 
 def checkpoint_costs(expected: Undisturbed) -> list[dict[str, Any]]:
-    """What writing crash checkpoints costs when networks are trained on the data of a run, as params.yaml trains.
+    """Cost of writing crash checkpoints when networks are trained on the data of a run, as params.yaml trains.
 
     Returns:
         of each training its ``seconds``, validation and checkpoints included; of these ``saving_seconds``, the writing

@@ -32,7 +32,7 @@ class Moment:
 
 @dataclass
 class Kill:
-    """What happened.
+    """The outcome of a kill.
 
     Attributes:
         stage, after_seconds: the stage that was running, and for how long.

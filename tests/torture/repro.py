@@ -99,7 +99,7 @@ def _is_stage(process: psutil.Process) -> bool:
 
 
 def check(folder: Path) -> subprocess.CompletedProcess[str]:
-    """What `make repro` runs before `dvc repro`."""
+    """The command that `make repro` runs before `dvc repro`."""
     command = [sys.executable, "-m", "stages.check"]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 

@@ -68,7 +68,7 @@ def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, se
 @pytest.mark.parametrize(
     ("minimum", "words"),
     [
-        (0.01, "is at chance level, teaching nothing"),
+        (0.01, "is at chance level, so it teaches nothing"),
         (1.0, r"reaches validation top-1 0\.\d+, below teacher.minimum_top1 1"),
     ],
 )

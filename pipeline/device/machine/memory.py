@@ -61,7 +61,7 @@ def drop_from_cache(paths: Iterable[Path]) -> None:
 def is_cached(path: Path) -> bool | None:
     """Return true if a page of a file is in the kernel's cache; None if the system does not report it.
 
-    By mincore, because a read that must not wait (RWF_NOWAIT) makes the kernel read the file ahead.
+    This uses mincore, because a read that must not wait (RWF_NOWAIT) makes the kernel read the file ahead.
     """
     try:
         mincore = ctypes.CDLL(None).mincore

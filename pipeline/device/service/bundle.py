@@ -115,7 +115,7 @@ def open_bundle(path: Path) -> Bundle:
         infos = archive.infolist()
         sizes = {info.filename: info.file_size for info in infos}
         if len(sizes) != len(infos):
-            raise BundleError(f"{path} holds two files of one name; write the bundle again.")
+            raise BundleError(f"{path} holds two files with the same name; write the bundle again.")
         # Bundles are never compressed, which excludes zip bombs, and never encrypted.
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:

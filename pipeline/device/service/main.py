@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = error.filename or choice.folder
-        return _fail(f"{error.strerror or error} ({where}); free space there or choose another folder.", BAD_INPUT)
+        return _fail(f"{error.strerror or error} ({where}); correct that there or choose another folder.", BAD_INPUT)
     except KeyboardInterrupt:
         return _fail("interrupted, so nothing was written.", 128 + signal.SIGINT)
     return 0

@@ -39,7 +39,7 @@ class Term:
 
 
 class BaseLoss(nn.Module, ABC):
-    """One base loss with its parameters. Its submodules are trained with the student; the networks are none of them.
+    """A base loss with its parameters. Its submodules, never student or teacher, are trained with the student.
 
     Args:
         params: with the block of this loss.
@@ -75,5 +75,5 @@ class BaseLoss(nn.Module, ABC):
 
 
 def warmup(epochs: float, epoch: int) -> float:
-    """A weight's linear rise to 1 over ``epochs``; the authors' code counts epochs from 1."""
+    """Factor that rises linearly to 1 over ``epochs``; counts epochs from 1, as the authors' code does."""
     return min((epoch + 1) / epochs, 1.0) if epochs else 1.0

@@ -1,4 +1,4 @@
-"""The losses on feature maps: which submodules are view, and the connectors trained for it."""
+"""The losses on feature maps: which submodules they compare, and the connectors that are trained for it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.reviewkd import ReviewKD
 from pipeline.errors import ParamsError
 
-# name -> from the channels of the student's and the teacher's stages, to a module of their feature maps
+# name -> makes the loss on feature maps from the channels of the student's and the teacher's stages
 FEATURE_LOSSES: dict[str, Callable[[Sequence[int], Sequence[int]], nn.Module]] = {
     "fitnet": FitNet,
     "at": Attention,
@@ -45,7 +45,7 @@ class FeatureLoss(BaseLoss):
         if len(stages[0]) != len(stages[1]):
             raise ParamsError(
                 f"params.yaml: distill.loss: the student has {len(stages[0])} stages ({', '.join(stages[0])}) and the "
-                f"teacher {len(stages[1])} ({', '.join(stages[1])}); name as many of each"
+                f"teacher {len(stages[1])} ({', '.join(stages[1])}); name equally many of both"
             )
         if self.params.name == "fitnet":
             middle = len(stages[0]) // 2

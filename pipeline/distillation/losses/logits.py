@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-# A deviation this small is noise of the arithmetic; a gradient divided by it would end a training run.
+# A length up to this is rounding noise; a gradient divided by it would make the training diverge.
 SHORTEST = 1e-8
 
 

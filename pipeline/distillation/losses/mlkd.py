@@ -1,7 +1,7 @@
 """Multi-level logit distillation (Jin et al., "Multi-level Logit Distillation", CVPR 2023).
 
-The batch and class level compare Gram matrices over the batch, so a row's value depends on the other rows. No tau^2 in
-them: their size at the paper's temperatures is the paper's.
+The batch and class level compare Gram matrices over the batch, so a row's value depends on the other rows. They have no
+factor tau^2, as in the paper.
 """
 
 import torch
@@ -26,9 +26,8 @@ def mlkd(
 ) -> Tensor:
     """Instance, batch and class level, each summed over the temperatures {2, 3, 4, 5, 6} * tau_i / base.
 
-    With tau_i = base that is the paper's set; energy temperatures scale the whole set per sample. A row's value
-    depends on the other rows through the batch and class levels, whose single rows may be negative in the class level;
-    the mean over the batch is >= 0.
+    With tau_i = base that is the paper's set; energy temperatures scale the whole set per sample. The batch and class
+    levels couple the rows. Single rows of the class level may be negative; the mean over the batch is >= 0.
 
     Args:
         student_logits, teacher_logits: [B, K], of any floating type; computed in float32 or wider.
@@ -92,7 +91,7 @@ def batch_correlation(student_logits: Tensor, teacher_logits: Tensor, temperatur
 def class_correlation(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
     """B/K * (pt_i' D pt_i - ps_i' D ps_i) with D = P_t^T P_t - P_s^T P_s [K, K] and P = softmax(z_i / tau_i).
 
-    ||D||^2 is the sum of the brackets, so each row carries its share of a number that has no rows of its own.
+    The brackets of all rows sum to ||D||^2, so each row carries a share of it.
 
     Args:
         student_logits, teacher_logits: [B, K], of any floating type; computed in float32 or wider.
@@ -131,7 +130,7 @@ def low_confidence(teacher_logits: Tensor) -> Tensor:
 
 
 class MlkdLoss(BaseLoss):
-    """kd_weight * MLKD of each of two views; the selection by confidence applies to the plain view only."""
+    """kd_weight * MLKD of each view; the selection by confidence applies to the clean view only."""
 
     def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> None:
         super().__init__(params, student, teacher, image_size)

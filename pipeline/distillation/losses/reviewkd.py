@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.distillation.losses.feature_pairs import match_size, pair, squared_error
 from pipeline.distillation.losses.logits import widen
 
-# The paper's pyramid: the pooled sizes of the hierarchical context loss and their weights relative to the full map's.
+# pooled sizes of the hierarchical context loss, as in the paper
 POOLED_SIZES = (4, 2, 1)
 WIDEST_FUSION = 512
 
@@ -80,7 +80,7 @@ class Fusion(nn.Module):
 
         Args:
             feature: [B, in_channels, H, W].
-            passed: [B, channels, H', W'] of any size, exactly where ``reviews``.
+            passed: [B, channels, H', W'] of any size; None unless ``reviews``.
         """
         own: Tensor = self.entry(feature)
         if self.attention is not None and passed is not None:
@@ -93,7 +93,7 @@ class Fusion(nn.Module):
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of the maps and of their average poolings to 4x4, 2x2 and 1x1.
 
-    Each level in use has half the weight of the one before, and the weights are divided by their sum: a level that is
+    Each level has half the weight of the one before, and the weights are divided by their sum. A pooled size that is
     not smaller than the map is left out.
 
     Args:

@@ -8,6 +8,7 @@ any correction. Each node is computed once for all images, so the time grows wit
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -15,120 +16,116 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pipeline.config import Int8Params
-from pipeline.export.int8.layers import Layer, constants, open_session
-from pipeline.export.int8.ranges import Step
+from pipeline.export.int8.forms import Numbers
+from pipeline.export.int8.layers import Layer, constants, observe, open_session
 from pipeline.export.int8.rounding import MOST_INPUTS, input_covariance, nearest, round_weights
 
 OnLayer = Callable[[int, int], None]  # layers done, layers in all
+Values = dict[str, NDArray[np.generic]]
 
 
-def correct(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    activations: Mapping[str, Step],
-    scales: Mapping[Layer, NDArray[np.float32]],
-    means: Mapping[str, NDArray[np.float64]],
-    images: NDArray[np.float32],
-    params: Int8Params,
-    levels: int,
-    on_layer: OnLayer,
-) -> onnx.ModelProto:
-    """Return a copy of the float32 graph in which weights are multiples of their scales, and biases are corrected.
+class Correction:
+    """Corrects the layers of one float32 network, for any choice of ranges.
 
     Args:
-        activations: tensor -> its bytes.
-        scales: quantised layer -> scale [O] of each output channel.
-        means: layer -> mean [O] of each output channel in the float32 network.
+        model: float32 graph of :func:`pipeline.export.int8.layers.prepare`; not changed.
+        layers: of the graph.
         images: float32 [n, 3, S, S]; all of them are held in memory with the values that are still needed.
-        levels: largest magnitude of a weight in bytes.
+        params: switches rounding and bias correction.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    numbers, by_name = constants(model), {layer.name: layer for layer in layers}
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(value.name for value in model.graph.output)
-    values: dict[str, NDArray[np.generic]] = {}
-    _keep(values, model.graph.input[0].name, images, activations)
-    done = 0
-    for node in model.graph.node:
-        layer = by_name.get(node.name)
-        if layer is not None and layer in scales:
-            weight = numbers[layer.weight]
-            rounding = params.rounding and weight[:1].size <= MOST_INPUTS
-            given = np.asarray(values[layer.input], np.float32) if rounding else None
-            numbers[layer.weight] = _rounded(node, layer, weight, scales[layer], given, levels)
-        computed = _computed(node, values, numbers, model)
-        if layer is not None:
-            if params.bias_correction and layer.bias is not None:
-                missing = (means[layer.name] - channel_mean(computed[layer.output], layer)).astype(np.float32)
-                numbers[layer.bias] = numbers[layer.bias] + missing
-                if layer.is_convolution:  # the bias of a matrix product is added by a node of its own
-                    maps = computed[layer.output]
-                    computed[layer.output] = maps + missing.reshape(-1, *[1] * (maps.ndim - 2))
-            done += 1
-            on_layer(done, len(layers))
-        for name, value in computed.items():
-            _keep(values, name, value, activations)
-        for name in node.input:
-            readers[name] -= 1
-            if not readers[name]:
-                values.pop(name, None)
-    for tensor in result.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numbers[tensor.name], tensor.name))
-    return result
+
+    def __init__(
+        self, model: onnx.ModelProto, layers: Sequence[Layer], images: NDArray[np.float32], params: Int8Params
+    ) -> None:
+        self._model, self._layers, self._images, self._params = model, layers, images, params
+
+    def corrected(self, numbers: Numbers, on_layer: OnLayer) -> onnx.ModelProto:
+        """A copy of the float32 graph in which weights are multiples of their scales, and biases are corrected."""
+        graph, by_name = self._model.graph, {layer.name: layer for layer in self._layers}
+        fixed, done = constants(self._model), 0
+        readers = Counter(name for node in graph.node for name in node.input)
+        readers.update(value.name for value in graph.output)
+        values: Values = {graph.input[0].name: numbers.rounded(graph.input[0].name, self._images)}
+        for node in graph.node:
+            layer = by_name.get(node.name)
+            if layer is not None and layer in numbers.scales:
+                fixed[layer.weight] = self._rounded(node, layer, fixed[layer.weight], values[layer.input], numbers)
+            computed = self._computed(node, values, fixed)
+            if layer is not None:
+                self._correct_bias(layer, computed, fixed)
+                done += 1
+                on_layer(done, len(self._layers))
+            values |= {name: numbers.rounded(name, value) for name, value in computed.items()}
+            for name in node.input:
+                readers[name] -= 1
+                if not readers[name]:
+                    values.pop(name, None)
+        result = onnx.ModelProto()
+        result.CopyFrom(self._model)
+        for tensor in result.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(fixed[tensor.name], tensor.name))
+        return result
+
+    def _rounded(
+        self,
+        node: onnx.NodeProto,
+        layer: Layer,
+        weight: NDArray[np.float32],
+        values: NDArray[np.generic],
+        numbers: Numbers,
+    ) -> NDArray[np.float32]:
+        """The weights as multiples of their scales: the nearest, or those of least error for the input ``values``."""
+        scales, levels = numbers.scales[layer], numbers.levels
+        rows = np.moveaxis(weight, layer.axis, 0)
+        if self._params.rounding and weight[:1].size <= MOST_INPUTS:
+            covariance = input_covariance(node, weight.shape[2:], np.asarray(values, np.float32))
+            groups, _, size = covariance.shape
+            steps = round_weights(rows.reshape(groups, -1, size), scales.reshape(groups, -1), covariance, levels)
+        else:
+            steps = nearest(rows.reshape(len(rows), -1), scales, levels)
+        multiples = steps.reshape(rows.shape) * scales.reshape(-1, *[1] * (rows.ndim - 1))
+        return np.ascontiguousarray(np.moveaxis(multiples, 0, layer.axis))
+
+    def _computed(
+        self, node: onnx.NodeProto, values: Values, fixed: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run one node; return its outputs by name."""
+        given = {name: values[name] for name in node.input if name in values}
+        weights = [numpy_helper.from_array(fixed[name], name) for name in dict.fromkeys(node.input) if name in fixed]
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in given.items()
+        ]
+        names = [name for name in node.output if name]
+        single = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        outputs = [onnx.ValueInfoProto(name=name) for name in names]
+        single.graph.CopyFrom(helper.make_graph([node], "node", inputs, outputs, weights))
+        return dict(zip(names, open_session(single, as_written=True).run(names, given), strict=True))
+
+    def _correct_bias(
+        self, layer: Layer, computed: dict[str, NDArray[np.float32]], fixed: dict[str, NDArray[np.float32]]
+    ) -> None:
+        if not self._params.bias_correction or layer.bias is None:
+            return
+        maps = computed[layer.output]
+        missing = (self._means[layer.name] - _channel_mean(maps, layer)).astype(np.float32)
+        fixed[layer.bias] = fixed[layer.bias] + missing
+        if layer.is_convolution:  # the bias of a matrix product is added by a node of its own
+            computed[layer.output] = maps + missing.reshape(-1, *[1] * (maps.ndim - 2))
+
+    @cached_property
+    def _means(self) -> dict[str, NDArray[np.float64]]:
+        """Layer -> mean of each output channel in the float32 network, [O]."""
+        sums: dict[str, NDArray[np.float64] | float] = dict.fromkeys((layer.name for layer in self._layers), 0.0)
+        for values in observe(self._model, [layer.output for layer in self._layers], self._images):
+            for layer, output in zip(self._layers, values, strict=True):
+                sums[layer.name] += _channel_mean(output, layer) * len(output)
+        return {name: np.asarray(total) / len(self._images) for name, total in sums.items()}
 
 
-def channel_mean(values: NDArray[np.float32], layer: Layer) -> NDArray[np.float64]:
+def _channel_mean(values: NDArray[np.float32], layer: Layer) -> NDArray[np.float64]:
     """Mean [O] of each output channel, over values [n, O, ...] of a convolution or [..., O] of a matrix product."""
     axis = 1 if layer.is_convolution else values.ndim - 1
-    mean: NDArray[np.float64] = values.mean(
-        axis=tuple(other for other in range(values.ndim) if other != axis), dtype=np.float64
-    )
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    mean: NDArray[np.float64] = values.mean(axis=others, dtype=np.float64)
     return mean
-
-
-def _keep(
-    values: dict[str, NDArray[np.generic]], name: str, value: NDArray[np.generic], activations: Mapping[str, Step]
-) -> None:
-    step = activations.get(name)
-    values[name] = value if step is None else step.rounded(np.asarray(value, np.float32))
-
-
-def _computed(
-    node: onnx.NodeProto,
-    values: Mapping[str, NDArray[np.generic]],
-    numbers: Mapping[str, NDArray[np.float32]],
-    model: onnx.ModelProto,
-) -> dict[str, NDArray[np.float32]]:
-    """Run one node; return its outputs by name."""
-    given = {name: values[name] for name in node.input if name in values}
-    fixed = [numpy_helper.from_array(numbers[name], name) for name in dict.fromkeys(node.input) if name in numbers]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for name, value in given.items()
-    ]
-    names = [name for name in node.output if name]
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    single = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    single.graph.CopyFrom(helper.make_graph([node], "node", inputs, outputs, fixed))
-    return dict(zip(names, open_session(single, as_written=True).run(names, given), strict=True))
-
-
-def _rounded(
-    node: onnx.NodeProto,
-    layer: Layer,
-    weight: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    given: NDArray[np.float32] | None,
-    levels: int,
-) -> NDArray[np.float32]:
-    """The weights as multiples of their scales: the nearest, or those of least error for the ``given`` input."""
-    rows = np.moveaxis(weight, layer.axis, 0)
-    if given is None:
-        steps = nearest(rows.reshape(len(rows), -1), scales, levels)
-    else:
-        covariance = input_covariance(node, weight.shape[2:], given)
-        groups, _, size = covariance.shape
-        steps = round_weights(rows.reshape(groups, -1, size), scales.reshape(groups, -1), covariance, levels)
-    multiples = steps.reshape(rows.shape) * scales.reshape(-1, *[1] * (rows.ndim - 1))
-    return np.ascontiguousarray(np.moveaxis(multiples, 0, layer.axis))

@@ -38,6 +38,26 @@ _BETWEEN = frozenset({
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The chosen numbers of an int8 graph.
+
+    Attributes:
+        activations: tensor -> its bytes.
+        scales: quantised layer -> scale [O] of each output channel of its weights.
+        levels: largest magnitude of a weight in bytes.
+    """
+
+    activations: Mapping[str, Step]
+    scales: Mapping[Layer, NDArray[np.float32]]
+    levels: int
+
+    def rounded(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """The values of a tensor as its bytes stand for them; unchanged for a tensor that is not quantised."""
+        step = self.activations.get(name)
+        return values if step is None else step.rounded(values)
+
+
+@dataclass(frozen=True)
 class Form:
     """The form of an int8 graph.
 
@@ -95,23 +115,22 @@ def write_pairs(
     form: Form,
     nodes: Sequence[str],
     image: NDArray[np.float32],
-    activations: Mapping[str, Step] | None = None,
-    weights: Mapping[Layer, NDArray[np.float32]] | None = None,
+    numbers: Numbers | None = None,
 ) -> onnx.ModelProto:
     """Return the Q/DQ graph of a float32 graph from :func:`pipeline.export.int8.layers.prepare`.
 
     Args:
         nodes: names of the nodes to quantise.
         image: any image, float32 [1, 3, S, S].
-        activations: tensor -> its bytes; without them the writer chooses, which shows where pairs stand.
-        weights: layer -> scale [O] of each output channel; the weights in ``model`` must be multiples of it.
+        numbers: without them the writer chooses, which shows where pairs stand. The weights in ``model`` must be
+            multiples of their scales.
     """
     overrides: dict[str, list[dict[str, Any]]] = {}
-    for name, step in (activations or {}).items():
+    for name, step in (numbers.activations if numbers else {}).items():
         kind, integer = (QuantType.QInt8, np.int8) if step.lowest < 0 else (QuantType.QUInt8, np.uint8)
         point = np.array(step.zero_point, integer)
         overrides[name] = [{"quant_type": kind, "scale": np.array(step.scale), "zero_point": point}]
-    for layer, scales in (weights or {}).items():
+    for layer, scales in (numbers.scales if numbers else {}).items():
         zero = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, np.int8)}
         overrides[layer.weight] = [zero | {"scale": np.array(scale)} for scale in scales]
         overrides[layer.weight][0]["axis"] = layer.axis

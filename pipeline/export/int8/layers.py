@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx.utils import Extractor
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.export.structure import COMPUTE
@@ -130,7 +131,8 @@ def observe(
     model: onnx.ModelProto, names: Sequence[str], images: NDArray[np.float32]
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Yield the named values for the images [n, 3, S, S], a few images at a time to save memory."""
-    session = open_session(_leading_to(model, names))
+    leading = Extractor(model).extract_model([model.graph.input[0].name], list(names))
+    session = open_session(leading)
     chunk = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
     for start in range(0, len(images), chunk):
         yield session.run(list(names), {model.graph.input[0].name: images[start : start + chunk]})
@@ -154,19 +156,3 @@ def open_session(
         options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED  # without the layouts of this CPU
         options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _leading_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy with the named values as outputs and only the nodes that these values need."""
-    needed, nodes = set(names), []
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    subgraph = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    subgraph.graph.name = model.graph.name
-    subgraph.graph.node.extend(reversed(nodes))
-    subgraph.graph.input.extend(model.graph.input)
-    subgraph.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
-    subgraph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return subgraph

@@ -21,8 +21,16 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
 from pipeline.export.capture import quiet
-from pipeline.export.int8.correction import OnLayer, channel_mean, correct
-from pipeline.export.int8.forms import FORMS, Form, FormName, executed_in_fp32, quantized_tensors, write_pairs
+from pipeline.export.int8.correction import Correction, OnLayer
+from pipeline.export.int8.forms import (
+    FORMS,
+    Form,
+    FormName,
+    Numbers,
+    executed_in_fp32,
+    quantized_tensors,
+    write_pairs,
+)
 from pipeline.export.int8.layers import Layer, constants, find_layers, observe, open_session, prepare
 from pipeline.export.int8.ranges import Histogram, Step, Values, choose, histograms, step
 from pipeline.export.int8.rounding import weight_scales
@@ -55,17 +63,20 @@ class Quantizer:
         self._original = model
         self._images = images
         self._params = params
+        self._graphs: dict[FormName, Int8Graph] = {}
         self.weight_bits = weight_bits(params)
 
     def graph(self, form: FormName, on_layer: OnLayer = lambda done, total: None) -> Int8Graph:
-        """The network in the form for a runtime.
+        """The network in the form for a runtime; made once, so callers must not change it.
 
         Raises:
             ExportError: ONNX Runtime cannot run or quantise the network.
         """
         try:
-            with quiet():
-                return self._graph(FORMS[form], on_layer)
+            if form not in self._graphs:
+                with quiet():
+                    self._graphs[form] = self._graph(FORMS[form], on_layer)
+            return self._graphs[form]
         except Exception as error:  # the libraries raise many types of errors
             raise ExportError(
                 f"ONNX Runtime cannot quantise the network to int8 ({first_line(error)}); take int8 out of "
@@ -83,19 +94,10 @@ class Quantizer:
         activations = {name: choose(self._histograms[name], form.signed) for name in quantized_tensors(placed)}
         chosen = set(nodes)
         scales = {layer: self._scale(layer, activations) for layer in layers if layer.name in chosen}
-        corrected = correct(
-            model,
-            layers,
-            activations,
-            scales,
-            self._means,
-            self._images,
-            self._params,
-            _LEVELS[self.weight_bits],
-            on_layer,
-        )
+        numbers = Numbers(activations, scales, _LEVELS[self.weight_bits])
+        corrected = self._correction.corrected(numbers, on_layer)
         fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in chosen)
-        return Int8Graph(write_pairs(corrected, form, nodes, image, activations, scales), tuple(fp32))
+        return Int8Graph(write_pairs(corrected, form, nodes, image, numbers), tuple(fp32))
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
@@ -120,14 +122,8 @@ class Quantizer:
         return histograms(names, lambda: self._passes(names), ends_only=self._params.ranges == "minmax")
 
     @cached_property
-    def _means(self) -> dict[str, NDArray[np.float64]]:
-        """Layer -> mean of each output channel in the float32 network, [O]."""
-        sums: dict[str, list[NDArray[np.float64]]] = {layer.name: [] for layer in self._layers}
-        for values in self._passes([layer.output for layer in self._layers]):
-            for layer in self._layers:
-                output = values[layer.output]
-                sums[layer.name].append(channel_mean(output, layer) * len(output))
-        return {name: np.sum(parts, axis=0) / len(self._images) for name, parts in sums.items()}
+    def _correction(self) -> Correction:
+        return Correction(self._model, self._layers, self._images, self._params)
 
     def _passes(self, names: list[str]) -> Iterator[Values]:
         return (dict(zip(names, chunk, strict=True)) for chunk in observe(self._model, names, self._images))
@@ -166,7 +162,7 @@ def _adds_products_exactly() -> bool:
     steps = {"input": step(0.0, 1.0, signed=False), "sum": step(0.0, float(channels), signed=False)}
     scales = {layer: np.full(channels, 1 / 127, np.float32) for layer in find_layers(model)}
     with quiet():
-        pairs = write_pairs(model, FORMS["onnxruntime"], ["conv"], ones, steps, scales)
+        pairs = write_pairs(model, FORMS["onnxruntime"], ["conv"], ones, Numbers(steps, scales, 127))
         sums = [open_session(pairs).run(None, {"input": ones})[0]]
     core = openvino_core()
     compiled = core.compile_model(core.read_model(pairs.SerializeToString()), "CPU")

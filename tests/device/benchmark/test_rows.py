@@ -1,4 +1,4 @@
-"""What the measurements beside the latency add to a row; None where not measured, with the reason."""
+"""Fields of a row for the measurements besides the latency; None where not measured, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured in a worker's process, and how the process tells it."""
+"""Measurements in a worker's process, and how it reports them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.device.fake_system import write
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a measurement did, in order: read sensors, or time inferences."""
+    """Actions of a measurement, in order: read sensors, or time inferences."""
     happened: list[str] = []
 
     def sensors(**options: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every logit loss promises, and the figures of the public implementations."""
+"""Properties of every logit loss, and the figures of the public implementations."""
 
 from __future__ import annotations
 
