@@ -67,8 +67,11 @@ def run_study(
         trial for path, trial in {result_path(trial, root): trial for trial in trials}.items() if not path.exists()
     ]
     on_epochs(_epochs(trials) - _epochs(missing))
-    failures = _one_by_one(missing, root, on_epochs) if jobs == 1 else _in_processes(missing, root, jobs, on_epochs)
-    if failures:
+    if jobs == 1:
+        outcomes = [_outcome(trial, root, lambda record: on_epochs(1)) for trial in missing]
+    else:
+        outcomes = _in_processes(missing, root, jobs, on_epochs)
+    if failures := [failure for failure in outcomes if failure is not None]:
         raise TrainingError(f"{len(failures)} of {len(missing)} runs failed, the others are kept; {failures[0]}")
     return [(trial, read_result(trial, root)) for trial in trials]
 
@@ -82,14 +85,8 @@ def _epochs(trials: Sequence[Trial]) -> int:
     return sum(trial.params.distill.training.epochs for trial in trials)
 
 
-def _one_by_one(trials: Sequence[Trial], root: Path, on_epochs: Callable[[int], None]) -> list[str]:
-    """Run the trials; return one sentence for each that failed."""
-    outcomes = [_outcome(trial, root, lambda record: on_epochs(1)) for trial in trials]
-    return [failure for failure in outcomes if failure is not None]
-
-
-def _in_processes(trials: Sequence[Trial], root: Path, jobs: int, on_epochs: Callable[[int], None]) -> list[str]:
-    """The same in ``jobs`` processes, which end with this one."""
+def _in_processes(trials: Sequence[Trial], root: Path, jobs: int, on_epochs: Callable[[int], None]) -> list[str | None]:
+    """The outcomes of trials in ``jobs`` processes, which end with this one."""
     # a forked child would share the parent's CUDA context and OpenMP threads
     context = multiprocessing.get_context("spawn")
     tasks, reports = context.Queue(), context.Queue()
@@ -121,7 +118,7 @@ def _in_processes(trials: Sequence[Trial], root: Path, jobs: int, on_epochs: Cal
             worker.terminate()
         for worker in workers:
             worker.join()  # until then it holds the locks of its checkpoints
-    return [failure for failure in outcomes if failure is not None]
+    return outcomes
 
 
 def _check_alive(exit_codes: Sequence[int | None]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
-from pipeline.config import HedaParams, Params
+from pipeline.config import Params
 from pipeline.data.loader import (
     Images,
     Part,
@@ -140,7 +140,8 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
             size = weights.state_bytes(student)
             require_space(run.places.student, size, "the weights of the student", output=size)
     validation = open_images(run.places.data, "val", session.device)
-    choices = {"distill": params.distill.model_dump(mode="json"), "heda": _heda_in_use(params.heda)}
+    heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
+    choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
     key_parts = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
     with session.checkpoint("student", key_parts | {"data": data.fingerprint}, student) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
@@ -213,10 +214,6 @@ class _StudentWithConnectors(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.student(images)
         return logits
-
-
-def _heda_in_use(heda: HedaParams) -> dict[str, Any]:
-    return heda.model_dump(mode="json") if heda.mix != "none" else {"mix": "none"}
 
 
 def _companions(

@@ -33,8 +33,7 @@ class Structure:
     shares: dict[str, float]
     fp32_layers: tuple[str, ...]  # names of the convolutions and matrix products in fp32
     foreign_operators: list[str]  # outside the standard ONNX domain
-    faulty_quantizers: list[str]  # Q/DQ nodes without an int8 zero-point of 0
-    quantized_biases: list[str]  # compute nodes with a quantised bias
+    refused_by_tensorrt: list[str]  # Q/DQ nodes without an int8 zero-point of 0, compute nodes with a quantised bias
 
 
 def inspect(model: onnx.ModelProto) -> Structure:
@@ -50,6 +49,8 @@ def inspect(model: onnx.ModelProto) -> Structure:
         for node in compute
         if types.get(node.output[0]) not in _INTEGERS
     ]
+    refused = [node for node in quantizers if not _is_signed_symmetric(node, constants)]
+    refused += [node for node in compute if dequantized & set(node.input[_BIAS:])]
     counts = Counter(precision for _, precision in precisions)
     return Structure(
         names=tuple(value.name for value in (*graph.input, *graph.output)),
@@ -58,10 +59,7 @@ def inspect(model: onnx.ModelProto) -> Structure:
         foreign_operators=sorted(
             {f"{node.domain}.{node.op_type}" for node in graph.node if node.domain not in {"", "ai.onnx"}}
         ),
-        faulty_quantizers=[
-            node.name or node.output[0] for node in quantizers if not _is_signed_symmetric(node, constants)
-        ],
-        quantized_biases=[node.name or node.output[0] for node in compute if dequantized & set(node.input[_BIAS:])],
+        refused_by_tensorrt=[node.name or node.output[0] for node in refused],
     )
 
 
@@ -106,15 +104,10 @@ def check_structure(
             f"{path.name} should hold convolutions and matrix products in {precision} only{exceptions}, but holds "
             f"{shares}; take {precision} out of export.precisions or choose another network"
         )
-    if for_tensorrt and structure.faulty_quantizers:
+    if for_tensorrt and structure.refused_by_tensorrt:
         raise ExportError(
-            f"{path.name} holds {len(structure.faulty_quantizers)} quantisers that are not int8 with zero-point 0 "
-            f"(first: {brief(structure.faulty_quantizers[0])}), which TensorRT refuses; export it again"
-        )
-    if for_tensorrt and structure.quantized_biases:
-        raise ExportError(
-            f"{path.name} quantises {len(structure.quantized_biases)} biases (first: "
-            f"{brief(structure.quantized_biases[0])}), which TensorRT refuses; export it again"
+            f"{path.name} holds quantisers that are not int8 with zero-point 0, or quantised biases (first: "
+            f"{brief(structure.refused_by_tensorrt[0])}), which TensorRT refuses; export it again"
         )
     return structure
 

@@ -5,12 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-
-def _script(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.py.txt").read_text(encoding="utf-8")
-
-
-PREFLIGHT, INSTALL, FETCH = map(_script, ("preflight", "install", "fetch"))
+PREFLIGHT, INSTALL, FETCH = (
+    Path(__file__).with_name(f"{name}.py.txt").read_text(encoding="utf-8") for name in ("preflight", "install", "fetch")
+)
 
 
 def words(script: str, **values: Any) -> list[str]:

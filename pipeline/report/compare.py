@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy import stats
+
 from pipeline.device.benchmark import statistics
 from pipeline.portable.accuracy import Difference
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report.formatting import interval, points, ratio, runtime, verdict
 from pipeline.report.rows import Row
 
-_NORMAL_975 = 1.959963984540054
 # Latencies with these verdicts have an unknown error, so no speed-up is claimed from them.
 _UNUSABLE = frozenset({"throttled", "too_few_samples"})
 
@@ -73,11 +74,8 @@ def newcombe_interval(share: float, count: int, other: float, other_count: int) 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927); ``count`` >= 1."""
-    z = _NORMAL_975
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return (centre - spread) / scale, (centre + spread) / scale
+    found = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def verdict_sentence(row: Row, comparison: Comparison, decimals: int) -> str:

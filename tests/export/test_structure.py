@@ -103,7 +103,7 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
     [
         (_shift_zero_point, "quantisers that are not int8 with zero-point 0"),
         (_unsigned_zero_points, "quantisers that are not int8 with zero-point 0|not readable"),
-        (_quantised_bias, "quantises 1 biases"),
+        (_quantised_bias, "quantised biases"),
         (_half_dequantised, "should hold .* int8 only"),
         (_foreign_operator, r"com\.vendor\.Fancy, which are not standard ONNX"),
     ],

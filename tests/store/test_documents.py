@@ -97,7 +97,11 @@ LINEAGE = CARD["lineage"]
     [
         (documents.NetworkCard, CARD_OF_NETWORK | {"num_classes": 10**9}, "num_classes is not the 5 of class_names"),
         (documents.NetworkCard, CARD_OF_NETWORK | {"heda": None}, "a student's card must have distill, heda"),
-        (documents.NetworkCard, CARD_OF_NETWORK | {"lineage": LINEAGE | {"energy": None}}, "a student's card must have"),
+        (
+            documents.NetworkCard,
+            CARD_OF_NETWORK | {"lineage": LINEAGE | {"energy": None}},
+            "a student's card must have",
+        ),
         (
             documents.Router,
             {"threshold": None, "coverage": 0.0, "kept": 0, "top1": 0.5, "aurc": 0.1, "curve": [0.5]},

@@ -35,11 +35,8 @@ class Attention(nn.Module):
             ValueError: the sequences differ in length or are empty, or a feature is not [B, C, H, W].
         """
         stages = [match_size(*features) for features in pair(student, teacher)]
-        return torch.stack([_map_distance(ours, theirs) for ours, theirs in stages]).sum(dim=0)
-
-
-def _map_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    return (_attention_map(student) - _attention_map(teacher)).square().mean(dim=1)
+        differences = [_attention_map(ours) - _attention_map(theirs) for ours, theirs in stages]
+        return torch.stack([difference.square().mean(dim=1) for difference in differences]).sum(dim=0)
 
 
 def _attention_map(feature: Tensor) -> Tensor:
