@@ -224,7 +224,7 @@ class Int8Params(Block):
 class ParityParams(Block):
     images: Annotated[int, Field(ge=8, le=10000)]
     fp32_max_abs: Positive
-    minimum_agreement: Fraction
+    max_top1_drop: Fraction
 
 
 class ExportParams(Block):

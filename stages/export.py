@@ -12,7 +12,7 @@ def export(params: Params) -> None:
     for file in manifest.files:
         print(
             f"{file.name:20} {file.size_bytes / 1e3:8.1f} kB  max |difference| {file.parity.max_abs:.2e}  "
-            f"same top-1 {file.parity.top1_agreement:.2%}"
+            f"top-1 {100 * file.parity.delta_top1:+.2f}  same {file.parity.top1_agreement:.2%}"
         )
 
 

@@ -57,6 +57,9 @@ PARITY = {
     "cosine": 1.0,
     "top1_agreement": 1.0,
     "largest_flipped_margin": None,
+    "delta_top1": 0.0,
+    "delta_ci_low": 0.0,
+    "delta_ci_high": 0.0,
     "energy_max_abs": 1e-6,
     "runtime": "onnxruntime",
     "executed_precision": "fp32",
@@ -86,7 +89,7 @@ def write_manifest(path: Path, *names: str, **changes: object) -> None:
         for name in names
     ]
     lineage = dict.fromkeys(("data", "teacher", "energy", "student"), "0" * 64)
-    write_json(path, {"format": 1, "lineage": lineage, "opset": 18, "files": files})
+    write_json(path, {"format": 2, "lineage": lineage, "opset": 18, "files": files})
 
 
 def state_hash(network: Any) -> str:

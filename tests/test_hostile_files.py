@@ -409,7 +409,7 @@ def test_a_manifest_of_other_values_is_refused(change: dict[str, Any], words: st
     write_manifest(tmp_path / "export.json", "a.onnx", **change)
     with pytest.raises(DataError, match=words):
         ExportManifest.read(tmp_path / "export.json")
-    (tmp_path / "export.json").write_text('{"format": 1, "lineage": {}, "opset": 18, "files": []}')
+    (tmp_path / "export.json").write_text('{"format": 2, "lineage": {}, "opset": 18, "files": []}')
     with pytest.raises(DataError, match=r"lineage\.data is missing"):
         ExportManifest.read(tmp_path / "export.json")
 

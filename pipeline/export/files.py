@@ -76,9 +76,11 @@ def make_export(run: Run, params: ExportParams, on_progress: Progress) -> Export
         "teacher": read_network(run.places.teacher, run.teacher),
     }
     train_index = select(scores["label"], scores["energy"], calibration.images, calibration.selection, calibration.seed)
-    val_index = np.arange(min(params.parity.images, run.data.counts.val))
-    images = _images(run, "train", train_index), _images(run, "val", val_index)
-    sources = {role: ExportSource(network, role, params, temperature, *images) for role, network in networks.items()}
+    train, val = (open_images(run.places.data, name, torch.device("cpu")) for name in ("train", "val"))
+    val_index = torch.arange(min(params.parity.images, len(val)))
+    pixels = (images.centre(index) for images, index in ((train, torch.from_numpy(train_index)), (val, val_index)))
+    parts = *(part.contiguous().numpy() for part in pixels), val.labels[val_index].numpy()
+    sources = {role: ExportSource(network, role, params, temperature, *parts) for role, network in networks.items()}
     planned = plan(params)
     needed = sum(state_bytes(networks[file.role]) + GRAPH_BYTES for file in planned)
     require_space(run.places.export, needed, "the exported files", output=needed)
@@ -126,7 +128,9 @@ def write_files(
         form.write(source, file.precision, path, file_metadata)
         batch = None if file.format == "torch" else source.params.batch
         outputs, executed = _run(file, path, source.parity_images, batch)
-        parity = check_parity(file.name, file.precision, reference, outputs.logits, source.params.parity)
+        parity, change = check_parity(
+            file.name, file.precision, reference, outputs.logits, source.parity_labels, source.params.parity
+        )
         energy_max_abs = check_energy(file.name, outputs, reference, source.energy_temperature)
         files.append(
             ExportedFile(
@@ -137,7 +141,13 @@ def write_files(
                 batch=batch,
                 fp32_layers=list(layers),
                 parity=FileParity(
-                    **vars(parity), energy_max_abs=energy_max_abs, runtime=form.runtime, executed_precision=executed
+                    **vars(parity),
+                    delta_top1=change.value,
+                    delta_ci_low=change.low,
+                    delta_ci_high=change.high,
+                    energy_max_abs=energy_max_abs,
+                    runtime=form.runtime,
+                    executed_precision=executed,
                 ),
             )
         )
@@ -158,11 +168,6 @@ def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int 
         return joined(run_padded(runtime, chunk, batch) for chunk in chunks), runtime.executed().precision
     except RuntimesError as error:
         raise ExportError(str(error).rstrip(".")) from error
-
-
-def _images(run: Run, split: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
-    images = open_images(run.places.data, split, torch.device("cpu")).centre(torch.from_numpy(index))
-    return images.contiguous().numpy()
 
 
 def _metadata(run: Run) -> dict[str, str]:

@@ -45,6 +45,7 @@ class ExportSource:
         energy_temperature: T_E of the output "energy".
         calibration_images: float32 [n, 3, S, S], normalised, n >= 1; they set the int8 quantisation scales.
         parity_images: float32 [m, 3, S, S], normalised, m >= 1; the parity check runs each file on these images.
+        parity_labels: int64 [m].
 
     Raises:
         ExportError: there are no images, or their shape, type or values are wrong.
@@ -56,6 +57,7 @@ class ExportSource:
     energy_temperature: float
     calibration_images: NDArray[np.float32]
     parity_images: NDArray[np.float32]
+    parity_labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         size = self.image_size

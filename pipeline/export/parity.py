@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pipeline.config import ParityParams
 from pipeline.energy.groups import energy_score
 from pipeline.errors import ExportError
-from pipeline.portable.accuracy import Outputs, Parity, compare_logits
+from pipeline.portable.accuracy import Difference, Outputs, Parity, compare_logits, paired_difference, top1_correct
 
 _HALF_STEPS = 4  # tolerance in units of float16's epsilon, because a runtime may compute the whole file in float16
 
@@ -23,9 +23,17 @@ def fp32_limit(reference: NDArray[np.float32], limits: ParityParams) -> float:
 
 
 def check_parity(
-    file: str, precision: str, reference: NDArray[np.float32], logits: NDArray[np.float32], limits: ParityParams
-) -> Parity:
-    """Compare a file with the reference; limits: logit difference for fp32, top-1 agreement for fp16 and int8.
+    file: str,
+    precision: str,
+    reference: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    limits: ParityParams,
+) -> tuple[Parity, Difference]:
+    """Compare a file with the reference: its logits [N, K], and its top-1 accuracy on the same images.
+
+    An fp32 file is judged by its logits. An fp16 or int8 file is judged by its accuracy, and not by the share of equal
+    answers: a network with thin margins changes many answers that were wrong before.
 
     Raises:
         ExportError: the logits have another shape, are not finite, or exceed the limit of the precision.
@@ -41,13 +49,14 @@ def check_parity(
                 f"{file} differs from the torch network by up to {parity.max_abs:.3g} in its logits, above the limit "
                 f"of {limit:.3g}; {_advice(precision)}, or raise export.parity.fp32_max_abs"
             )
-    elif parity.top1_agreement < limits.minimum_agreement:
+    change = paired_difference(top1_correct(logits, labels), top1_correct(reference, labels))
+    if precision != "fp32" and change.high < -limits.max_top1_drop:
         raise ExportError(
-            f"{file} gives the torch network's top-1 class for {parity.top1_agreement:.4f} of {parity.images} images, "
-            f"below the limit of {limits.minimum_agreement:g}; {_advice(precision)}, or lower "
-            "export.parity.minimum_agreement"
+            f"{file} loses {-100 * change.value:.1f} points of top-1 accuracy on {parity.images} images (95 % interval "
+            f"{-100 * change.high:.1f} to {-100 * change.low:.1f}), above the limit of {100 * limits.max_top1_drop:g}; "
+            f"{_advice(precision)}, or raise export.parity.max_top1_drop"
         )
-    return parity
+    return parity, change
 
 
 def check_energy(file: str, outputs: Outputs, reference: NDArray[np.float32], temperature: float) -> float:

@@ -14,7 +14,6 @@ from pipeline.portable.accuracy import Outputs
 from pipeline.portable.text import last_line
 
 _COMPUTE = re.compile(r"^(Group|Binary)?(Convol|Deconvol)ution|FullyConnected|MatMul|Gemm|Attention", re.IGNORECASE)
-_LAYER_KEYS = ("layerType", "primitiveType", "runtimePrecision")
 
 
 @cache
@@ -28,6 +27,24 @@ def openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def compute_layers(compiled: Any) -> list[tuple[str, str, str]]:
+    """Name, kernel and precision of each convolution and matrix product of an ``openvino.CompiledModel``.
+
+    The names are those of the nodes in the file; layers that OpenVINO has fused have the name of one of them.
+    """
+    layers = []
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        info = operation.get_rt_info()
+        kind, kernel, precision = (
+            info[key].astype(str) if key in info.keys() else ""  # noqa: SIM118  not a mapping
+            for key in ("layerType", "primitiveType", "runtimePrecision")
+        )
+        if _COMPUTE.search(kind):
+            name = operation.get_friendly_name().partition("/")[0]
+            layers.append((name, f"{kind}:{kernel}", runtimes.precision_of(precision)))
+    return layers
 
 
 def precision_hint(precision: str, *, has_fp16: bool) -> str:
@@ -99,21 +116,15 @@ class OpenVinoRuntime:
 
     def executed(self) -> runtimes.Executed:
         """Report the resolved precision hint and the ``runtimePrecision`` of each layer of the compiled graph."""
-        layers = []
-        for operation in self._compiled.get_runtime_model().get_ordered_ops():
-            info = operation.get_rt_info()
-            layer = {key: info[key].astype(str) for key in _LAYER_KEYS if key in info.keys()}  # noqa: SIM118
-            if _COMPUTE.search(layer.get("layerType", "")):
-                layers.append(layer)
+        layers = compute_layers(self._compiled)
         resolved = self._property("INFERENCE_PRECISION_HINT", None)
-        kernels = Counter(f"{layer['layerType']}:{layer.get('primitiveType', '')}" for layer in layers)
         return runtimes.Executed(
-            precision=runtimes.summarise(runtimes.precision_of(layer.get("runtimePrecision", "")) for layer in layers),
+            precision=runtimes.summarise(precision for _, _, precision in layers),
             provider="+".join(self._property("EXECUTION_DEVICES", [])),
             version=self._version,
             threads=int(self._property("INFERENCE_NUM_THREADS", 0)),
             detail={
-                "kernels": dict(kernels),
+                "kernels": dict(Counter(kernel for _, kernel, _ in layers)),
                 "precision_hint_requested": self._hint,
                 "precision_hint_resolved": None if resolved is None else runtimes.precision_of(resolved.to_string()),
                 "performance_hint": str(self._property("PERFORMANCE_HINT", "")),

@@ -17,6 +17,7 @@ from pipeline.store.json_files import parse_json, read_json, write_json
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
+Change = Annotated[float, Field(ge=-1, le=1)]  # of a share
 Distance = Annotated[float, Field(ge=0, le=1e30)]
 Role = Literal["teacher", "student"]
 ONE_RUN = "run `dvc repro` so that both come from one run"
@@ -249,6 +250,9 @@ class FileParity(Part):
     cosine: Annotated[float, Field(ge=-1.01, le=1.01)]
     top1_agreement: Share
     largest_flipped_margin: Distance | None
+    delta_top1: Change
+    delta_ci_low: Change
+    delta_ci_high: Change
     energy_max_abs: Distance
     runtime: RuntimeName
     executed_precision: Word
@@ -288,6 +292,7 @@ class MadeFrom(Part):
 class ExportManifest(Document):
     """export.json: the exported files."""
 
+    FORMAT = 2
     MADE_BY = "export"
 
     lineage: MadeFrom

@@ -83,6 +83,7 @@ class Exported:
             old,
             params=old.params.model_copy(update=params),
             parity_images=old.parity_images[: images or len(self.images)],
+            parity_labels=old.parity_labels[: images or len(self.images)],
         )
         kept = {name: vars(old)[name] for name in _MADE_ONCE if name in vars(old) and name not in parts}
         if "reference" in kept:
@@ -106,8 +107,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Export
     centres = torch.randn(CLASSES, 3, SIZE, SIZE, generator=generator)
     pool = centres[labels] + 0.7 * torch.randn(160, 3, SIZE, SIZE, generator=generator)
     settings = params.export.model_copy(update={"tensorrt": True})
+    parts = pool[:64].numpy(), pool[64:].numpy(), labels[64:].numpy()
     sources = {
-        role: ExportSource(_trained(width, pool, labels), role, settings, 4.0, pool[:64].numpy(), pool[64:].numpy())
+        role: ExportSource(_trained(width, pool, labels), role, settings, 4.0, *parts)
         for role, width in (("student", 8), ("teacher", 16))
     }
     folder = tmp_path_factory.mktemp("export")

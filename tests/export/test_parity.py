@@ -13,8 +13,9 @@ from pipeline.errors import ExportError
 from pipeline.export.parity import check_energy, check_parity, fp32_limit
 from pipeline.portable.accuracy import Outputs, compare_logits
 
-LIMITS = ParityParams(images=8, fp32_max_abs=1e-4, minimum_agreement=0.75)
+LIMITS = ParityParams(images=8, fp32_max_abs=1e-4, max_top1_drop=0.1)
 REFERENCE = np.float32([[2, 1, 0], [0, 3, 1], [1, 0, 1.5], [4, 0, 0]])
+LABELS = REFERENCE.argmax(1)
 LOGITS = arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32))
 
 
@@ -61,17 +62,41 @@ def test_fp32_limit_is_plain_for_usual_logits_and_relative_for_large_ones() -> N
 
 
 def test_fp32_file_beyond_the_limit_is_refused_although_all_answers_agree() -> None:
-    assert check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(9e-5), LIMITS).top1_agreement == 1
+    assert (
+        check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(9e-5), LABELS, LIMITS)[0].top1_agreement == 1
+    )
     with pytest.raises(ExportError, match=r"^a\.onnx differs .* 0\.0003 .* limit of 0\.0001; .*fp32_max_abs$"):
-        check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(3e-4), LIMITS)
+        check_parity("a.onnx", "fp32", REFERENCE, REFERENCE + np.float32(3e-4), LABELS, LIMITS)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_rounded_file_is_judged_by_its_answers(precision: str) -> None:
-    assert check_parity("a.onnx", precision, REFERENCE, 1.2 * REFERENCE, LIMITS).max_abs > 0.5
-    swapped = REFERENCE[:, [1, 0, 2]]
-    with pytest.raises(ExportError, match=r"^a\.onnx gives .* 0\.2500 of 4 images, below the limit of 0\.75; "):
-        check_parity("a.onnx", precision, REFERENCE, swapped, LIMITS)
+def test_rounded_file_is_judged_by_its_accuracy(precision: str) -> None:
+    reference, labels = np.tile(REFERENCE, (25, 1)), np.tile(LABELS, 25)
+    parity, change = check_parity("a.onnx", precision, reference, 1.2 * reference, labels, LIMITS)
+    assert parity.max_abs > 0.5
+    assert change.value == 0 > change.low
+    swapped = reference[:, [1, 0, 2]]
+    with pytest.raises(
+        ExportError, match=r"^a\.onnx loses 75\.0 points .* \(.*\), above the limit of 10; "
+    ):
+        check_parity("a.onnx", precision, reference, swapped, labels, LIMITS)
+
+
+def test_changed_answers_that_cost_no_accuracy_are_no_fault() -> None:
+    reference = np.tile(REFERENCE, (25, 1))
+    swapped = reference[:, [1, 0, 2]]
+    labels = np.where(np.arange(100) < 48, reference.argmax(1), swapped.argmax(1))  # each is right for a half
+    parity, change = check_parity("a.onnx", "int8", reference, swapped, labels, LIMITS)
+    assert parity.top1_agreement < 0.5
+    assert abs(change.value) < 0.1
+
+
+def test_a_loss_that_chance_explains_is_no_fault() -> None:
+    logits = REFERENCE.copy()
+    logits[0] = logits[0, [1, 0, 2]]
+    change = check_parity("a.onnx", "int8", REFERENCE, logits, LABELS, LIMITS)[1]
+    assert change.value == -0.25
+    assert change.high > -0.1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -80,12 +105,12 @@ def test_logits_that_are_not_finite_are_refused(precision: str, value: float) ->
     logits = REFERENCE.copy()
     logits[1, 0] = value
     with pytest.raises(ExportError, match=r"^a\.onnx: its logits are not finite for 1 of 4 images; "):
-        check_parity("a.onnx", precision, REFERENCE, logits, LIMITS)
+        check_parity("a.onnx", precision, REFERENCE, logits, LABELS, LIMITS)
 
 
 def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(ExportError, match=r"^a\.onnx: its logits are \[4, 2\] where "):
-        check_parity("a.onnx", "fp16", REFERENCE, REFERENCE[:, :2], LIMITS)
+        check_parity("a.onnx", "fp16", REFERENCE, REFERENCE[:, :2], LABELS, LIMITS)
 
 
 def energy_of(logits: np.ndarray, temperature: float = 4.0) -> np.ndarray:

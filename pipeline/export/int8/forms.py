@@ -27,6 +27,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from pipeline.export.int8.layers import Layer, open_session
 from pipeline.export.int8.ranges import Signed, Step
 from pipeline.export.structure import COMPUTE
+from pipeline.runtimes.openvino_runtime import compute_layers, openvino_core, precision_hint
 
 FormName = Literal["onnxruntime", "openvino", "tensorrt"]
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
@@ -72,19 +73,19 @@ class Form:
     signed: Signed
     int32_bias: bool
 
-    def nodes(self, model: onnx.ModelProto, layers: Sequence[Layer], fp32_layers: Collection[str]) -> list[str]:
-        """Names of the nodes of a graph that are computed in int8, in the order of computation.
+    def nodes(self, model: onnx.ModelProto, layers: Sequence[Layer], excluded: Collection[str]) -> list[str]:
+        """Names of the nodes of a graph that are computed in int8, in the order of computation; none of ``excluded``.
 
         A convolution or another operator that gives the logits is none, since its output would be quantised.
         """
         known = {tensor.name for tensor in model.graph.initializer}
         outputs = {value.name for value in model.graph.output}
-        quantized = {layer.name for layer in layers if layer.kind in _LAYERS and layer.name not in fp32_layers}
+        quantized = {layer.name for layer in layers if layer.kind in _LAYERS}
         chosen: list[str] = []
         maps: set[str] = set()  # what comes from convolutions by way of int8 alone
         for node in model.graph.node:
             computed = {name for name in node.input if name and name not in known}
-            if node.op_type not in _MATRIX_PRODUCTS and outputs & set(node.output):
+            if node.name in excluded or (node.op_type not in _MATRIX_PRODUCTS and outputs & set(node.output)):
                 continue
             if node.name in quantized or (node.op_type in self.between and computed and computed <= maps):
                 chosen.append(node.name)
@@ -167,8 +168,17 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     return [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
 
 
-def executed_in_fp32(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and matrix products that ONNX Runtime computes in float32, from its optimised graph."""
+def executed_in_fp32(model: onnx.ModelProto, form: FormName) -> list[str]:
+    """Names of the convolutions and matrix products that the runtime of a form computes in float32 on this machine.
+
+    They are read from its own optimised graph. TensorRT would need its GPU for that: none is named for its form.
+    """
+    if form == "tensorrt":
+        return []
+    if form == "openvino":
+        core, hint = openvino_core(), {"INFERENCE_PRECISION_HINT": precision_hint("int8", has_fp16=False)}
+        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", hint)
+        return [name for name, _, precision in compute_layers(compiled) if precision != "int8"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         open_session(model, optimised=path)

@@ -24,7 +24,6 @@ from pipeline.export.capture import quiet
 from pipeline.export.int8.correction import Correction, OnLayer
 from pipeline.export.int8.forms import (
     FORMS,
-    Form,
     FormName,
     Numbers,
     executed_in_fp32,
@@ -64,6 +63,7 @@ class Quantizer:
         self._images = images
         self._params = params
         self._graphs: dict[FormName, Int8Graph] = {}
+        self._counted: dict[str, Histogram] = {}
         self.weight_bits = weight_bits(params)
 
     def graph(self, form: FormName, on_layer: OnLayer = lambda done, total: None) -> Int8Graph:
@@ -75,7 +75,7 @@ class Quantizer:
         try:
             if form not in self._graphs:
                 with quiet():
-                    self._graphs[form] = self._graph(FORMS[form], on_layer)
+                    self._graphs[form] = self._graph(form, on_layer)
             return self._graphs[form]
         except Exception as error:  # the libraries raise many types of errors
             raise ExportError(
@@ -83,21 +83,28 @@ class Quantizer:
                 "export.precisions or choose another network"
             ) from error
 
-    def _graph(self, form: Form, on_layer: OnLayer) -> Int8Graph:
-        model, layers, image = self._model, self._layers, self._images[:1]
-        nodes = form.nodes(model, layers, ())
-        placed = write_pairs(model, form, nodes, image)
-        if form is FORMS["onnxruntime"]:
-            # what has no int8 kernel there would be computed from bytes in float32: slower than without pairs
-            nodes = form.nodes(model, layers, executed_in_fp32(placed))
-            placed = write_pairs(model, form, nodes, image)
-        activations = {name: choose(self._histograms[name], form.signed) for name in quantized_tensors(placed)}
-        chosen = set(nodes)
-        scales = {layer: self._scale(layer, activations) for layer in layers if layer.name in chosen}
+    def _graph(self, form: FormName, on_layer: OnLayer) -> Int8Graph:
+        model, image, signed = self._model, self._images[:1], FORMS[form].signed
+        excluded: set[str] = set()  # nodes that int8 does not suit, found one after the other
+        while True:
+            nodes = FORMS[form].nodes(model, self._layers, excluded)
+            if not any(layer.name in nodes for layer in self._layers):
+                raise ValueError("no layer keeps its values in 8 bits")
+            placed = write_pairs(model, FORMS[form], nodes, image)
+            found = self._histograms(quantized_tensors(placed))
+            activations = {name: choose(histogram, signed) for name, histogram in found.items()}
+            lost = {name for name, histogram in found.items() if histogram.is_lost_in(activations[name])}
+            # in the runtime, a layer without int8 kernel would compute from bytes in float32: slower than without pairs
+            unsuited = set(executed_in_fp32(placed, form)) & set(nodes)
+            unsuited |= {node.name for node in model.graph.node if lost & {*node.input, *node.output}}
+            if unsuited <= excluded:
+                break
+            excluded |= unsuited
+        scales = {layer: self._scale(layer, activations) for layer in self._layers if layer.name in nodes}
         numbers = Numbers(activations, scales, _LEVELS[self.weight_bits])
         corrected = self._correction.corrected(numbers, on_layer)
-        fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in chosen)
-        return Int8Graph(write_pairs(corrected, form, nodes, image, numbers), tuple(fp32))
+        fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in nodes)
+        return Int8Graph(write_pairs(corrected, FORMS[form], nodes, image, numbers), tuple(fp32))
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
@@ -111,22 +118,19 @@ class Quantizer:
     def _layers(self) -> list[Layer]:
         return find_layers(self._model)
 
-    @cached_property
-    def _histograms(self) -> dict[str, Histogram]:
-        """Of every tensor that a form quantises."""
-        placed = [
-            write_pairs(self._model, form, form.nodes(self._model, self._layers, ()), self._images[:1])
-            for form in FORMS.values()
-        ]
-        names = list(dict.fromkeys(name for graph in placed for name in quantized_tensors(graph)))
-        return histograms(names, lambda: self._passes(names), ends_only=self._params.ranges == "minmax")
+    def _histograms(self, names: list[str]) -> dict[str, Histogram]:
+        """Of the activations ``names`` in the float32 network; each is counted once for all forms."""
+        missing = [name for name in names if name not in self._counted]
+
+        def passes() -> Iterator[Values]:
+            return (dict(zip(missing, chunk, strict=True)) for chunk in observe(self._model, missing, self._images))
+
+        self._counted |= histograms(missing, passes, ends_only=self._params.ranges == "minmax")
+        return {name: self._counted[name] for name in names}
 
     @cached_property
     def _correction(self) -> Correction:
         return Correction(self._model, self._layers, self._images, self._params)
-
-    def _passes(self, names: list[str]) -> Iterator[Values]:
-        return (dict(zip(names, chunk, strict=True)) for chunk in observe(self._model, names, self._images))
 
     def _scale(self, layer: Layer, activations: Mapping[str, Step]) -> NDArray[np.float32]:
         """Scale of each output channel, [O]; large enough that the bias fits into an int32."""

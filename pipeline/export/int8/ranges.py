@@ -17,6 +17,7 @@ Signed = Literal["never", "balanced", "always"]  # the tensors in signed bytes; 
 
 _POWER = 2.4
 _BINS = 4096
+_LOST = 0.5  # share of the values that are 0 in bytes, above which a tensor stays float32; usual networks have 0.05
 _CLIP = np.linspace(0.3, 1, 71)  # candidate ends, as shares of the smallest and of the largest value
 
 
@@ -72,12 +73,20 @@ class Histogram:
         shifted = (values[values != 0] - np.float32(self.low)) * np.float32(_BINS / (self.high - self.low))
         self.counts = self.counts + np.bincount(np.minimum(shifted.astype(np.int64), _BINS - 1), minlength=_BINS)
 
+    def is_lost_in(self, step: Step) -> bool:
+        """Whether nearly all of the values are 0 in these bytes, as beside one outlier that the range has to reach."""
+        width = (self.high - self.low) / _BINS
+        centres = self.low + (np.arange(len(self.counts)) + 0.5) * width
+        return bool(self.counts[np.abs(centres) < step.scale / 2].sum() > _LOST * max(self.counts.sum(), 1))
+
 
 def histograms(
     names: Sequence[str], passes: Callable[[], Iterator[Values]], *, ends_only: bool
 ) -> dict[str, Histogram]:
     """Histogram of each tensor; ``passes`` starts a pass over all images, a few at a time, and is called twice."""
     found = {name: Histogram() for name in names}
+    if not found:
+        return found
     for values in passes():
         for name, histogram in found.items():
             histogram.widen(values[name])

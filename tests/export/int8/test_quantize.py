@@ -188,11 +188,11 @@ def test_products_of_computed_values_stay_in_float32_and_are_listed() -> None:
 
 
 def float_convolutions(weight: np.ndarray, images: np.ndarray, kind: str = "Conv") -> onnx.ModelProto:
-    """Two convolutions in a row, the second of ``kind``."""
+    """Two convolutions in a row with a ReLU6 between them, the second of ``kind``."""
     first = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["input", "first.weight"], ["maps"], "a", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["maps"], ["positive"], "relu"),
+        helper.make_node("Clip", ["maps", "zero", "six"], ["positive"], "relu6"),
         helper.make_node(kind, ["positive", "second.weight"], ["more"], "b"),
         helper.make_node("GlobalAveragePool", ["more"], ["logits"], "pool"),
     ]
@@ -202,7 +202,13 @@ def float_convolutions(weight: np.ndarray, images: np.ndarray, kind: str = "Conv
         "convolutions",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, maps)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", None, None, None])],
-        [numpy_helper.from_array(first, "first.weight"), numpy_helper.from_array(weight, "second.weight")],
+        [
+            *(
+                numpy_helper.from_array(value, f"{name}.weight")
+                for name, value in (("first", first), ("second", weight))
+            ),
+            *(numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("six", 6))),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -218,7 +224,7 @@ IMAGES = np.random.default_rng(1).normal(size=(8, 3, 6, 6)).astype(np.float32)
 def test_an_operator_without_integer_kernel_stays_in_float32_and_is_listed() -> None:
     found = convolutions("ConvTranspose", IMAGES, np.ones((4, 2, 2, 2), np.float32))
     assert found.fp32_layers == ("second",)
-    assert executed_in_fp32(found.model) == ["second"]
+    assert executed_in_fp32(found.model, "onnxruntime") == ["second"]
 
 
 @pytest.mark.parametrize("images", [np.zeros_like(IMAGES), np.ones_like(IMAGES), np.abs(IMAGES), IMAGES * 1e4])
@@ -233,3 +239,26 @@ def test_dead_constant_and_huge_channels_are_no_failure_and_no_collapse(images: 
     )
     assert np.isfinite(after).all()
     assert np.abs(after - before).max() <= 0.1 * np.abs(before).max() + 1e-6
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_an_outlier_keeps_the_layers_beside_it_in_float32_and_no_others(form: FormName) -> None:
+    weight = np.random.default_rng(2).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    images = np.concatenate([IMAGES, IMAGES[:1]])
+    images[-1, 0, 0, 0] = 1e4
+    model = float_convolutions(weight, images)
+    found = Quantizer(model, images, CAREFUL).graph(form)
+    assert found.fp32_layers == ("first",)
+    before, after = (next(observe(network, ["logits"], IMAGES))[0] for network in (model, found.model))
+    assert np.abs(after - before).max() <= 0.1 * np.abs(before).max()
+
+
+def test_a_network_that_int8_does_not_suit_is_named_so() -> None:
+    weight = np.random.default_rng(2).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    images = np.concatenate([IMAGES, IMAGES[:1]])
+    images[-1, 0, 0, 0] = 1e4
+    model = float_convolutions(weight, images)
+    del model.graph.node[1]  # the ReLU6
+    model.graph.node[1].input[0] = "maps"
+    with pytest.raises(ExportError, match=r"no layer keeps its values in 8 bits\); take int8 out"):
+        Quantizer(model, images, CAREFUL).graph("onnxruntime")
