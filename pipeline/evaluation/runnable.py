@@ -1,5 +1,6 @@
 """Pairs of an exported file and a runtime for it."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ def runnable_files(
         for runtime in runtimes
         if (names is None or file.name in names) and format_read_by(runtime, file.precision) == file.format
     ]
+    int8_formats = {file.format for file in listed.values() if file.precision == "int8"}
+    if "tensorrt" in runtimes and int8_formats and "tensorrt" not in int8_formats:
+        logging.warning("%s asks for tensorrt, but no int8 file is for it; export.tensorrt: true writes one", key)
     without_file = sorted(set(runtimes) - {pair.runtime for pair in pairs})
     if without_file:
         raise ParamsError(

@@ -24,6 +24,7 @@ from pipeline.lineage import Run
 from pipeline.portable.accuracy import Outputs
 from pipeline.portable.files import atomic_folder
 from pipeline.runtimes import RuntimesError, joined, load, run_padded
+from pipeline.runtimes.openvino_runtime import precision_hint
 from pipeline.store.documents import CalibrationRecord, ExportedFile, ExportManifest, FileParity, Role
 from pipeline.store.paths import MANIFEST, model_files
 from pipeline.store.space import require_space
@@ -120,6 +121,8 @@ def write_files(
         source, form, path = sources[file.role], FORMATS[file.format], folder / file.name
         reference = source.reference  # before the file, so that a failure of the network is reported as one
         file_metadata = {**metadata, "role": file.role, "precision": file.precision}
+        if form.runtime == "openvino":  # the IR has no place for it that OpenVINO reads by itself
+            file_metadata["inference_precision_hint"] = precision_hint(file.precision, has_fp16=True)
         layers: Sequence[str] = ()
         if file.precision == "int8" and form.form is not None:
             on_layer = partial(_on_layer, on_progress, len(files), len(planned), file.name)

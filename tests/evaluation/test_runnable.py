@@ -29,6 +29,18 @@ def test_each_file_meets_the_runtimes_that_read_its_format(run, tmp_path):
     assert [each.name for each in runnable_files(run, ["tensorrt"], KEY)] == ["a.onnx-tensorrt"]
 
 
+def test_int8_in_tensorrt_without_its_file_is_said(run, tmp_path, caplog):
+    runnable_files(run, ["tensorrt"], KEY)
+    assert not caplog.text
+    write_manifest(tmp_path / "export.json", "a.onnx", precision="int8")
+    run.exported = ExportManifest.read(tmp_path / "export.json")
+    runnable_files(run, ["onnxruntime"], KEY)
+    assert not caplog.text
+    with pytest.raises(ParamsError, match="holds no file for it"):
+        runnable_files(run, ["tensorrt"], KEY)
+    assert "asks for tensorrt, but no int8 file is for it; export.tensorrt: true writes one" in caplog.text
+
+
 def test_a_runtime_that_is_not_here_names_the_parameter(monkeypatch):
     monkeypatch.setattr(runtime_class("tensorrt"), "unavailable", staticmethod(lambda: "it is not installed."))
     with pytest.raises(

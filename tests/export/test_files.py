@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 import pipeline
@@ -223,3 +224,15 @@ def test_networks_that_cannot_be_exported_are_refused_with_the_reason(
     with pytest.raises(ExportError, match=reason) as caught:
         write(tmp_path, [ONNX["fp32"]], replace(exported.sources["student"], trained=network))
     assert _one_sentence(str(caught.value))
+
+
+def test_branches_that_only_the_training_needs_are_merged(tmp_path: Path, exported: Exported) -> None:
+    blocks = [RepVggBlock(3, 8), RepVggBlock(8, 8)]
+    network = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    network(torch.from_numpy(exported.images))  # gives the batch normalisations their statistics
+    source = replace(exported.sources["student"], trained=network)
+    assert len([node for node in source.graph.graph.node if node.op_type == "Conv"]) == len(blocks)
+    fp32, int8 = write(tmp_path, [ONNX["fp32"], ONNX["int8"]], source)
+    assert fp32.parity.max_abs < 1e-5
+    assert int8.fp32_layers == []
+    assert len([module for module in network.modules() if isinstance(module, nn.Conv2d)]) == 2 * len(blocks)

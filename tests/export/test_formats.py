@@ -104,10 +104,14 @@ def test_input_and_output_of_an_ir_are_those_of_the_onnx_file(exported: Exported
     assert model.input("input").element_type == model.output("logits").element_type == openvino.Type.f32
 
 
+HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_metadata_of_an_ir_are_readable(exported: Exported, precision: str) -> None:
     model = _read_ir(exported, precision)
-    for key, value in (METADATA | {"role": "student", "precision": precision}).items():
+    own = {"role": "student", "precision": precision, "inference_precision_hint": HINTS[precision]}
+    for key, value in (METADATA | own).items():
         assert model.get_rt_info([IR_SECTION, key]).astype(str) == value
 
 

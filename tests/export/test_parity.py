@@ -76,9 +76,7 @@ def test_rounded_file_is_judged_by_its_accuracy(precision: str) -> None:
     assert parity.max_abs > 0.5
     assert change.value == 0 > change.low
     swapped = reference[:, [1, 0, 2]]
-    with pytest.raises(
-        ExportError, match=r"^a\.onnx loses 75\.0 points .* \(.*\), above the limit of 10; "
-    ):
+    with pytest.raises(ExportError, match=r"^a\.onnx loses 75\.0 points .* \(.*\), above the limit of 10; "):
         check_parity("a.onnx", precision, reference, swapped, labels, LIMITS)
 
 
