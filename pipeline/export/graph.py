@@ -53,7 +53,8 @@ def strip(model: onnx.ModelProto) -> None:
     model.ClearField("metadata_props")
     graph = model.graph
     graph.name = "energykd"
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    graph.ClearField("value_info")  # runtimes infer these shapes
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
 
@@ -114,7 +115,6 @@ def fix_batch(model: onnx.ModelProto, batch: int) -> None:
     """Replace the dynamic batch size of a graph by ``batch``, in place."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
-    del model.graph.value_info[:]  # these shapes contain the dynamic batch size; shape inference computes them again
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -131,7 +131,7 @@ def _name_batch(model: onnx.ModelProto) -> None:
     if not symbol:
         raise ExportError("torch.onnx fixed the batch size of the network; choose a network with a dynamic batch size")
     whole = re.compile(rf"\b{re.escape(symbol)}\b")
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+    for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = whole.sub("batch", dim.dim_param)

@@ -20,6 +20,5 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     converted = ONNXModel(convert_float_to_float16(copy.deepcopy(model), keep_io_types=True, op_block_list=[]))
     converted.topological_sort()
-    converted.model.graph.ClearField("value_info")  # types of the float32 graph
     result: onnx.ModelProto = converted.model
     return result

@@ -22,7 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from pipeline.export.int8.layers import Layer, open_session
 from pipeline.export.int8.ranges import Signed, Step
@@ -160,7 +162,23 @@ def write_pairs(
                 "QDQDisableWeightAdjustForInt32Bias": True,  # it would replace the given scales
             },
         )
-        return onnx.load(target)
+        return _without_bias_zero_points(onnx.load(target))
+
+
+def _without_bias_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without the zero-points of int32 biases, which are 0, the default, and as large as the biases."""
+    zeros = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.INT32 and not numpy_helper.to_array(tensor).any()
+    }
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and zeros & set(node.input[2:]):
+            del node.input[2]
+    cleaned = ONNXModel(model)
+    cleaned.clean_initializers()
+    result: onnx.ModelProto = cleaned.model
+    return result
 
 
 def quantized_tensors(model: onnx.ModelProto) -> list[str]:
