@@ -58,16 +58,11 @@ class EnergyGroups:
 
     @classmethod
     def fit(cls, energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
-        """Split energies [N] by rank.
+        """Split energies [N] by rank; both fractions lie in [0, 1] and add up to at most 1.
 
         Raises:
-            ValueError: a fraction is outside [0, 1], or they add up to more than 1, or an energy is not finite.
+            ValueError: an energy is not finite.
         """
-        if not (0 <= low_fraction <= 1 and 0 <= high_fraction <= 1 and low_fraction + high_fraction <= 1):
-            raise ValueError(
-                f"low_fraction {low_fraction} and high_fraction {high_fraction} must lie in [0, 1] and add up to "
-                "at most 1"
-            )
         order = energy_order(energy)
         count = energy.numel()
         low_count, high_count = int(count * low_fraction), int(count * high_fraction)
@@ -86,7 +81,8 @@ class EnergyGroups:
 
     def assign(self, energy: Tensor) -> Tensor:
         """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
-        return assign_groups(energy, self.low_threshold, self.high_threshold)
+        codes = torch.full_like(energy, MID, dtype=torch.int8)
+        return codes.masked_fill_(energy < self.low_threshold, LOW).masked_fill_(energy > self.high_threshold, HIGH)
 
 
 def fit_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> EnergyGroups:
@@ -114,12 +110,6 @@ def fit_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> Ene
             f"{', '.join(map(str, tied))}, ... have: {_DEGENERATE}"
         )
     return groups
-
-
-def assign_groups(energy: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
-    """int8 [B]: 0 where the energy is below ``low_threshold``, 2 where it is above ``high_threshold``, else 1."""
-    codes = torch.full_like(energy, MID, dtype=torch.int8)
-    return codes.masked_fill_(energy < low_threshold, LOW).masked_fill_(energy > high_threshold, HIGH)
 
 
 def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:

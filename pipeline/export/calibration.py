@@ -23,12 +23,7 @@ def select(
 
     Args:
         labels, energy: [N].
-
-    Raises:
-        ValueError: labels and energy differ in length.
     """
-    if labels.shape != energy.shape or labels.ndim != 1:
-        raise ValueError(f"labels {labels.shape} and energy {energy.shape} must be two lists of the same length")
     count = min(count, len(labels))
     generator = np.random.default_rng(seed)
     if selection != "stratified":

@@ -46,9 +46,6 @@ class ExportSource:
         calibration_images: float32 [n, 3, S, S], normalised, n >= 1; they set the int8 quantisation scales.
         parity_images: float32 [m, 3, S, S], normalised, m >= 1; the parity check runs each file on these images.
         parity_labels: int64 [m].
-
-    Raises:
-        ExportError: there are no images, or their shape, type or values are wrong.
     """
 
     trained: nn.Module
@@ -58,19 +55,6 @@ class ExportSource:
     calibration_images: NDArray[np.float32]
     parity_images: NDArray[np.float32]
     parity_labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        size = self.image_size
-        for name, images in (("calibration", self.calibration_images), ("parity", self.parity_images)):
-            if images.shape[1:] != (3, size, size) or images.dtype != np.float32:
-                raise ExportError(
-                    f"the {name} images are {images.dtype} {list(images.shape)} where float32 [N, 3, {size}, {size}] "
-                    "is needed; run the stage prepare again"
-                )
-            if len(images) == 0 or not np.isfinite(images).all():
-                raise ExportError(
-                    f"there are no {name} images, or their values are not finite; run the stage prepare again"
-                )
 
     @property
     def image_size(self) -> int:

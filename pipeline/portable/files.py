@@ -139,16 +139,11 @@ def path_in_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number not in _WRITE_ERRORS:
             number = _write_error(path.parent)
-        elif isinstance(error, OSError) and error.filename and not _is_temporary(Path(error.filename), path):
-            raise
+        elif isinstance(error, OSError) and error.filename and f"/.{path.name}." not in f"/{error.filename}":
+            raise  # it names no temporary file or folder of ``path``
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _is_temporary(file: Path, path: Path) -> bool:
-    """Return true for the temporary file of ``path``, and for a file in the temporary folder of ``path``."""
-    return any(part.startswith(f".{path.name}.") for part in file.parts)
 
 
 def _write_error(folder: Path) -> int | None:

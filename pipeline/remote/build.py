@@ -38,24 +38,12 @@ class BundleContent:
         inputs: preprocessed images, float32 [N, 3, H, W].
         expected: reference outputs and labels of these images.
         card: names, labels, preprocessing and lineage, as JSON values.
-
-    Raises:
-        ValueError: an array has a wrong type, shape or number of images.
     """
 
     plan: Plan
     inputs: NDArray[np.float32]
     expected: Expected
     card: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        images = len(self.inputs)
-        kinds: dict[str, tuple[type[np.generic], int]] = {"labels": (np.int64, 1), "groups": (np.int8, 1)}
-        kinds |= {"inputs": (np.float32, 4), "logits": (np.float32, 2), "energy": (np.float32, 1)}
-        for key, (kind, dimensions) in kinds.items():
-            array = self.inputs if key == "inputs" else getattr(self.expected, key)
-            if array.dtype != kind or array.ndim != dimensions or len(array) != images or images == 0:
-                raise ValueError(f"{key} is {array.dtype} {list(array.shape)}, not {kind.__name__} for {images} images")
 
 
 def write_bundle(path: Path, content: BundleContent) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.report import plots
-from pipeline.report.formatting import runtime, significant, size
+from pipeline.report.formatting import runtime, size
 from pipeline.report.rows import Row
 
 _LARGEST_AREA, _SMALLEST_AREA = 620.0, 34.0  # markers, points squared
@@ -160,7 +160,7 @@ def _scale_axes(axes: Axes, marks: Sequence[Mark]) -> None:
     margin = max((high / low) ** 0.11, 1.15)
     axes.set_xscale("log")
     axes.set_xlim(low / margin, high * margin)
-    axes.xaxis.set_major_locator(FixedLocator(_log_ticks(low / margin, high * margin)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(nbins=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -168,18 +168,6 @@ def _scale_axes(axes: Axes, marks: Sequence[Mark]) -> None:
     pad = 0.1 * (top - bottom)
     axes.set_ylim(bottom - pad, top + pad)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round tick values in [low, high], from the coarsest of three grids with at least four values."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps in ((1, 10), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        grid = sorted({float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps})
-        ticks = [tick for tick in grid if low <= tick <= high]
-        if len(ticks) >= 4:
-            return ticks
-    return ticks if len(ticks) > 1 else [float(significant(value, 2).replace(",", "")) for value in (low, high)]
 
 
 def _draw_legend(axes: Axes, marks: Sequence[Mark]) -> None:

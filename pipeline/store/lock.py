@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -46,7 +45,8 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
                 time.sleep(0.1)
         with path_in_errors(lock):
             file.truncate(0)
-            os.write(file.fileno(), json.dumps(_me()).encode())  # unbuffered: a buffer would fail again at close
+            me = _Holder(os.getpid(), os.getppid(), os.uname().nodename, "DVC_STAGE" in os.environ)  # which dvc sets
+            os.write(file.fileno(), json.dumps(vars(me)).encode())  # unbuffered: a buffer would fail again at close
         yield
 
 
@@ -91,12 +91,6 @@ def _running(pid: int) -> psutil.Process | None:
         if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return process
     return None
-
-
-def _me() -> dict[str, Any]:
-    # DVC_STAGE: dvc sets it for the programs of stages
-    by_dvc = "DVC_STAGE" in os.environ
-    return {"pid": os.getpid(), "parent": os.getppid(), "host": os.uname().nodename, "by_dvc": by_dvc}
 
 
 def _holder(lock: Path) -> _Holder | None:

@@ -101,12 +101,6 @@ def test_one_group_may_hold_everything(low, high):
     assert torch.equal(groups.assign(energy), groups.codes)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.2), (0.2, 1.1)])
-def test_impossible_fractions_are_refused(low, high):
-    with pytest.raises(ValueError, match="at most 1"):
-        EnergyGroups.fit(torch.arange(5.0), low, high)
-
-
 def test_energies_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="index 1"):
         EnergyGroups.fit(torch.tensor([0.0, float("nan")]), 0.2, 0.2)

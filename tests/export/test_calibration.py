@@ -83,8 +83,3 @@ def test_low_and_high_energy_are_drawn_from_their_fifth_or_as_many_as_are_wanted
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_all_images_are_taken_if_more_are_wanted(selection: str) -> None:
     assert select(np.arange(3), np.zeros(3, np.float32), 4, selection, 0).tolist() == [0, 1, 2]
-
-
-def test_labels_and_energies_of_different_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="same length"):
-        select(np.zeros(3, np.int64), np.zeros(4, np.float32), 1, "stratified", 0)

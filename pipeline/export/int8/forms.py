@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from pipeline.export.int8.layers import Layer, open_session
@@ -103,16 +104,6 @@ FORMS: dict[FormName, Form] = {
 }
 
 
-class _OneImage(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
-    """quantize_static has to see an image; no number comes from it."""
-
-    def __init__(self, feed: dict[str, NDArray[np.float32]]) -> None:
-        self._left = [feed]
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return self._left.pop() if self._left else None
-
-
 def write_pairs(
     model: onnx.ModelProto,
     form: Form,
@@ -145,7 +136,7 @@ def write_pairs(
         quantize_static(
             source,
             target,
-            _OneImage({model.graph.input[0].name: image}),
+            SimpleNamespace(get_next=iter([{model.graph.input[0].name: image}, None]).__next__),  # a data reader
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8 if form.signed == "always" else QuantType.QUInt8,
