@@ -32,9 +32,8 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[tuple[Fraction, Fraction, Fraction], Field()]
-PositiveChannels = tuple[
-    Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
-]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+PositiveChannels = tuple[PositiveFraction, PositiveFraction, PositiveFraction]
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -128,7 +127,7 @@ class EnergyParams(Block):
 
 
 class HedaParams(Block):
-    fraction: Annotated[float, Field(gt=0, le=1)]
+    fraction: PositiveFraction
     subset: Literal["high_energy", "random", "low_energy"]
     mix: Literal["cutmix", "mixup", "none"]
     kd_weight: NonNegative

@@ -133,11 +133,7 @@ def energy_order(energy: Tensor) -> Tensor:
     Raises:
         ValueError: an energy is not finite.
     """
-    _check_finite(energy)
-    return torch.argsort(energy, stable=True)
-
-
-def _check_finite(energy: Tensor) -> None:
     bad = (~torch.isfinite(energy)).nonzero().flatten()
     if bad.numel():
         raise ValueError(f"{bad.numel()} energies are not finite, the first at index {int(bad[0])}")
+    return torch.argsort(energy, stable=True)

@@ -122,7 +122,5 @@ def _precision(node: onnx.NodeProto, types: dict[str, int], dequantized: set[str
 
 def _is_signed_symmetric(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
     """True if the zero-point is a constant int8 zero; without a zero-point a QuantizeLinear is uint8."""
-    zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
-    if zero_point is None or zero_point.data_type != TensorProto.INT8:
-        return False
-    return not np.any(numpy_helper.to_array(zero_point))
+    point = constants.get(node.input[2]) if len(node.input) > 2 else None
+    return point is not None and point.data_type == TensorProto.INT8 and not np.any(numpy_helper.to_array(point))
