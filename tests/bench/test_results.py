@@ -19,9 +19,9 @@ REPORTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "agreement": agreement.report,
     "bench": speed.report,
     "bench_heda": speed.report,
-    "int8": int8.report,
     "scale": scale.report,
     "torture": torture.report,
+    **{f"int8/{path.stem}": int8.report for path in sorted((RESULTS / "int8").glob("*.json"))},
 }
 
 

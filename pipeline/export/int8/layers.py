@@ -55,8 +55,9 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         original, prepared = Path(folder) / "fp32.onnx", Path(folder) / "prepared.onnx"
         onnx.save(_split_biases(model), original)
-        # torch has inferred the symbolic shapes already
-        quant_pre_process(original, prepared, skip_symbolic_shape=True)
+        # optimised, HardSwish would be HardSigmoid and Mul, which OpenVINO computes slowly; torch has inferred shapes
+        has_hardswish = any(node.op_type == "HardSwish" for node in model.graph.node)
+        quant_pre_process(original, prepared, skip_optimization=has_hardswish, skip_symbolic_shape=True)
         model = onnx.load(prepared)
     shapes = _shapes(model)
     taken = {node.name for node in model.graph.node if node.op_type not in COMPUTE}

@@ -154,6 +154,11 @@ def test_biases_make_up_for_the_mean_error_of_each_logit(
         assert (off > 1e-2) if most is None else (off < most)
 
 
+def test_hardswish_stays_one_operator(quantized: Quantize) -> None:
+    operators = Counter(node.op_type for node in quantized(CAREFUL, "openvino").model.graph.node)
+    assert (operators["HardSwish"], operators["HardSigmoid"]) == (1, 0)
+
+
 def test_runtimes_compute_with_integers(exported: Exported) -> None:
     assert exported.files["student_int8.xml"].parity.executed_precision == "int8"
     assert exported.files["student_int8.onnx"].parity.executed_precision == "int8"
