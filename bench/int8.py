@@ -35,20 +35,19 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from bench.common import Result, machine_sentence, run, table
 from bench.setting import data_params
 from pipeline import runtimes
-from pipeline.config import Int8Params
+from pipeline.config import Int8Params, ParityParams
 from pipeline.data.image_files import resize
 from pipeline.data.sources import SourceSplit, open_source
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.benchmark.runner import run_benchmark
 from pipeline.device.benchmark.statistics import compare
 from pipeline.energy.groups import energy_score
-from pipeline.evaluation.measure import spread_over
 from pipeline.export.calibration import select
 from pipeline.export.capture import capture, deployable, reference_logits
 from pipeline.export.graph import from_program, with_energy
 from pipeline.export.half_precision import to_fp16
 from pipeline.export.int8.quantize import Quantizer
-from pipeline.portable.accuracy import paired_difference, top1_correct
+from pipeline.export.parity import check_parity
 from pipeline.runtimes.openvino_runtime import openvino_core
 from pipeline.store.paths import model_files
 from pipeline.training.weights import build_network, load_pretrained
@@ -60,6 +59,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 BASELINE = "fp32"
 _CHUNK = 100
 _TEMPERATURE = 4.0
+_ANY = ParityParams(images=8, fp32_max_abs=1.0, max_top1_drop=1.0)  # refuses no file for its accuracy
 _PLAIN: dict[str, Any] = {"ranges": "minmax", "rounding": False, "bias_correction": False, "weight_bits": "auto"}
 # by bits of the weights; 8 overflow on CPUs without VNNI
 QUANTIZE_STATIC = {"quantize_static, 7-bit weights": 7, "quantize_static, 8-bit weights": 8}
@@ -109,10 +109,11 @@ class TestImages:
             runtime = runtimes.load(name, path, precision=precision)
             chunks = (self.pixels[start : start + _CHUNK] for start in range(0, len(self.pixels), _CHUNK))
             logits = runtimes.joined(runtime.run(chunk) for chunk in chunks).logits
-            found[name] = {"agreement": float((logits.argmax(1) == self.logits.argmax(1)).mean())}
+            labels = np.zeros(len(logits), np.int64) if self.labels is None else self.labels
+            parity, change = check_parity(path.name, "int8", self.logits, logits, labels, _ANY)
+            found[name] = {"agreement": parity.top1_agreement}
             if self.labels is not None:
-                right = (top1_correct(each, self.labels) for each in (logits, self.logits))
-                found[name]["change"] = vars(paired_difference(*right))
+                found[name]["change"] = vars(change)
             found[name]["executed"] = runtime.executed().precision
         return found
 
@@ -179,7 +180,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> Result:
         "trained": options.checkpoint is not None,
         "image_size": options.image_size,
         "test_images": len(pixels),
-        "top1": float(top1_correct(test.logits, labels).mean()) if knows else None,
+        "top1": float((test.logits.argmax(1) == labels).mean()) if knows else None,
         "draws": options.draws,
         "calibration_images": min(options.calibration, len(energy)),
         "answers": answers,
@@ -261,7 +262,8 @@ def _latency(made: Mapping[str, tuple[Files, str]], images: Images, options: arg
 
 def _spread(split: SourceSplit, count: int, options: argparse.Namespace) -> tuple[Images, NDArray[np.int64]]:
     """``count`` images of a split at even distances, float32 [N, 3, S, S], normalised, and their labels."""
-    index = spread_over(len(split.labels), count)
+    count = min(count, len(split.labels))
+    index = np.arange(count) * len(split.labels) // count
     pixels = np.stack([np.asarray(resize(split.read(place), options.image_size)) for place in index.tolist()])
     normalised = (pixels.astype(np.float32) / 255 - np.float32(options.mean)) / np.float32(options.std)
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), split.labels[index]

@@ -34,7 +34,6 @@ from pipeline.distillation.objective import Companion, DistillationObjective, Di
 from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
 from pipeline.lineage import Run
-from pipeline.portable.files import sha256_file
 from pipeline.store.documents import NetworkCard
 from pipeline.store.space import require_space
 from pipeline.training import weights
@@ -134,8 +133,7 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
     scored = ScoredImages.of(run, params, session.device)
     student = weights.build_student(params.distill, len(data.class_names))
-    if params.distill.initial_weights is not None:
-        lineage["initial_weights"] = sha256_file(Path(params.distill.initial_weights))
+    lineage |= weights.initial_weights_lineage(params.distill)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
     with session.world.barrier():
         if session.world.is_main:

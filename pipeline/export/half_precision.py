@@ -18,7 +18,6 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     Every operator is converted, also those that ONNX Runtime's converter leaves in float32 by default. Operator inputs
     without a float16 type (the scales of Resize) stay float32.
     """
-    converted = ONNXModel(convert_float_to_float16(copy.deepcopy(model), keep_io_types=True, op_block_list=[]))
-    converted.topological_sort()
-    result: onnx.ModelProto = converted.model
-    return result
+    half: onnx.ModelProto = convert_float_to_float16(copy.deepcopy(model), keep_io_types=True, op_block_list=[])
+    ONNXModel(half).topological_sort()
+    return half

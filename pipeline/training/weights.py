@@ -51,6 +51,11 @@ def build_student(params: DistillParams, num_classes: int) -> nn.Module:
     return student
 
 
+def initial_weights_lineage(params: DistillParams) -> dict[str, str]:
+    """Lineage of the weights that the student starts from; empty if they are drawn at random."""
+    return {} if params.initial_weights is None else {"initial_weights": sha256_file(Path(params.initial_weights))}
+
+
 def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
     """Run the network once, to refuse one that cannot take the images before anything is trained.
 

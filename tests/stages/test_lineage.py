@@ -167,10 +167,11 @@ def test_energies_of_the_other_split_are_refused(run, stage, source, target):
 def test_a_raised_format_refuses_earlier_files_and_names_the_stage_that_writes_them_anew(
     run, monkeypatch, document, link, path, reader, maker
 ):
+    earlier = document.FORMAT
     monkeypatch.setattr(document, "FORMAT", 9)
     before = snapshot(run)
     with pytest.raises(
-        DataError, match=rf"^{path} has format 1, but this version reads 9; run `dvc repro -fs {maker}`$"
+        DataError, match=rf"^{path} has format {earlier}, but this version reads 9; run `dvc repro -fs {maker}`$"
     ):
         STAGES[reader](load_params())
     assert snapshot(run) == before

@@ -153,11 +153,13 @@ def write_pairs(
                 "QDQDisableWeightAdjustForInt32Bias": True,  # it would replace the given scales
             },
         )
-        return _without_bias_zero_points(onnx.load(target))
+        written = onnx.load(target)
+    _drop_bias_zero_points(written)
+    return written
 
 
-def _without_bias_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph without the zero-points of int32 biases, which are 0, the default, and as large as the biases."""
+def _drop_bias_zero_points(model: onnx.ModelProto) -> None:
+    """Remove the zero-points of int32 biases: they are 0, the default, and as large as the biases."""
     zeros = {
         tensor.name
         for tensor in model.graph.initializer
@@ -166,10 +168,7 @@ def _without_bias_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and zeros & set(node.input[2:]):
             del node.input[2]
-    cleaned = ONNXModel(model)
-    cleaned.clean_initializers()
-    result: onnx.ModelProto = cleaned.model
-    return result
+    ONNXModel(model).clean_initializers()
 
 
 def quantized_tensors(model: onnx.ModelProto) -> list[str]:

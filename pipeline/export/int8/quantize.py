@@ -102,9 +102,9 @@ class Quantizer:
             excluded |= unsuited
         scales = {layer: self._scale(layer, activations) for layer in self._layers if layer.name in nodes}
         numbers = Numbers(activations, scales, _LEVELS[self.weight_bits])
-        corrected = self._correction.corrected(numbers, on_layer)
+        written = write_pairs(self._correction.corrected(numbers, on_layer), FORMS[form], nodes, image, numbers)
         fp32 = (node.name for node in model.graph.node if node.op_type in COMPUTE and node.name not in nodes)
-        return Int8Graph(write_pairs(corrected, FORMS[form], nodes, image, numbers), tuple(fp32))
+        return Int8Graph(written, tuple(fp32))
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
@@ -125,7 +125,8 @@ class Quantizer:
         def passes() -> Iterator[Values]:
             return (dict(zip(missing, chunk, strict=True)) for chunk in observe(self._model, missing, self._images))
 
-        self._counted |= histograms(missing, passes, ends_only=self._params.ranges == "minmax")
+        if missing:
+            self._counted |= histograms(missing, passes, ends_only=self._params.ranges == "minmax")
         return {name: self._counted[name] for name in names}
 
     @cached_property

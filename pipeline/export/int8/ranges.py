@@ -85,8 +85,6 @@ def histograms(
 ) -> dict[str, Histogram]:
     """Histogram of each tensor; ``passes`` starts a pass over all images, a few at a time, and is called twice."""
     found = {name: Histogram() for name in names}
-    if not found:
-        return found
     for values in passes():
         for name, histogram in found.items():
             histogram.widen(values[name])
