@@ -72,19 +72,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def device_file(name: str) -> Path:
-    """targets/<name>/device.yaml."""
-    return TARGETS / name / "device.yaml"
-
-
-def result_file(name: str) -> Path:
-    """targets/<name>/result.json, which the stage measure writes."""
-    return TARGETS / name / "result.json"
-
-
-def samples_file(name: str) -> Path:
-    """targets/<name>/samples.npz, the latency of every timed call."""
-    return TARGETS / name / "samples.npz"
+def device_files(name: str) -> tuple[Path, Path, Path]:
+    """device.yaml of a device, and what the stage measure writes: result.json, and the latency of every timed call."""
+    return TARGETS / name / "device.yaml", TARGETS / name / "result.json", TARGETS / name / "samples.npz"
 
 
 def remeasure(name: str) -> str:
@@ -107,7 +97,7 @@ def find_target(name: str) -> TargetParams:
     Raises:
         ParamsError: there is no such device, or its settings are wrong.
     """
-    path = device_file(check_name(name))
+    path, *_ = device_files(check_name(name))
     if not path.exists():
         known = sorted(other.parent.name for other in TARGETS.glob("*/device.yaml"))
         there = f"there are {', '.join(known)}" if known else "there is no device yet"
@@ -141,7 +131,7 @@ def enter_result(name: str, budget: BudgetParams) -> None:
         DataError: it was not measured, or the result or the index is damaged.
         LineageError: the samples beside it are of another measurement.
     """
-    path, samples, remedy = result_file(name), samples_file(name), f"run `{remeasure(name)}` to make it"
+    (_, path, samples), remedy = device_files(name), f"run `{remeasure(name)}` to make it"
     for file in (path, samples):
         if not file.is_file():
             raise DataError(f"{file} does not exist; {remedy}")

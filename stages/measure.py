@@ -7,23 +7,23 @@ from pipeline.evaluation.measure import MeasurementRequest, in_short, measure
 from pipeline.evaluation.runnable import runnable_files
 from pipeline.lineage import Run
 from pipeline.store.paths import DEVICE_RUNS
-from pipeline.targets import device_file, find_target, result_file, samples_file
+from pipeline.targets import device_files, find_target
 from stages.common import counted, device_argument, run_program
 
 PROCESS_SECONDS = 900.0  # smallest limit of one process, because a slow device may build an engine for so long
 
 
 def measure_device(name: str) -> None:
-    run, target, key = Run(), find_target(name), str(device_file(name))
+    run, target, (settings, result, samples) = Run(), find_target(name), device_files(name)
     limit = 60 * target.timeout_minutes
     wanted = MeasurementRequest(
-        files=runnable_files(run, target.benchmark.runtimes, f"{key}: benchmark.runtimes", target.files),
+        files=runnable_files(run, target.benchmark.runtimes, f"{settings}: benchmark.runtimes", target.files),
         settings=target.benchmark,
-        key=key,
+        key=str(settings),
         address=target.address.address(),
         folder=DEVICE_RUNS / name,
-        result=result_file(name),
-        samples=samples_file(name),
+        result=result,
+        samples=samples,
         timeout_seconds=limit,
         process_seconds=min(limit, max(limit / 4, PROCESS_SECONDS)),
     )

@@ -146,7 +146,12 @@ def score_images(
                         done += len(scored[0])
                         on_images(len(scored[0]))
                     scores = Scores(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
-                    _check_finite(scores.energy, rows)
+                    if (bad := np.flatnonzero(~np.isfinite(scores.energy))).size:
+                        raise DataError(
+                            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} an energy "
+                            f"that is not finite, the first at index {rows[int(bad[0])]}; its weights are damaged or "
+                            "its logits overflow, so use another checkpoint"
+                        )
                     parts.write(rows, scores)
             on_images(sum(map(len, at_once)) - done)
     return parts
@@ -268,13 +273,3 @@ def _scored(
     for batch, logits in logits_in_batches(teacher, images, parts):
         confidence, answer = torch.softmax(logits, dim=1).max(dim=1)
         yield batch.labels, energy_score(logits, temperature), confidence, answer == batch.labels
-
-
-def _check_finite(energy: NDArray[np.float32], rows: range) -> None:
-    bad = np.flatnonzero(~np.isfinite(energy))
-    if bad.size:
-        raise DataError(
-            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} an energy that is not finite, "
-            f"the first at index {rows[int(bad[0])]}; its weights are damaged or its logits overflow, so use another "
-            "checkpoint"
-        )

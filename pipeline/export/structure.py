@@ -44,8 +44,9 @@ def inspect(model: onnx.ModelProto) -> Structure:
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     compute = [node for node in graph.node if node.op_type in COMPUTE]
     quantizers = [node for node in graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    weights = {node.output[0] for node in quantizers if node.input[0] in constants}
     precisions = [
-        (node.name, _precision(node, types, dequantized))
+        (node.name, _precision(node, types, dequantized, weights))
         for node in compute
         if types.get(node.output[0]) not in _INTEGERS
     ]
@@ -112,9 +113,9 @@ def check_structure(
     return structure
 
 
-def _precision(node: onnx.NodeProto, types: dict[str, int], dequantized: set[str]) -> str:
+def _precision(node: onnx.NodeProto, types: dict[str, int], dequantized: set[str], weights: set[str]) -> str:
     operands = set(node.input[:_BIAS])
-    if operands <= dequantized:
+    if operands <= dequantized and operands & weights:  # runtimes compute products of two activations in float
         return "int8"
     operand_types = {types.get(name, TensorProto.UNDEFINED) for name in operands}
     return "mixed" if len(operand_types) > 1 else _PRECISION.get(min(operand_types), f"ONNX type {min(operand_types)}")

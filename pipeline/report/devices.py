@@ -119,7 +119,7 @@ def read_devices() -> list[Device]:
     """Read the devices of the index. Raises DataError: the index or a result is missing or damaged."""
     devices = []
     for name, entry in targets.read_index().items():
-        path = targets.result_file(name)
+        path = targets.device_files(name)[1]
         remedy = f"run `{targets.remeasure(name)}`, or remove {name} from {TARGET_INDEX}"
         try:
             content = path.read_bytes()

@@ -149,7 +149,7 @@ def _read_image(folder: Path, out: Path) -> None:
 
 # ---- the artifacts of a run
 
-_RESULT = targets.result_file("board")
+_RESULT = targets.device_files("board")[1]
 _CARDS = (paths.STUDENT / paths.CARD, paths.TEACHER / paths.CARD, paths.STUDENT_CURVES / paths.CURVES_CARD)
 _CURVE = paths.STUDENT_CURVES / "plots/metrics/val_top1.tsv"
 # most of what is said of a run, and so damaged most often

@@ -77,7 +77,7 @@ class Correction:
         """The weights as multiples of their scales: the nearest, or those of least error for the input ``values``."""
         scales, levels = numbers.scales[layer], numbers.levels
         rows = np.moveaxis(weight, layer.axis, 0)
-        if self._params.rounding and weight[:1].size <= MOST_INPUTS:
+        if self._params.rounding and weight.ndim in {2, 4} and weight[:1].size <= MOST_INPUTS:
             covariance = input_covariance(node, weight.shape[2:], np.asarray(values, np.float32))
             groups, _, size = covariance.shape
             steps = round_weights(rows.reshape(groups, -1, size), scales.reshape(groups, -1), covariance, levels)

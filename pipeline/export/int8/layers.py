@@ -17,6 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pipeline.export.structure import COMPUTE
 
 _PIXELS = 2**18  # input pixels per forward pass; limits the memory of the intermediate values
+_MOVING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad", "MaxPool"})
 _BIAS = 2  # index of the bias among the inputs of Conv, ConvTranspose and Gemm
 
 
@@ -121,6 +122,18 @@ def _bias(
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+
+
+def concatenated(model: onnx.ModelProto) -> set[str]:
+    """Names of the tensors whose values a Concat has put together, also where they were moved after it.
+
+    From signed bytes of such a tensor, OpenVINO 2026.4 computes with wrong numbers.
+    """
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Concat" or (node.op_type in _MOVING and node.input[0] in found):
+            found |= set(node.output)
+    return found
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:

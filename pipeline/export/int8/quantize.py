@@ -30,8 +30,8 @@ from pipeline.export.int8.forms import (
     quantized_tensors,
     write_pairs,
 )
-from pipeline.export.int8.layers import Layer, constants, find_layers, observe, open_session, prepare
-from pipeline.export.int8.ranges import Histogram, Step, Values, choose, histograms, step
+from pipeline.export.int8.layers import Layer, concatenated, constants, find_layers, observe, open_session, prepare
+from pipeline.export.int8.ranges import Histogram, Signed, Step, Values, choose, histograms, step
 from pipeline.export.int8.rounding import weight_scales
 from pipeline.export.structure import COMPUTE
 from pipeline.portable.text import first_line
@@ -59,9 +59,7 @@ class Quantizer:
     """
 
     def __init__(self, model: onnx.ModelProto, images: NDArray[np.float32], params: Int8Params) -> None:
-        self._original = model
-        self._images = images
-        self._params = params
+        self._original, self._images, self._params = model, images, params
         self._graphs: dict[FormName, Int8Graph] = {}
         self._counted: dict[str, Histogram] = {}
         self.weight_bits = weight_bits(params)
@@ -85,6 +83,7 @@ class Quantizer:
 
     def _graph(self, form: FormName, on_layer: OnLayer) -> Int8Graph:
         model, image, signed = self._model, self._images[:1], FORMS[form].signed
+        unsigned: dict[str, Signed] = dict.fromkeys(concatenated(model) if form == "openvino" else (), "never")
         excluded: set[str] = set()  # nodes that int8 does not suit, found one after the other
         while True:
             nodes = FORMS[form].nodes(model, self._layers, excluded)
@@ -92,7 +91,7 @@ class Quantizer:
                 raise ValueError("no layer keeps its values in 8 bits")
             placed = write_pairs(model, FORMS[form], nodes, image)
             found = self._histograms(quantized_tensors(placed))
-            activations = {name: choose(histogram, signed) for name, histogram in found.items()}
+            activations = {name: choose(found[name], unsigned.get(name, signed)) for name in found}
             lost = {name for name, histogram in found.items() if histogram.is_lost_in(activations[name])}
             # in the runtime, a layer without int8 kernel would compute from bytes in float32: slower than without pairs
             unsuited = set(executed_in_fp32(placed, form)) & set(nodes)

@@ -64,14 +64,13 @@ class Histogram:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def widen(self, values: NDArray[np.float32]) -> None:
-        self.low = min(self.low, float(values.min(initial=0)))
-        self.high = max(self.high, float(values.max(initial=0)))
+        finite = values[np.isfinite(values)]  # the border of a maximum pooling may be -inf
+        self.low = min(self.low, float(finite.min(initial=0)))
+        self.high = max(self.high, float(finite.max(initial=0)))
 
     def count(self, values: NDArray[np.float32]) -> None:
-        if self.low == self.high:
-            return
-        shifted = (values[values != 0] - np.float32(self.low)) * np.float32(_BINS / (self.high - self.low))
-        self.counts = self.counts + np.bincount(np.minimum(shifted.astype(np.int64), _BINS - 1), minlength=_BINS)
+        counted = values[np.isfinite(values) & (values != 0)]
+        self.counts = self.counts + np.histogram(counted, _BINS, (self.low, self.high))[0]
 
     def is_lost_in(self, step: Step) -> bool:
         """Whether nearly all of the values are 0 in these bytes, as beside one outlier that the range has to reach."""

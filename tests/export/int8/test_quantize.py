@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
+from pipeline.export.capture import capture, quiet
+from pipeline.export.graph import from_program
 from pipeline.export.int8.forms import FORMS, FormName, executed_in_fp32
 from pipeline.export.int8.layers import observe
 from pipeline.export.int8.quantize import Int8Graph, Quantizer, _adds_products_exactly, weight_bits
 from pipeline.export.structure import COMPUTE, inspect
+from pipeline.runtimes.openvino_runtime import openvino_core
 from tests.export.conftest import Exported
 
 PLAIN = Int8Params(ranges="minmax", rounding=False, bias_correction=False, weight_bits=7)
@@ -267,3 +272,61 @@ def test_a_network_that_int8_does_not_suit_is_named_so() -> None:
     model.graph.node[1].input[0] = "maps"
     with pytest.raises(ExportError, match=r"no layer keeps its values in 8 bits\); take int8 out"):
         Quantizer(model, images, CAREFUL).graph("onnxruntime")
+
+
+class Joined(nn.Module):
+    """A convolution behind a Concat whose channels were moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(11, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = torch.cat([images, nn.functional.silu(self.a(images))], 1)
+        moved = maps.flatten(2).transpose(1, 2).transpose(1, 2).reshape(maps.shape)
+        return self.fc((self.b(maps) + self.b(moved)).mean((2, 3)))
+
+
+class Attended(nn.Module):
+    """Products of activations that come from convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.fc = *(nn.Conv2d(3, 8, 1) for _ in range(3)), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(images).flatten(2) for layer in (self.q, self.k, self.v))
+        return self.fc((v @ (q.transpose(1, 2) @ k * 0.1).softmax(-1)).mean(2))
+
+
+class ChannelAttention(nn.Module):
+    """A convolution in one dimension, and a border of -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.fc = nn.Conv2d(3, 8, 3), nn.Conv1d(1, 1, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.pad(self.a(images), (0, 1, 0, 1), value=-float("inf"))
+        maps = nn.functional.max_pool2d(maps, 3, 2)
+        gate = self.c(maps.mean((2, 3))[:, None]).sigmoid()[:, 0]
+        return self.fc((maps * gate[:, :, None, None]).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("kind", [Joined, Attended, ChannelAttention])
+def test_the_runtime_of_a_form_computes_its_graph_as_meant(kind: type[nn.Module], form: FormName) -> None:
+    torch.manual_seed(0)
+    network, images = kind().eval(), np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    with quiet():
+        model = from_program(capture(network, 16, "student"), 18)
+    found = Quantizer(model, images, CAREFUL).graph(form)
+    assert found.fp32_layers == inspect(found.model).fp32_layers
+    wanted = next(observe(model, ["logits"], images))[0]
+    if form == "openvino":
+        core = openvino_core()
+        compiled = core.compile_model(core.read_model(found.model.SerializeToString()), "CPU")
+        logits = compiled(images)["logits"]
+    else:
+        logits = next(observe(found.model, ["logits"], images))[0]
+    assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted - wanted.mean(axis=0)).max()
