@@ -21,7 +21,7 @@ from pipeline.export.int8.layers import Layer, constants, observe, open_session
 from pipeline.export.int8.rounding import MOST_INPUTS, input_covariance, nearest, round_weights
 
 OnLayer = Callable[[int, int], None]  # layers done, layers in all
-Values = dict[str, NDArray[np.generic]]
+Tensors = dict[str, NDArray[np.generic]]
 
 
 class Correction:
@@ -45,7 +45,7 @@ class Correction:
         fixed, done = constants(self._model), 0
         readers = Counter(name for node in graph.node for name in node.input)
         readers.update(value.name for value in graph.output)
-        values: Values = {graph.input[0].name: numbers.rounded(graph.input[0].name, self._images)}
+        values: Tensors = {graph.input[0].name: numbers.rounded(graph.input[0].name, self._images)}
         for node in graph.node:
             layer = by_name.get(node.name)
             if layer is not None and layer in numbers.scales:
@@ -87,7 +87,7 @@ class Correction:
         return np.ascontiguousarray(np.moveaxis(multiples, 0, layer.axis))
 
     def _computed(
-        self, node: onnx.NodeProto, values: Values, fixed: Mapping[str, NDArray[np.float32]]
+        self, node: onnx.NodeProto, values: Tensors, fixed: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, NDArray[np.float32]]:
         """Run one node; return its outputs by name."""
         given = {name: values[name] for name in node.input if name in values}
