@@ -29,7 +29,7 @@ from bench.common import Comparison
 from bench.reference import Reference
 from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, ROOT, TEMPERATURES, Setting
 from pipeline.compute.device import autocast, compiled, fastest_kernels, full_fp32
-from pipeline.data.loader import Images, open_images, steps_per_epoch
+from pipeline.data.loader import Images, steps_per_epoch
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
@@ -64,10 +64,10 @@ class Ours:
     ) -> None:
         self._setting = setting
         self._params = setting.params(fraction, epochs=2, compiled=compiled, cache=half_known)
-        self._device, folder = torch.device(setting.device), setting.store(storage)
+        self._device = torch.device(setting.device)
         padding = 0 if half_known else CROP_PADDING
-        images = open_images(folder, "train", self._device, crop_padding=padding, horizontal_flip=True)
-        self._validation = open_images(folder, "val", self._device)
+        images = setting.images("train", storage, crop_padding=padding, horizontal_flip=True)
+        self._validation = setting.images("val", storage)
         # the groups of the images do not affect the speed, so random energies are enough
         energy = torch.randn(len(images), generator=torch.Generator().manual_seed(0)).to(self._device)
         groups = EnergyGroups.fit(energy, 0.2, 0.2)
@@ -86,7 +86,7 @@ class Scoring:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.images = open_images(setting.store(), "train", torch.device(setting.device))
+        self.images = setting.images("train")
         self.teacher = setting.network(setting.teacher).to(memory_format=torch.channels_last)  # as the stage does
         score(self.teacher, self.images)
 
@@ -114,7 +114,7 @@ class BareStep:
     def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
         self._setting = setting
         self._compile: Literal["on", "off"] = "on" if compiled else "off"
-        images = open_images(setting.store(), "train", torch.device(setting.device))
+        images = setting.images("train")
         self._batch = next(images.batches(setting.batch_size))
 
     @fastest_kernels()

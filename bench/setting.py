@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 import models
-from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, TrainingParams, load_params
+from pipeline.config import DataParams, KdParams, Params, TemperatureParams, load_params
 from pipeline.data.image_files import resize
+from pipeline.data.loader import Images, Views, open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
 
@@ -58,6 +60,11 @@ class Setting:
     def store(self, storage: str = "packed") -> Path:
         return Path(self.stores) / storage
 
+    def images(self, split: str, storage: str = "packed", **views: Unpack[Views]) -> Images:
+        """A split on the device, in the normalisation of its training images."""
+        folder = self.store(storage)
+        return open_images(folder, split, torch.device(self.device), Normalisation.of(read_card(folder)), **views)
+
     def network(self, name: str) -> nn.Module:
         """A network on the device, contiguous; random weights, equal in each arm, are as fast as trained ones."""
         torch.manual_seed(0)
@@ -72,36 +79,34 @@ class Setting:
     def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, cache: bool = False) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
-        training = TrainingParams(
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=LEARNING_RATE,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            schedule="cosine",
-            milestones=[],
-            warmup_epochs=0,
-            precision="auto",
-            compile="on" if compiled else "off",
-        )
-        distill = DistillParams(
-            network=self.student,
-            initial_weights=None,
-            loss=KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
-            logit_standardization=False,
-            temperatures=TemperatureParams(**TEMPERATURES),
-            assignment="sample",
-            teacher_cache=cache,
-            training=training,
-        )
         shipped = _shipped()
+        training = shipped.distill.training.model_copy(
+            update={
+                "epochs": epochs,
+                "batch_size": self.batch_size,
+                "learning_rate": LEARNING_RATE,
+                "momentum": MOMENTUM,
+                "weight_decay": WEIGHT_DECAY,
+                "warmup_epochs": 0.0,
+                "compile": "on" if compiled else "off",
+            }
+        )
+        distill = shipped.distill.model_copy(
+            update={
+                "network": self.student,
+                "loss": KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
+                "temperatures": TemperatureParams(**TEMPERATURES),
+                "teacher_cache": cache,
+                "training": training,
+            }
+        )
         return shipped.model_copy(update={"heda": shipped.heda.model_copy(update=heda), "distill": distill})
 
 
 def data_params(name: str, root: Path, image_size: int, storage: str = "packed") -> DataParams:
     """The pipeline's parameters for a data set, every image of it."""
     values = {"name": name, "root": str(root), "image_size": image_size, "storage": storage, "imbalance_factor": 1.0}
-    return _shipped().data.model_copy(update=values | dict.fromkeys(("max_images_per_class", "mean", "std")))
+    return _shipped().data.model_copy(update=values | {"max_images_per_class": None})
 
 
 @cache

@@ -6,13 +6,13 @@ these load with `strict=True`. `torchvision:<name>` and `timm:<name>` build a cl
 pretrained weights.
 """
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import nn
 
+from models import libraries
+from models.libraries import NetworkOptionError, UnknownNetworkError, unknown
 from models.mobilenet_v2 import MobileNetV2
 from models.resnet import NARROW, WIDE, ResNet
 from models.resnet_four_stage import BasicBlock, Bottleneck, FourStageResNet
@@ -21,7 +21,7 @@ from models.shufflenet_v2 import ShuffleNetV2
 from models.vgg import CONVOLUTIONS, VGG
 from models.wide_resnet import WideResNet
 
-__all__ = ["UnknownNetworkError", "available", "build", "stage_names"]
+__all__ = ["NetworkOptionError", "UnknownNetworkError", "available", "build", "stage_names"]
 
 _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "MobileNetV2": MobileNetV2,
@@ -35,42 +35,42 @@ _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     **{f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)},
 }
 
-# Without these options, both networks also return auxiliary logits in training mode.
-_LOGITS_ONLY: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
-
-
-class UnknownNetworkError(ValueError):
-    """No network has this name; the message has the closest names and the command that lists all names."""
-
 
 def available() -> list[str]:
     """The names without a prefix, sorted."""
     return sorted(_NETWORKS)
 
 
-def build(name: str, num_classes: int) -> nn.Module:
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> nn.Module:
     """Build a network with fresh weights, drawn from torch's global generator.
 
     Args:
-        name: one of `available()`, or `torchvision:<name>`, or `timm:<name>`.
+        name: one of `available()`, or `torchvision:<name>`, or `timm:<name>`, where a tag after a dot, which names
+            pretrained weights, changes nothing.
         num_classes: number of logits, at least 1.
+        image_size: height and width, pixels, for networks that are built for one size; None: the library's own.
+        dropout, drop_path: rates in training, 0..1; for networks of the libraries that have them.
 
     Raises:
         UnknownNetworkError: no network has this name.
+        NetworkOptionError: the network has no dropout or drop path, or cannot be built for this image size.
         ValueError: num_classes is below 1.
     """
     if num_classes < 1:
         raise ValueError(f'Network "{name}" needs at least 1 class, not {num_classes}: set the number of classes.')
-    library, separator, rest = name.partition(":")
-    if separator and library == "torchvision":
-        return _build_torchvision(rest, num_classes)
-    if separator and library == "timm":
-        return _build_timm(rest, num_classes)
+    if libraries.owns(name):
+        return libraries.build(name, num_classes, image_size, dropout, drop_path)
     if name not in _NETWORKS:
-        raise _unknown(name, "", _NETWORKS, "python -m models")
+        raise unknown(name, "", _NETWORKS, "python -m models")
+    if dropout or drop_path:
+        raise NetworkOptionError(f"{name} has no dropout and no drop path; set both to 0")
     return _NETWORKS[name](num_classes)
 
 
@@ -82,39 +82,3 @@ def stage_names(network: nn.Module) -> tuple[str, ...]:
     """
     names = getattr(network, "stage_names", ())
     return names if isinstance(names, tuple) else ()
-
-
-def _build_torchvision(name: str, num_classes: int) -> nn.Module:
-    from torchvision import models as library
-
-    # Only the classifiers: the library's other families (detection, video, ...) do not map an image to logits.
-    known = library.list_models(module=library)
-    if name not in known:
-        raise _unknown(
-            name, "torchvision:", known, "python -c 'import torchvision.models as m; print(*m.list_models(m))'"
-        )
-    options = _LOGITS_ONLY.get(name, {})
-    network: nn.Module = library.get_model(name, weights=None, num_classes=num_classes, **options)
-    return network
-
-
-def _build_timm(name: str, num_classes: int) -> nn.Module:
-    import timm
-
-    # A tag after the dot names pretrained weights; timm rejects a wrong tag even if it loads no weights.
-    if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained()):
-        raise _unknown(name, "timm:", timm.list_models(), "python -c 'import timm; print(*timm.list_models())'")
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
-    return network
-
-
-def _unknown(name: str, prefix: str, known: Iterable[str], listing: str) -> UnknownNetworkError:
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    architecture = name.partition(".")[0].lower()
-    matches = difflib.get_close_matches(architecture, by_lower_case)
-    closest = ", ".join(prefix + by_lower_case[match] for match in matches)
-    suggestion = f"the closest names are {closest}" if closest else "no known name is close to it"
-    libraries = "" if prefix else ", or take torchvision:<name> or timm:<name> from these libraries"
-    return UnknownNetworkError(
-        f"There is no network {prefix}{name}: {suggestion}; list the names with {listing}{libraries}."
-    )

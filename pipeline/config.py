@@ -19,6 +19,8 @@ from pipeline.portable.text import brief
 
 Model = TypeVar("Model", bound=BaseModel)
 
+PRETRAINED = "pretrained"  # value of initial_weights: the weights that the network's library offers
+
 _LARGEST = 1 << 18  # bytes of a YAML file; a reader in Python takes seconds for more
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -75,8 +77,6 @@ class DataParams(Block):
     max_images_per_class: Count | None
     imbalance_factor: Annotated[float, Field(ge=1, le=10000)]
     seed: Seed
-    mean: Channels | None
-    std: PositiveChannels | None
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     horizontal_flip: bool
 
@@ -90,6 +90,8 @@ class TrainingParams(Block):
     schedule: Literal["cosine", "step"]
     milestones: list[Count]
     warmup_epochs: NonNegative
+    dropout: Fraction
+    drop_path: Fraction
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "on", "off"]
 
@@ -104,11 +106,49 @@ class TrainingParams(Block):
         return self
 
 
-class TeacherParams(Block):
+class NetworkParams(Block):
+    """What teacher and student have in common."""
+
     network: Annotated[str, Field(min_length=1)]
+    initial_weights: str | None
+    checkpoint_entry: str | None
+    mean: Channels | None
+    std: PositiveChannels | None
+    training: TrainingParams
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file whose weights the network gets."""
+        return None if self.initial_weights == PRETRAINED else self.initial_weights
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both, or set both to null")
+        return self
+
+    @model_validator(mode="after")
+    def _entry_is_of_a_file(self) -> Self:
+        if self.checkpoint_entry is not None and self.weights_file is None:
+            raise ValueError("checkpoint_entry names a part of a file, but no file of weights is given; set it to null")
+        return self
+
+
+class TeacherParams(NetworkParams):
     checkpoint: str | None
     minimum_top1: Fraction
-    training: TrainingParams
+
+    @property
+    def weights_file(self) -> str | None:
+        return super().weights_file or self.checkpoint
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        if self.checkpoint is not None and self.initial_weights is not None:
+            raise ValueError(
+                "checkpoint is a trained teacher and initial_weights the start of a training; set one of them to null"
+            )
+        return self
 
 
 class EnergyParams(Block):
@@ -182,15 +222,12 @@ class TemperatureParams(Block):
     high_energy: Positive
 
 
-class DistillParams(Block):
-    network: Annotated[str, Field(min_length=1)]
-    initial_weights: str | None
+class DistillParams(NetworkParams):
     loss: Loss
     logit_standardization: bool
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
     teacher_cache: bool
-    training: TrainingParams
 
     @model_validator(mode="after")
     def _feature_maps_can_be_read(self) -> Self:

@@ -34,7 +34,7 @@ def report(params: Params) -> None:
     if row is None:
         shutil.rmtree(DEPLOY, ignore_errors=True)  # an earlier recommendation must not be taken for this one
         raise BudgetError(budget_sentence(found.recommendation))
-    write_deploy(DEPLOY, row, run.places.export, run.data)
+    write_deploy(DEPLOY, row, run.places.export, run)
     print(f"deploy {row.name} with {row.runtime}: {DEPLOY}/, see {PAGE}")
 
 

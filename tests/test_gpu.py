@@ -9,6 +9,7 @@ import torch
 import models
 from pipeline.ablation.schedule import run_study
 from pipeline.data.loader import Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation.losses.dkd import dkd
 from pipeline.distillation.losses.kd import kd
@@ -29,7 +30,7 @@ def images_on(device: str, padding: int = 4) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
     resident = ResidentPixels(pixels, torch.device(device), padding)
     labels = (torch.arange(600) % 10).to(device)
-    return Images(resident, labels, [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+    return Images(resident, labels, Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
 
 
 def test_images_are_normalised_alike():

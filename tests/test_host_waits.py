@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from pipeline.data.loader import Batch, Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation.losses import LOSSES, make_loss
 from pipeline.distillation.mixing import MIXES
@@ -47,7 +48,7 @@ def gpu():
 def images_on_gpu():
     pixels = ResidentPixels(np.zeros((COUNT, SIZE, SIZE, 3), np.uint8), GPU, padding=2)
     labels = torch.zeros(COUNT, dtype=torch.int64, device=GPU)
-    return Images(pixels, labels, [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+    return Images(pixels, labels, Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
 
 
 def step_on_gpu(**changes):

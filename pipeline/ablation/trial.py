@@ -20,6 +20,7 @@ from torch import nn
 from pipeline.ablation.study import Trial
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.store import make_store
 from pipeline.distillation.student import check_networks, trained_student
 from pipeline.energy.scoring import score_splits
@@ -86,7 +87,7 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
         seed: of the student, for a subset drawn at random.
     """
     packing = params.data.model_dump(mode="json", exclude={"crop_padding", "horizontal_flip"})
-    teacher = params.teacher.model_dump(mode="json") | {"checkpoint": content_hash(params.teacher.checkpoint)}
+    teacher = params.teacher.model_dump(mode="json") | {"weights": content_hash(params.teacher.weights_file)}
     taught = [packing, training_views(params.data), teacher, params.seed]
     scored = [*taught, params.energy.model_dump(mode="json")]
     energy = root / f"energy-{_key(scored)}"
@@ -104,7 +105,7 @@ def result_path(trial: Trial, root: Path) -> Path:
     """Place of a trial's result, named by a hash of all parameters that decide it, not by its arm."""
     params = trial.params
     student = params.distill.model_dump(mode="json")
-    student["initial_weights"] = content_hash(params.distill.initial_weights)
+    student["weights"] = content_hash(params.distill.weights_file)
     shots = [params.evaluate.many_shot_above, params.evaluate.few_shot_below]
     inputs = places_of(params, root).energy.parent.name
     return root / "runs" / f"{_key([inputs, student, params.heda.model_dump(mode='json'), shots, trial.seed])}.json"
@@ -171,9 +172,10 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     session = Session.on(params.device, checkpoints=checkpoints, keep_best=True, on_epoch=on_epoch)
     device = session.device
     with trained_student(run, params, session) as student:
-        records, last = student.records, measure(student.network, run, params, device)
+        normalisation = Normalisation(student.facts["mean"], student.facts["std"])
+        records, last = student.records, measure(student.network, run, params, normalisation, device)
         best_epoch = student.checkpoint.load_best(student.network)
-        best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, device)
+        best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, normalisation, device)
         TrialResult(
             seed=trial.seed,
             last=EpochAccuracy(epoch=len(records) - 1, val_top1=records[-1].val_top1, **last),
@@ -190,9 +192,11 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     shutil.rmtree(session.checkpoints)
 
 
-def measure(student: nn.Module, run: Run, params: Params, device: torch.device) -> dict[str, Any]:
+def measure(
+    student: nn.Module, run: Run, params: Params, normalisation: Normalisation, device: torch.device
+) -> dict[str, Any]:
     """Test accuracy of a student: of all images, by energy group and by frequency of the classes."""
-    test = open_images(run.places.data, "test", device)
+    test = open_images(run.places.data, "test", device, normalisation)
     logits, labels = all_logits(student, test).numpy(), test.labels.cpu().numpy()
     correct: NDArray[np.bool_] = top1_correct(logits, labels)
     counts = np.asarray(run.data.train_class_counts)

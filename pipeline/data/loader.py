@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.compute.distributed import ALONE, World
 from pipeline.config import DataParams
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.errors import TrainingError
@@ -60,7 +61,7 @@ class Images:
     Args:
         pixels: of the N images, with the border for random crops.
         labels: int64 [N], on the device.
-        mean, std: per channel, for pixel values in [0, 1].
+        normalisation: of the network that gets the images.
         horizontal_flip: mirror each view with probability 0.5.
     """
 
@@ -68,17 +69,16 @@ class Images:
         self,
         pixels: Pixels,
         labels: Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalisation: Normalisation,
         *,
         horizontal_flip: bool = False,
     ) -> None:
-        self.labels = labels
+        mean, std = (torch.tensor(values, device=labels.device) for values in normalisation)
+        self.labels, self.normalisation = labels, normalisation
         self.size = pixels.size
         self._pixels = pixels
         self._flip = horizontal_flip
-        self._scale = 1 / (255 * torch.tensor(std, device=labels.device))
-        self._shift = -torch.tensor(mean, device=labels.device) / torch.tensor(std, device=labels.device)
+        self._scale, self._shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -176,9 +176,15 @@ def _rand_augment() -> Callable[[Tensor], Tensor]:
 
 
 def open_images(
-    folder: Path, name: str, device: torch.device, *, crop_padding: int = 0, horizontal_flip: bool = False
+    folder: Path,
+    name: str,
+    device: torch.device,
+    normalisation: Normalisation,
+    *,
+    crop_padding: int = 0,
+    horizontal_flip: bool = False,
 ) -> Images:
-    """Open a split of the store in ``folder``; mean and std are those of the data card."""
+    """Open a split of the store in ``folder``; arguments as of :class:`Images`."""
     card, split = read_card(folder), read_split(folder, name)
     pixels: Pixels = (
         ResidentPixels(split.images, device, crop_padding)
@@ -186,7 +192,7 @@ def open_images(
         else StreamedPixels(split.paths, card.image_size, device, crop_padding)
     )
     labels = torch.tensor(split.labels, device=device)
-    return Images(pixels, labels, card.mean, card.std, horizontal_flip=horizontal_flip)
+    return Images(pixels, labels, normalisation, horizontal_flip=horizontal_flip)
 
 
 def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -25,7 +25,7 @@ from pipeline.data.sources import SPLITS, Source, SourceSplit, open_source, spli
 from pipeline.errors import DataError
 from pipeline.portable.files import atomic_file, atomic_folder, sha256_file
 from pipeline.portable.text import brief
-from pipeline.store.documents import DataCard, SplitCounts
+from pipeline.store.documents import DataCard, NetworkCard, SplitCounts
 from pipeline.store.paths import DATA_CARD
 from pipeline.store.space import host_memory, require_space
 
@@ -81,21 +81,20 @@ def make_store(
         train = source.splits["train"].labels[members["train"][1]]
         values, squares = sums["train"] / (len(train) * size * size)
         mean, std = (values / 255).round(6), (np.sqrt(np.maximum(squares - np.square(values), 0)) / 255).round(6)
-        if params.std is None and std.min() < 1e-4:
-            raise DataError("all training images have the same value in one channel; check the images, or set data.std")
-        mean, std = list(params.mean or mean.tolist()), list(params.std or std.tolist())
+        if std.min() < 1e-4:
+            raise DataError("all training images have the same value in one channel; check the images")
         return DataCard(
             name=params.name,
             storage="packed" if packed else "files",
             class_names=classes,
             image_size=size,
-            mean=mean,
-            std=std,
+            mean=mean.tolist(),
+            std=std.tolist(),
             counts=SplitCounts(**{name: len(indices) for name, (_, indices) in members.items()}),
             train_class_counts=np.bincount(train, minlength=len(classes)).tolist(),
             source=source.origin,
             licence=source.licence,
-            fingerprint=_fingerprint(temporary, [classes, size, mean, std]),
+            fingerprint=_fingerprint(temporary, [classes, size]),
         ).write(temporary / DATA_CARD)
 
 
@@ -120,8 +119,8 @@ def read_card(folder: Path) -> DataCard:
     return DataCard.read(folder / DATA_CARD)
 
 
-def preprocessing(card: DataCard) -> dict[str, Any]:
-    """Describe the preprocessing of prepare and the loader for devices, in words and numbers."""
+def preprocessing(card: NetworkCard) -> dict[str, Any]:
+    """Describe how an image becomes the input of a network, for devices, in words and numbers."""
     return {
         "schema": 1,
         "image_size": card.image_size,
@@ -262,7 +261,7 @@ def _write_npy(path: Path, dtype: DTypeLike, shape: tuple[int, ...], parts: Iter
 
 
 def _fingerprint(folder: Path, facts: list[Any]) -> str:
-    """Hash the training data: pixels or files, labels, class names and normalisation."""
+    """Hash the training data: pixels or files, labels and class names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.npy")):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from pipeline.data.loader import (
     training_views,
     view_batches,
 )
+from pipeline.data.normalisation import Normalisation, taking
 from pipeline.distillation.losses import make_loss
 from pipeline.distillation.losses.base import BaseLoss
 from pipeline.distillation.mixing import MIXES, companion_size
@@ -40,6 +40,7 @@ from pipeline.training import weights
 from pipeline.training.card import EpochRecord, card_facts, training_facts
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.inference import predict
+from pipeline.training.initial import given_teacher, initial_network
 from pipeline.training.loop import Task, train
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
@@ -52,11 +53,13 @@ def check_networks(params: Params, num_classes: int, image_size: int) -> None:
         ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
         CheckpointError: the given weights do not fit their network.
     """
-    teacher = weights.build_network(params.teacher.network, num_classes, "teacher.network")
+    size = image_size, image_size
+    if params.teacher.checkpoint is None:
+        teacher = initial_network(params.teacher, "teacher", num_classes, size).network
+    else:
+        teacher = given_teacher(params.teacher, num_classes, size)
     weights.check_runs(teacher, "teacher.network", num_classes, image_size)
-    if params.teacher.checkpoint is not None:
-        weights.load_pretrained(teacher, Path(params.teacher.checkpoint))
-    student = weights.build_student(params.distill, num_classes)
+    student = initial_network(params.distill, "distill", num_classes, size).network
     weights.check_runs(student, "distill.network", num_classes, image_size)
     make_loss(params.distill, student, teacher, image_size)
 
@@ -70,21 +73,29 @@ class ScoredImages:
         groups: energy groups of the N images; codes on the same device.
         energy_temperature: T_E of the scores.
         subset: int64 [M], the images that HE-DA draws companion batches from, on the same device.
+        teacher_normalisation: of the teacher that scored them; None: that of ``images``.
     """
 
     images: Images
     groups: EnergyGroups
     energy_temperature: float
     subset: Tensor
+    teacher_normalisation: Normalisation | None = None
 
     @classmethod
-    def of(cls, run: Run, params: Params, device: torch.device) -> ScoredImages:
-        """The scored training split of a run."""
+    def of(cls, run: Run, params: Params, device: torch.device, normalisation: Normalisation) -> ScoredImages:
+        """The scored training split of a run, in the normalisation of the student."""
         energy, subset = run.energy, run.subset.columns["index"]
         codes = torch.from_numpy(energy.columns["group"].copy()).to(device)
         groups = EnergyGroups(codes, energy.lineage.low_threshold, energy.lineage.high_threshold)
-        images = open_images(run.places.data, "train", device, **training_views(params.data))
-        return cls(images, groups, energy.lineage.temperature, torch.from_numpy(subset.copy()).to(device))
+        images = open_images(run.places.data, "train", device, normalisation, **training_views(params.data))
+        return cls(
+            images,
+            groups,
+            energy.lineage.temperature,
+            torch.from_numpy(subset.copy()).to(device),
+            Normalisation.of(run.teacher),
+        )
 
 
 @dataclass(frozen=True)
@@ -131,21 +142,25 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     torch.manual_seed(params.seed)
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
-    scored = ScoredImages.of(run, params, session.device)
-    student = weights.build_student(params.distill, len(data.class_names))
-    lineage |= weights.initial_weights_lineage(params.distill)
+    image_size = data.image_size, data.image_size
+    initial = initial_network(params.distill, "distill", len(data.class_names), image_size)
+    student, normalisation = initial.network, initial.normalisation or Normalisation.of(data)
+    lineage |= initial.lineage
+    scored = ScoredImages.of(run, params, session.device, normalisation)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)
             require_space(run.places.student, size, "the weights of the student", output=size)
-    validation = open_images(run.places.data, "val", session.device)
+    validation = open_images(run.places.data, "val", session.device, normalisation)
     heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
-    key_parts = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
-    with session.checkpoint("student", key_parts | {"data": data.fingerprint}, student) as checkpoint:
+    key_parts: dict[str, Any] = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
+    key_parts |= {"data": data.fingerprint, "normalisation": normalisation}
+    with session.checkpoint("student", key_parts, student) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
-        facts = card_facts("student", params.distill.network, data, lineage) | training_facts(records, params.seed)
+        facts = card_facts("student", params.distill.network, data, lineage, normalisation)
+        facts |= training_facts(records, params.seed)
         yield TrainedStudent(student, records, facts | choices, checkpoint)
 
 
@@ -170,7 +185,9 @@ def train_student(
     if base.reads_features:  # by hooks, which a compiled network does not run
         training = training.model_copy(update={"compile": "off"})
     groups = scored.groups.shuffled(params.seed) if params.distill.assignment == "random" else scored.groups
-    teacher, cache = teacher.to(images.device).to(memory_format=torch.channels_last), None
+    teacher = teacher.to(images.device).to(memory_format=torch.channels_last)
+    teacher = taking(images.normalisation, teacher, scored.teacher_normalisation or images.normalisation)
+    cache = None
     if params.distill.teacher_cache:
         cache = TeacherCache(teacher, len(images), images.view_count, images.device, world.size)
     else:  # with a cache the teacher sees batches of many sizes, each of which would be compiled

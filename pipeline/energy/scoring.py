@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.compute.distributed import ALONE, World
 from pipeline.config import EnergyParams
 from pipeline.data.loader import Images, open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups
 from pipeline.errors import DataError
 from pipeline.lineage import Places, Run
@@ -188,7 +189,8 @@ def score_splits(run: Run, params: EnergyParams, session: Session) -> Scored | N
     world, places = session.world, run.places
     with world.barrier():
         teacher = read_network(places.teacher, run.teacher)
-        splits = {name: open_images(places.data, name, session.device) for name in ("train", "test")}
+        normalisation = Normalisation.of(run.teacher)
+        splits = {name: open_images(places.data, name, session.device, normalisation) for name in ("train", "test")}
         if world.is_main:
             size = sum(map(len, splits.values())) * ROW_BYTES
             require_space(session.checkpoints / "energy", size, "the scores that are stored in parts")

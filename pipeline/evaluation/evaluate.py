@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import runtimes
 from pipeline.config import EvaluateParams
 from pipeline.data.loader import Images, open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.energy.groups import energy_score
 from pipeline.evaluation.accuracy import (
     balanced_accuracy,
@@ -65,7 +66,8 @@ def evaluate_files(
         RuntimesError: a runtime cannot load or run a file.
     """
     student = read_network(run.places.student, run.student)
-    images, validation = (open_images(run.places.data, name, _CPU) for name in ("test", "val"))
+    normalisation = Normalisation.of(run.student)
+    images, validation = (open_images(run.places.data, name, _CPU, normalisation) for name in ("test", "val"))
     counts = np.asarray(run.data.train_class_counts)
     shots = shot_groups(counts, params.many_shot_above, params.few_shot_below) if is_long_tailed(counts) else None
     expected = expected_of(run, all_logits(student, images), images.labels.numpy())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import BenchmarkParams
 from pipeline.data.loader import open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.store import preprocessing
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.errors import ParamsError
@@ -138,7 +139,7 @@ def make_plan(request: MeasurementRequest) -> Plan:
 def bundle_content(run: Run, plan: Plan, count: int) -> BundleContent:
     """Put a plan, ``count`` images of the test split and the torch student's outputs for them into a bundle."""
     student = read_network(run.places.student, run.student)
-    images = open_images(run.places.data, "test", torch.device("cpu"))
+    images = open_images(run.places.data, "test", torch.device("cpu"), Normalisation.of(run.student))
     index = spread_over(len(images), count)
     inputs = images.centre(torch.from_numpy(index)).contiguous()
     with torch.inference_mode():
@@ -150,7 +151,7 @@ def bundle_content(run: Run, plan: Plan, count: int) -> BundleContent:
         card={
             "names": {"input": INPUT, "logits": LOGITS, "energy": ENERGY},
             "labels": run.data.class_names,
-            "preprocessing": preprocessing(run.data),
+            "preprocessing": preprocessing(run.student),
             "lineage": run.made_from.model_dump(),
         },
     )

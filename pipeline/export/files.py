@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.config import ExportParams, Precision
 from pipeline.data.loader import open_images
+from pipeline.data.normalisation import Normalisation, taking
 from pipeline.data.store import preprocessing
 from pipeline.errors import ExportError
 from pipeline.export.calibration import select
@@ -72,12 +73,15 @@ def make_export(run: Run, params: ExportParams, on_progress: Progress) -> Export
         DataError, LineageError, CheckpointError: an artifact of the run is missing, damaged or from another run.
     """
     scores, temperature, calibration = run.energy.columns, run.energy.lineage.temperature, params.calibration
+    normalisation = Normalisation.of(run.student)
+    teacher = read_network(run.places.teacher, run.teacher)
     networks: dict[Role, nn.Module] = {
         "student": read_network(run.places.student, run.student),
-        "teacher": read_network(run.places.teacher, run.teacher),
+        # all files take the same input: that of the student
+        "teacher": taking(normalisation, teacher, Normalisation.of(run.teacher)),
     }
     train_index = select(scores["label"], scores["energy"], calibration.images, calibration.selection, calibration.seed)
-    train, val = (open_images(run.places.data, name, torch.device("cpu")) for name in ("train", "val"))
+    train, val = (open_images(run.places.data, name, torch.device("cpu"), normalisation) for name in ("train", "val"))
     val_index = torch.arange(min(params.parity.images, len(val)))
     pixels = (images.centre(index) for images, index in ((train, torch.from_numpy(train_index)), (val, val_index)))
     parts = *(part.contiguous().numpy() for part in pixels), val.labels[val_index].numpy()
@@ -180,7 +184,7 @@ def _metadata(run: Run) -> dict[str, str]:
         "energy_temperature": json.dumps(run.energy.lineage.temperature),
         "parameters": json.dumps(run.student.model_dump(include={"network", "seed", "distill", "heda"})),
         "class_names": json.dumps(data.class_names),
-        "preprocessing": json.dumps(preprocessing(data)),
+        "preprocessing": json.dumps(preprocessing(run.student)),
         "lineage": json.dumps(run.made_from.model_dump()),
         "data": data.source,
         "data_licence": data.licence,

@@ -11,11 +11,11 @@ from pipeline import runtimes
 from pipeline.data.image_files import FORMATS, MAX_PIXELS
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
+from pipeline.lineage import Run
 from pipeline.portable.files import atomic_folder, sha256_file
 from pipeline.report import formatting
 from pipeline.report.rows import Row
 from pipeline.runtimes.openvino_runtime import precision_hint
-from pipeline.store.documents import DataCard
 from pipeline.store.json_files import write_json
 from pipeline.store.paths import model_files
 from pipeline.store.tables import sha256_model
@@ -24,12 +24,13 @@ from pipeline.store.tables import sha256_model
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-def write_deploy(folder: Path, row: Row, export_folder: Path, data: DataCard) -> None:
+def write_deploy(folder: Path, row: Row, export_folder: Path, run: Run) -> None:
     """Write the recommended file, labels, preprocessing, checksums and ``predict.py`` into ``folder``, atomically.
 
     Args:
         row: the recommended row.
         export_folder: folder of the exported files.
+        run: for the cards of data and student.
 
     Raises:
         LineageError: the exported file is not the measured file.
@@ -40,6 +41,7 @@ def write_deploy(folder: Path, row: Row, export_folder: Path, data: DataCard) ->
         raise LineageError(
             f"{model} has hash {model_hash[:12]}, but the measured file has {row.sha256[:12]}; run `dvc repro`"
         )
+    data = run.data
     for name in data.class_names:
         if _CONTROL.search(name):
             raise DataError(
@@ -54,7 +56,7 @@ def write_deploy(folder: Path, row: Row, export_folder: Path, data: DataCard) ->
     with atomic_folder(folder) as temporary:
         for source in model_files(model):
             shutil.copyfile(source, temporary / source.name)
-        spec = preprocessing(data) | names | {"energy_threshold": row.energy_threshold}
+        spec = preprocessing(run.student) | names | {"energy_threshold": row.energy_threshold}
         write_json(temporary / "preprocessing.json", spec)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8", newline="\n")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.data.normalisation import Normalisation
 from pipeline.store.documents import DataCard, NetworkLineage, Role
 
 
@@ -28,17 +29,23 @@ class EpochRecord:
     constant: int | None = None
 
 
-def card_facts(role: Role, network: str, data: DataCard, lineage: Mapping[str, str]) -> dict[str, Any]:
+def card_facts(
+    role: Role, network: str, data: DataCard, lineage: Mapping[str, str], normalisation: Normalisation | None = None
+) -> dict[str, Any]:
     """Fields of a network's card that do not depend on training.
 
     Args:
         lineage: hashes of the other inputs; that of the data is added.
+        normalisation: of the network; None: that of the training images.
     """
+    normalisation = normalisation or Normalisation.of(data)
     return {
         "role": role,
         "network": network,
         "num_classes": len(data.class_names),
-        **{key: getattr(data, key) for key in ("class_names", "image_size", "mean", "std")},
+        **{key: getattr(data, key) for key in ("class_names", "image_size")},
+        "mean": list(normalisation.mean),
+        "std": list(normalisation.std),
         "lineage": NetworkLineage(data=data.fingerprint, **lineage),
     }
 

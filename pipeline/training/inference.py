@@ -40,6 +40,18 @@ def all_logits(network: nn.Module, images: Images) -> Tensor:
     return torch.cat([logits.cpu() for _, logits in logits_in_batches(network, images)])
 
 
+def sampled_top1(network: nn.Module, images: Images, most: int) -> float:
+    """Top-1 on at most so many images, evenly spread over the split; puts the network into eval mode."""
+    network.eval()
+    count = min(most, len(images))
+    index = torch.arange(count, device=images.device) * len(images) // count
+    right = 0
+    for part in torch.split(index, inference_batch(images)):
+        with torch.inference_mode(), full_fp32():
+            right += int((network(images.centre(part)).argmax(dim=1) == images.labels[part]).sum())
+    return right / count
+
+
 def predict(network: nn.Module, images: Images, world: World = ALONE) -> Predictions:
     """Predict the class of each image; each process computes its part, and all processes get all predictions."""
     part = range(len(images))[world.share(len(images))]

@@ -6,19 +6,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import Params
+from pipeline.config import Params, TeacherParams
 from pipeline.data.loader import open_images, training_views
+from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
 from pipeline.store.documents import NetworkCard
 from pipeline.store.space import require_space
 from pipeline.training.card import card_facts, checkpoint_facts, training_facts
-from pipeline.training.inference import predict
+from pipeline.training.inference import predict, sampled_top1
+from pipeline.training.initial import (
+    Initial,
+    given_normalisation,
+    given_teacher,
+    initial_network,
+    library_normalisation,
+)
 from pipeline.training.loop import train_classifier
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
-from pipeline.training.weights import build_network, check_runs, load_pretrained, state_bytes, write_network
+from pipeline.training.weights import check_runs, state_bytes, write_network
+
+_SAMPLE = 2000  # validation images on which normalisations are compared, at most
+_MUCH_WORSE = 0.1  # of top-1
 
 
 def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | None:
@@ -29,45 +40,53 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
 
     Raises:
         ParamsError: there is no such network, or it cannot take the images.
-        CheckpointError: the given checkpoint does not fit the network, or its accuracy is below ``minimum_top1`` or
-            that of guessing.
+        CheckpointError: the given weights do not fit the network; or the accuracy of a given checkpoint is below
+            ``minimum_top1`` or that of guessing, or much better in another normalisation than the given one.
         SpaceError: the disk cannot hold the weights, or the epochs that are stored while it trains.
         TrainingError: as of :func:`pipeline.training.loop.train`, or the accuracy of the trained teacher is too low.
     """
     torch.manual_seed(params.seed)
-    data, folder = run.data, run.places.teacher
-    network = build_network(params.teacher.network, len(data.class_names), "teacher.network")
+    data, folder, size = run.data, run.places.teacher, (run.data.image_size, run.data.image_size)
+    checkpoint = params.teacher.checkpoint
+    if checkpoint is None:
+        initial = initial_network(params.teacher, "teacher", len(data.class_names), size)
+        network = initial.network
+    else:
+        network = given_teacher(params.teacher, len(data.class_names), size)
     check_runs(network, "teacher.network", len(data.class_names), data.image_size)
     with session.world.barrier():
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
-    if params.teacher.checkpoint is None:
-        return _train(network, run, params, session)
-    path = Path(params.teacher.checkpoint)
-    load_pretrained(network, path)
-    validation = open_images(run.places.data, "val", session.device)
-    predictions = predict(network.to(session.device), validation, session.world)
+    if checkpoint is None:
+        return _train(initial, run, params, session)
+    normalisation = _fitting_normalisation(network.to(session.device), run, params.teacher, session)
+    validation = open_images(run.places.data, "val", session.device, normalisation)
+    predictions = predict(network, validation, session.world)
     if (shortfall := _shortfall(predictions, params.teacher.minimum_top1)) is not None:
         raise CheckpointError(
-            f"checkpoint {path} {shortfall}; check that it was trained on these classes in this order and with this "
-            "data.mean and data.std, or lower the limit"
+            f"checkpoint {checkpoint} {shortfall}; check that it was trained on these classes in this order, or lower "
+            "the limit"
         )
-    facts = card_facts("teacher", params.teacher.network, data, {"checkpoint": sha256_file(path)})
+    lineage = {"checkpoint": sha256_file(Path(checkpoint))}
+    facts = card_facts("teacher", params.teacher.network, data, lineage, normalisation)
     facts |= checkpoint_facts(predictions.top1)
     return write_network(folder, network, facts) if session.world.is_main else None
 
 
-def _train(network: nn.Module, run: Run, params: Params, session: Session) -> NetworkCard | None:
-    teacher, data, views = params.teacher, run.data, training_views(params.data)
+def _train(initial: Initial, run: Run, params: Params, session: Session) -> NetworkCard | None:
+    teacher, data, views, network = params.teacher, run.data, training_views(params.data), initial.network
+    normalisation = initial.normalisation or Normalisation.of(data)
     key_parts = {
         "network": teacher.network,
         "training": teacher.training.model_dump(mode="json"),
         "views": views,
+        "normalisation": normalisation,
         "seed": params.seed,
         "data": data.fingerprint,
+        **initial.lineage,
     }
-    images = open_images(run.places.data, "train", session.device, **views)
-    validation = open_images(run.places.data, "val", session.device)
+    images = open_images(run.places.data, "train", session.device, normalisation, **views)
+    validation = open_images(run.places.data, "val", session.device, normalisation)
     with session.checkpoint("teacher", key_parts, network) as checkpoint:
         epochs = train_classifier(network, images, validation, teacher.training, params.seed, session, checkpoint)
         records = session.watched(epochs)
@@ -78,9 +97,43 @@ def _train(network: nn.Module, run: Run, params: Params, session: Session) -> Ne
                 f"{records[-1].learning_rate:.3g}) {shortfall}; change teacher.training in params.yaml or lower the "
                 "limit"
             )
-        facts = card_facts("teacher", teacher.network, data, {}) | training_facts(records, params.seed)
+        facts = card_facts("teacher", teacher.network, data, initial.lineage, normalisation)
+        facts |= training_facts(records, params.seed)
         # inside the block: the crash checkpoint is removed after the teacher is written
         return write_network(run.places.teacher, network, facts) if session.world.is_main else None
+
+
+def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, session: Session) -> Normalisation:
+    """The given normalisation of a checkpoint, or the usual one in which it is most accurate on validation images.
+
+    Raises:
+        CheckpointError: the given one is much worse than another.
+    """
+    known = {"its library": library_normalisation(params.network), "the training images": Normalisation.of(run.data)}
+    candidates = {name: found for name, found in known.items() if found is not None} | USUAL_NORMALISATIONS
+    given = given_normalisation(params)
+    if given is not None:
+        candidates = {"params.yaml": given} | candidates
+    top1 = {
+        name: sampled_top1(network, open_images(run.places.data, "val", session.device, candidate), _SAMPLE)
+        for name, candidate in candidates.items()
+    }
+    best = max(top1, key=lambda name: top1[name])  # the first of equals
+    if given is None:
+        logging.warning(
+            "checkpoint %s fits the normalisation of %s best: validation top-1 %.4f (%s)",
+            params.checkpoint,
+            best,
+            top1[best],
+            ", ".join(f"{name} {value:.4f}" for name, value in top1.items() if name != best),
+        )
+        return candidates[best]
+    if top1[best] - top1["params.yaml"] >= _MUCH_WORSE:
+        raise CheckpointError(
+            f"checkpoint {params.checkpoint} has validation top-1 {top1['params.yaml']:.4f} with teacher.mean and "
+            f"teacher.std, but {top1[best]:.4f} with those of {best} ({candidates[best]}); set them to these or to null"
+        )
+    return given
 
 
 def _shortfall(predictions: Predictions, minimum_top1: float) -> str | None:

@@ -1,59 +1,48 @@
 """Weights on disk: our own as safetensors with a card; other people's are read without running their code."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import models
 from models.describe import count_macs, count_parameters
-from pipeline.config import DistillParams
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 from pipeline.portable.files import atomic_folder, sha256_file
 from pipeline.portable.text import brief, first_line
 from pipeline.store.documents import MAKERS, NetworkCard
 from pipeline.store.paths import CARD
+from pipeline.training.pretrained import CONVERT, by_order, matched, read_checkpoint
 
 WEIGHTS = "weights.safetensors"
-_WRAPPERS = ("model", "state_dict")
+Resample = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor] | None]
 
 
-def build_network(name: str, num_classes: int, key: str) -> nn.Module:
-    """A network of the registry, in channels_last.
+def build_network(
+    name: str,
+    num_classes: int,
+    key: str,
+    image_size: tuple[int, int] | None = None,
+    *,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """A network of the registry, in channels_last; the other arguments as of :func:`models.build`.
 
     Args:
         key: the entry of params.yaml that holds ``name``, for the message.
 
     Raises:
-        ParamsError: there is no such network.
+        ParamsError: there is no such network, or it cannot be built like this.
     """
     try:
-        network = models.build(name, num_classes)
-    except models.UnknownNetworkError as error:
+        network = models.build(name, num_classes, image_size=image_size, dropout=dropout, drop_path=drop_path)
+    except (models.UnknownNetworkError, models.NetworkOptionError) as error:
         raise ParamsError(f"params.yaml: {key}: {error}") from None
     return network.to(memory_format=torch.channels_last)
-
-
-def build_student(params: DistillParams, num_classes: int) -> nn.Module:
-    """The student before training, with ``initial_weights`` if they are given, else with random weights.
-
-    Raises:
-        ParamsError: there is no such network.
-        CheckpointError: the weights are missing, unreadable or of another network.
-    """
-    student = build_network(params.network, num_classes, "distill.network")
-    if params.initial_weights is not None:
-        load_pretrained(student, Path(params.initial_weights), new_classes=num_classes)
-    return student
-
-
-def initial_weights_lineage(params: DistillParams) -> dict[str, str]:
-    """Lineage of the weights that the student starts from; empty if they are drawn at random."""
-    return {} if params.initial_weights is None else {"initial_weights": sha256_file(Path(params.initial_weights))}
 
 
 def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
@@ -113,9 +102,10 @@ def read_network(folder: Path, card: NetworkCard) -> nn.Module:
         raise LineageError(
             f"{path} has hash {found[:12]}, but its card was written for {card.weights_sha256[:12]}; run `dvc repro`"
         )
-    network = build_network(card.network, card.num_classes, f"{card.role}.network")
+    size = card.image_size, card.image_size
+    network = build_network(card.network, card.num_classes, f"{card.role}.network", size)
     try:
-        load_state(network, _read_state(path), path)
+        load_state(network, read_checkpoint(path), path)
     except CheckpointError as error:
         # the advice in the error is for given checkpoints; the crash checkpoint would restore the same damage
         raise CheckpointError(
@@ -124,30 +114,52 @@ def read_network(folder: Path, card: NetworkCard) -> nn.Module:
     return network.eval()
 
 
-def load_pretrained(network: nn.Module, path: Path, *, new_classes: int | None = None) -> None:
-    """Load a checkpoint that someone else trained into ``network``.
+def load_pretrained(
+    network: nn.Module,
+    path: Path,
+    *,
+    entry: str | None = None,
+    new_classes: int | None = None,
+    resample: Resample | None = None,
+) -> None:
+    """Load a checkpoint that another program has written into ``network``.
 
     Args:
-        new_classes: number of classes, for a network that will be trained further: where a tensor of the checkpoint
-            differs only in the number of classes, the network keeps its own.
-        path: a .safetensors file, or a torch file with a state dict, bare or under ``model`` or ``state_dict``, read
-            with ``weights_only=True``. A ``module.`` prefix, left by DataParallel, is taken off.
+        path, entry: as of :func:`pipeline.training.pretrained.read_checkpoint`.
+        new_classes, resample: as of :func:`load_tensors`.
 
     Raises:
         CheckpointError: the file is missing, is unreadable, would run code, or belongs to another network.
     """
-    state = _read_state(path)
-    for wrapper in _WRAPPERS:
-        inner = state.get(wrapper)
-        if isinstance(inner, Mapping):
-            state = dict(inner)
-            break
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no state dict, bare or under {' or '.join(_WRAPPERS)}; save one of those")
-    if new_classes is not None:
-        tensors |= _class_tensors(network, tensors, new_classes)
-    load_state(network, tensors, path)
+    tensors = matched(network, read_checkpoint(path, entry), path)
+    load_tensors(network, tensors, path, new_classes=new_classes, resample=resample)
+
+
+def load_tensors(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: Path | str,
+    *,
+    new_classes: int | None = None,
+    resample: Resample | None = None,
+) -> None:
+    """Load tensors by the names of ``network``.
+
+    Args:
+        source: of the tensors, for the message.
+        new_classes: number of classes of a network that is to be trained further: tensors that differ from the
+            network's in the number of classes alone are left out, and the network's own stay.
+        resample: makes tensors of another image size fit, or returns None.
+
+    Raises:
+        CheckpointError: they are those of another network, or hold values that are not finite.
+    """
+    _check_plain(tensors, source)
+    classifier = {} if new_classes is None else _class_tensors(network, tensors, new_classes)
+    shapes = {name: value.shape for name, value in network.state_dict().items() if name not in classifier}
+    if resample is not None and any(shapes[name] != tensors[name].shape for name in shapes.keys() & tensors.keys()):
+        tensors = resample(tensors) or tensors
+    load_state(network, {**tensors, **classifier}, source)
 
 
 def _class_tensors(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
@@ -163,7 +175,7 @@ def _class_tensors(network: nn.Module, tensors: Mapping[str, Tensor], num_classe
     }
 
 
-def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path | str) -> None:
     """Load a state dict whose names and shapes must all fit.
 
     Raises:
@@ -183,14 +195,17 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
         name = shapes[0]
         problems.append(f"has {name} as {list(state[name].shape)} in place of {list(own[name].shape)}")
     if problems:
+        remedy = "correct the network or the checkpoint in params.yaml"
+        if by_order(network, state) is not None:
+            remedy = f"its tensors fit in order and shape, so {CONVERT} can rename them"
         raise CheckpointError(
             f"{path} is not a checkpoint of this network with this number of classes: it {', '.join(problems)}; "
-            "correct the network or the checkpoint in params.yaml"
+            f"{remedy}"
         )
     network.load_state_dict(state)
 
 
-def _check_plain(state: Mapping[str, Any], path: Path) -> None:
+def _check_plain(state: Mapping[str, Any], path: Path | str) -> None:
     """Refuse values that torch would fail at after loading other tensors, or would load as nonsense."""
     for name, value in state.items():
         # tested first, because other kinds of tensors raise errors in the tests below
@@ -204,22 +219,3 @@ def _check_plain(state: Mapping[str, Any], path: Path) -> None:
 def state_bytes(network: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(value.nbytes for value in network.state_dict().values())
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about files that torch did not write; the error below reports them
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
-    except Exception as error:  # torch and safetensors raise many kinds of errors on damaged files
-        raise CheckpointError(
-            f"checkpoint {path} is not a safetensors file or a plain state dict ({first_line(error)}); save it as one "
-            "of those"
-        ) from None
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, not a state dict; save the state dict")
-    return dict(state)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.data.loader import Images, cycled_indices, shuffled_batches, steps_per_epoch
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 
 CPU = torch.device("cpu")
@@ -13,7 +14,9 @@ MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
 
 def make(count=10, size=8, crop_padding=0, **options) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return Images(ResidentPixels(pixels, CPU, crop_padding), torch.arange(count) % 3, MEAN, STD, **options)
+    return Images(
+        ResidentPixels(pixels, CPU, crop_padding), torch.arange(count) % 3, Normalisation(MEAN, STD), **options
+    )
 
 
 def plain(images: Images) -> torch.Tensor:

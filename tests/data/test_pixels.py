@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.data.loader import Images, open_images, shuffled_batches
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import StreamedPixels
 from pipeline.data.store import FileSplit, PackedSplit, make_store, read_card, read_split
 from pipeline.errors import DataError
@@ -32,7 +33,7 @@ def stores(settings, tmp_path):
 
 
 def opened(folder, name="train", **views) -> Images:
-    return open_images(folder, name, CPU, **views)
+    return open_images(folder, name, CPU, Normalisation.of(read_card(folder)), **views)
 
 
 def test_the_two_forms_hold_what_they_say(stores):

@@ -38,11 +38,6 @@ def test_statistics_are_those_of_the_training_split(params, image_folder, tmp_pa
     np.testing.assert_allclose(card.std, pixels.std(axis=(0, 1, 2)), atol=1e-6)
 
 
-def test_given_statistics_replace_the_measured_ones(params, image_folder, tmp_path):
-    card = make_store(tmp_path / "store", folder_params(params, image_folder, mean=(0.5, 0.4, 0.3)))
-    assert card.mean == [0.5, 0.4, 0.3]
-
-
 def test_the_fingerprint_changes_with_a_pixel_and_only_then(params, image_folder, tmp_path):
     data_params = folder_params(params, image_folder)
     first, again = make_store(tmp_path / "a", data_params), make_store(tmp_path / "b", data_params)

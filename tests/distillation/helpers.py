@@ -11,6 +11,7 @@ from torch import nn
 import models
 from pipeline.config import Params
 from pipeline.data.loader import Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups
@@ -28,7 +29,7 @@ def images(count: int, size: int = 16, padding: int = 1) -> Images:
     labels = np.arange(count) % 4
     pixels = generator.integers(0, 100, (count, size, size, 3)) + 40 * labels[:, None, None, None]
     resident = ResidentPixels(pixels.astype(np.uint8), CPU, padding=padding)
-    return Images(resident, torch.from_numpy(labels), [0.5] * 3, [0.25] * 3, horizontal_flip=True)
+    return Images(resident, torch.from_numpy(labels), Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
 
 
 def scored(training: Images) -> ScoredImages:

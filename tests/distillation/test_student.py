@@ -11,6 +11,7 @@ import models
 import models.resnet
 from pipeline.config import Params
 from pipeline.data.loader import Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.distillation.losses import LOSSES, make_loss
 from pipeline.distillation.losses.base import ViewLogits
@@ -181,7 +182,7 @@ SUBSET = [1, 4, 6, 7, 15, 22, 23, 30, 38, 41, 44]
 def steps_of(params, monkeypatch):
     """The steps of an epoch, on 48 images of one colour each whose label is their index: (params, epoch) -> list."""
     pixels = np.broadcast_to(5 * np.arange(48)[:, None, None, None], (48, 16, 16, 3)).astype(np.uint8)
-    plain = Images(ResidentPixels(pixels, CPU, padding=0), torch.arange(48), [0.0] * 3, [1.0] * 3)
+    plain = Images(ResidentPixels(pixels, CPU, padding=0), torch.arange(48), Normalisation([0.0] * 3, [1.0] * 3))
     scored = ScoredImages(plain, EnergyGroups.fit(torch.linspace(-9, -1, 48), 0.25, 0.25), 4.0, torch.tensor(SUBSET))
 
     def steps(chosen: Params, epoch: int = 0) -> list:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.data.loader import Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.energy import scoring
 from pipeline.energy.groups import EnergyGroups
@@ -31,7 +32,7 @@ class Killed(BaseException):
 def images() -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 3), dtype=np.uint8)
     resident = ResidentPixels(pixels, torch.device("cpu"), padding=2)
-    return Images(resident, torch.arange(COUNT) % 5, [0.5] * 3, [0.25] * 3)
+    return Images(resident, torch.arange(COUNT) % 5, Normalisation([0.5] * 3, [0.25] * 3))
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_a_file_says_of_what_run_it_is(exported: Run) -> None:
         "heda": {"mix": "none"},
     }
     assert json.loads(found.pop("class_names")) == list("0123456789")
-    assert json.loads(found.pop("preprocessing")) == preprocessing(exported.data)
+    assert json.loads(found.pop("preprocessing")) == preprocessing(exported.student)
     assert json.loads(found.pop("lineage")) == exported.made_from.model_dump()
     assert found == {
         "energy_temperature": "4.0",

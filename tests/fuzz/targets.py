@@ -30,6 +30,7 @@ from pipeline.config import load_params
 from pipeline.data import store
 from pipeline.data.image_files import decode_at
 from pipeline.data.loader import open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.service import bundle as bundles
 from pipeline.evaluation.measure import MeasurementRequest, make_plan
@@ -106,9 +107,8 @@ def _damage_store(valid: Files, rng: random.Random) -> Files:
 
 def _read_store(folder: Path, out: Path) -> None:
     card = store.read_card(folder)
-    store.preprocessing(card)
     card_facts("teacher", "resnet8", card, {})
-    images = open_images(folder, "train", torch.device("cpu"))
+    images = open_images(folder, "train", torch.device("cpu"), Normalisation.of(card))
     found = images.centre(torch.arange(min(len(images), 2)))
     assert found.shape[1:] == (3, card.image_size, card.image_size), "images of another size were let through"
     assert 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(card.class_names), "a foreign label"

@@ -75,7 +75,7 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     run.data.class_names[1] = "été <b>\u2028"
     path = export_onnx(export) if request.param == "onnxruntime" else export_openvino(export)
     folder = tmp_path_factory.mktemp("artifacts") / "deploy"
-    write_deploy(folder, row_for(path, rows_here(run, None)), export, run.data)
+    write_deploy(folder, row_for(path, rows_here(run, None)), export, run)
     return folder
 
 
@@ -178,7 +178,7 @@ def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
     tmp_path: Path, rows: list[Row], inputs: Inputs
 ) -> None:
     row = changed(row_for(export_onnx(tmp_path), rows), runtime="tensorrt")
-    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run)
     assert "build a TensorRT engine of it on the device" in " ".join(
         (tmp_path / "deploy/README.md").read_text().split()
     )
@@ -189,11 +189,11 @@ def test_readme_names_the_energy_above_which_to_reject_and_what_that_keeps(
     tmp_path: Path, rows: list[Row], inputs: Inputs
 ) -> None:
     row = row_for(export_onnx(tmp_path), rows)
-    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
+    write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run)
     text = (tmp_path / "deploy/README.md").read_text()
     assert "predict.py --reject-above -8.25 image.png" in text
     assert "kept 95.0 % of the images, of which 99.12 % were right" in text
-    write_deploy(tmp_path / "deploy", changed(row, energy_threshold=None), tmp_path, inputs.run.data)
+    write_deploy(tmp_path / "deploy", changed(row, energy_threshold=None), tmp_path, inputs.run)
     assert "--reject-above" not in (tmp_path / "deploy/README.md").read_text()
 
 
@@ -209,7 +209,7 @@ def test_predict_fills_the_batch_of_a_file_that_takes_several_images(
             model = onnx.load(path)
             fix_batch(model, batch)
             onnx.save(model, path)
-        write_deploy(tmp_path / "deploy", changed(row_for(path, rows), batch=batch), tmp_path, inputs.run.data)
+        write_deploy(tmp_path / "deploy", changed(row_for(path, rows), batch=batch), tmp_path, inputs.run)
         done = run_predict(tmp_path / "deploy", str(picture))
         assert (done.returncode, done.stderr) == (0, "")
         expected = expected or done.stdout
@@ -221,10 +221,10 @@ def test_file_that_is_not_the_measured_one_is_refused(tmp_path: Path, rows: list
     row = row_for(path, rows)
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(LineageError, match=row.sha256[:12]):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run)
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run)
     assert not (tmp_path / "deploy").exists()
 
 
@@ -235,7 +235,7 @@ def test_class_name_with_a_line_break_or_an_escape_sequence_is_refused(
     row = row_for(export_onnx(tmp_path), rows)
     inputs.run.data.class_names[0] = name
     with pytest.raises(DataError, match="line break"):
-        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run.data)
+        write_deploy(tmp_path / "deploy", row, tmp_path, inputs.run)
 
 
 def test_predict_does_not_hand_a_picture_to_a_decoder_that_starts_programs(deployed: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_name_of_the_file_is_a_string_in_predict_whatever_it_holds(
     row = row_for(source, rows)
     name = 'a"); open("owned", "w").close(); ("b.onnx'
     source.rename(tmp_path / name)
-    write_deploy(tmp_path / "deploy", changed(row, name=name), tmp_path, inputs.run.data)
+    write_deploy(tmp_path / "deploy", changed(row, name=name), tmp_path, inputs.run)
     tree = ast.parse((tmp_path / "deploy/predict.py").read_text(encoding="utf-8"))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "owned"]
     assert [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == name]

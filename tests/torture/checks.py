@@ -13,6 +13,8 @@ import torch
 
 from pipeline.config import load_params
 from pipeline.data.loader import open_images
+from pipeline.data.normalisation import Normalisation
+from pipeline.data.store import read_card
 from pipeline.store.paths import DATA, PARAMS
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import train_classifier
@@ -79,7 +81,8 @@ def checkpoint_costs(expected: Undisturbed) -> list[dict[str, Any]]:
         of checkpoints until they were on the disk, and its ``share``; and ``size_bytes`` of a checkpoint.
     """
     data, training, costs = expected.folder / DATA, load_params(ROOT / PARAMS).teacher.training, []
-    images, validation = open_images(data, "train", _CPU), open_images(data, "val", _CPU)
+    normalisation = Normalisation.of(read_card(data))
+    images, validation = (open_images(data, split, _CPU, normalisation) for split in ("train", "val"))
     for name in _NETWORKS:
         with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=data.parent) as folder:  # on the disk of a run
             checkpoint = Checkpoint(Path(folder))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, PER_PROCESS, RANDOM_GROUPS, STRONG, SUBSET, stream_seed
 from pipeline.data.loader import Batch, Images
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
 from pipeline.errors import BusyError, TrainingError
 from pipeline.training import checkpoint as checkpoints
@@ -314,7 +315,11 @@ def test_the_streams_of_a_seed_give_different_numbers():
 def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inference(params, precision, tf32):
     student, seen = network(1), set()
     student.register_forward_pre_hook(lambda network, _: seen.add((network.training, torch.backends.cudnn.allow_tf32)))
-    images = Images(ResidentPixels(np.zeros((6, 4, 4, 3), np.uint8), CPU, 0), torch.arange(6) % 3, [0.5] * 3, [0.5] * 3)
+    images = Images(
+        ResidentPixels(np.zeros((6, 4, 4, 3), np.uint8), CPU, 0),
+        torch.arange(6) % 3,
+        Normalisation([0.5] * 3, [0.5] * 3),
+    )
     chosen = settings(params, precision=precision, epochs=1, warmup_epochs=0)
     run(params, student, chosen, validate=lambda: predict(student, images))
     assert seen == {(True, tf32), (False, False)}

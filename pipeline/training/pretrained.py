@@ -1,0 +1,194 @@
+"""Checkpoints that other programs have written: find the weights of a network in them, without running their code.
+
+torch's ``weights_only`` reader refuses a file that holds an object of a class it does not know, such as the options of
+the training program. Here such objects become empty placeholders; nothing of their class is imported or called.
+"""
+
+import logging
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError
+from pipeline.portable.text import brief, first_line
+
+# keys under which training programs store a state dict; averaged weights first, as they are the better ones
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net_state_dict", "net", "network", "module"),
+    *("weights", "params"),
+)
+_COUNTER = "num_batches_tracked"  # of a batch normalisation; only its momentum schedule, which no network here uses
+_NO_WEIGHTS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")  # added by profilers and by weight averaging
+_UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
+CONVERT = "`python -m stages.convert`"
+
+
+class Placeholder:
+    """Stands for an object of a class that is not loaded."""
+
+    def __new__(cls, *arguments: object, **options: object) -> "Placeholder":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object, **options: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, as the program that wrote it named them.
+
+    Args:
+        path: a .safetensors file, or a torch file.
+        entry: key of the state dict in the file; None: averaged weights if there are some, else the usual keys.
+
+    Raises:
+        CheckpointError: the file is missing, is none of these, needs code to be read, or holds no tensors; names the
+            cause.
+    """
+    return find_tensors(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path), path, entry)
+
+
+def find_tensors(content: Any, path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The same in what a file holds."""
+    keys = list(content) if isinstance(content, Mapping) else []
+    for _ in range(3):  # a state dict lies at most that deep
+        if not isinstance(content, Mapping):
+            break
+        key = entry if entry is not None and entry in content else _usual_key(content, path)
+        if key is None:
+            break
+        content, entry = content[key], None if key == entry else entry
+    if isinstance(content, Placeholder):
+        raise CheckpointError(f"{path} holds a whole pickled network; write its weights with {CONVERT}")
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, not a state dict; save the state dict")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if entry is not None:
+        tensors = {name: value for name, value in tensors.items() if name.startswith(f"{entry}.")}
+    if not tensors:
+        there = ", ".join(brief(str(key), 40) for key in keys[:12]) or "nothing"
+        wanted = "no state dict" if entry is None else f"no state dict {brief(entry)}"
+        raise CheckpointError(f"{path} holds {wanted}, but {there}; name the right one with checkpoint_entry")
+    return tensors
+
+
+def matched(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors by the names of the network: prefixes of wrappers are taken off, counters are added.
+
+    A prefix is what stands before a name of the network in most names of the checkpoint (``module.``, ``_orig_mod.``,
+    ``model.``, ``backbone.``). Tensors outside of it that fit no name of the network, such as a loss, are left out with
+    a warning; others are kept, so that loading names them.
+
+    Raises:
+        CheckpointError: the checkpoint holds two networks that fit.
+    """
+    own = network.state_dict()
+    tensors = {name: value for name, value in tensors.items() if not _NO_WEIGHTS.search(name)}
+    found: dict[str, list[str]] = {}  # name of the network -> names in the checkpoint that end with it
+    for name in tensors:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            if (key := ".".join(parts[start:])) in own:
+                found.setdefault(key, []).append(name)
+    prefixes = Counter(name.removesuffix(key) for key, names in found.items() for name in names)
+    (prefix, most), *others = prefixes.most_common() or [("", 0)]
+    if 2 * most < len(own):  # names such as conv1.weight, which are parts of others in any network
+        return dict(tensors)
+    rivals = [other for other, count in others if count == most and prefix and other]
+    if rivals:
+        raise CheckpointError(
+            f"{path} holds two networks that fit, {brief(prefix)} and {brief(rivals[0])}; name one with "
+            "checkpoint_entry, without the last dot"
+        )
+    result = {}
+    for key, names in found.items():
+        chosen = f"{prefix}{key}" if f"{prefix}{key}" in names else names[0] if len(names) == 1 else None
+        if chosen is not None:
+            result[key] = tensors[chosen]
+    used = {id(value) for value in result.values()}
+    rest = [name for name, value in tensors.items() if id(value) not in used]
+    outside = [name for name in rest if not name.startswith(prefix)]
+    if outside:
+        logging.warning("%s: left out %d tensors beside the network, such as %s", path, len(outside), outside[0])
+    result |= {name.removeprefix(prefix): tensors[name] for name in rest if name.startswith(prefix)}
+    return result | {name: own[name] for name in own if name.endswith(_COUNTER) and name not in result}
+
+
+def by_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors by the names of the network, if they fit one by one in order and shape; else None."""
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith(_COUNTER)}
+    given = [value for name, value in tensors.items() if not name.endswith(_COUNTER) and not _NO_WEIGHTS.search(name)]
+    if [value.shape for value in own.values()] != [value.shape for value in given]:
+        return None
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith(_COUNTER)}
+    return dict(zip(own, given, strict=True)) | counters
+
+
+def _usual_key(content: Mapping[Any, Any], path: Path) -> str | None:
+    """The key of the state dict; None if ``content`` is one itself, or holds none."""
+    for key in (*_AVERAGED, *_WRAPPERS):
+        inner = content.get(key)
+        if isinstance(inner, Placeholder) or (isinstance(inner, Mapping) and inner):
+            others = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
+            if key in _AVERAGED and others:
+                logging.warning(
+                    "%s: took the averaged weights %s, not %s; checkpoint_entry chooses", path, key, others[0]
+                )
+            return key
+    return None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_torch(path: Path) -> Any:
+    known: list[Any] = []
+    while True:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+                warnings.simplefilter("ignore")  # about files that are not torch's own; the error below says it
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint {path} does not exist; correct the path") from None
+        except Exception as error:  # torch raises many kinds of errors on damaged files
+            unknown = _UNKNOWN_CLASS.search(str(error))
+            if unknown is None or (Placeholder, unknown[1]) in known:
+                raise _unreadable(path, error) from None
+            known.append((Placeholder, unknown[1]))
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file that is no readable checkpoint, by its cause."""
+    reason = brief(first_line(error).partition(". ")[0])
+    sentence = f"is not a safetensors file or a plain state dict ({reason}); save it as one of those"
+    start = path.open("rb").read(512).lstrip().lower() if path.is_file() else b""
+    names = zipfile.ZipFile(path).namelist() if path.is_file() and zipfile.is_zipfile(path) else []
+    if path.is_dir():
+        sentence = "is a folder; name the file in it"
+    elif start.startswith(b"version https://git-lfs"):
+        sentence = "is a pointer of Git LFS, not the weights; run `git lfs pull`"
+    elif start.startswith((b"<!doctype html", b"<html")):
+        sentence = "is a saved web page; download the file behind its link"
+    elif any(name.endswith("constants.pkl") for name in names):
+        sentence = f"is a TorchScript program; write its weights with {CONVERT}"
+    elif any("serialized_exported_program" in name or "archive_format" in name for name in names):
+        sentence = "is a torch.export program; save the state dict of its network instead"
+    elif "weights_only" in str(error):
+        sentence = f"can only be read by running code in it; if you trust it, write its weights with {CONVERT}"
+    return CheckpointError(f"checkpoint {path} {sentence}")

@@ -1,0 +1,58 @@
+"""`python -m stages.convert`: weights of other programs under the names of a network."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import models
+from tests.stages.conftest import run_program_here
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return models.build("resnet8", 6).eval()
+
+
+def converted(network) -> bool:
+    return all(torch.equal(value, network.state_dict()[key]) for key, value in load_file("b.safetensors").items())
+
+
+def test_other_names_that_fit_in_order_and_shape_are_taken_and_said(network, capsys):
+    state = OrderedDict((f"_{key.replace('conv', 'c')}", value) for key, value in network.state_dict().items())
+    torch.save({key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}, "a.pth")
+    run_program_here("convert", "a.pth", "b.safetensors", "--to", "resnet8", expected=0)
+    said = capsys.readouterr().out
+    assert "b.safetensors holds the weights of resnet8 with 6 classes; its names differ, so the tensors were" in said
+    assert converted(network)
+
+
+def test_a_pickled_network_and_a_torchscript_program_need_a_clear_yes(network, capsys):
+    torch.save(network, "a.pth")
+    torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save("a.pt")
+    for name in ("a.pth", "a.pt"):
+        said = run_program_here("convert", name, "b.safetensors", "--to", "resnet8", expected=2)
+        assert "python -m stages.convert" in said
+        run_program_here("convert", name, "b.safetensors", "--to", "resnet8", "--run-code", expected=0)
+        assert "with 6 classes\n" in capsys.readouterr().out
+        assert converted(network)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("a.pth", "b.pth", "--to", "resnet8"), "b.pth does not end in .safetensors"),
+        (("a.pth", "b.safetensors", "--to", "resnet9"), "There is no network resnet9"),
+        (("a.pth", "b.safetensors", "--to", "resnet14"), "a.pth is not a checkpoint of this network"),
+        (("a.pth", "b.safetensors", "--to", "resnet8", "--entry", "ema"), "a.pth holds no state dict ema, but"),
+        (("c.pth", "b.safetensors", "--to", "resnet8", "--run-code"), "c.pth does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(network, arguments, words):
+    torch.save(network.state_dict(), "a.pth")
+    assert words in run_program_here("convert", *arguments, expected=2)
