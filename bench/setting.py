@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import models
-from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, TrainingParams, load_params
+from pipeline.compute.device import has_bf16
+from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, load_params
 from pipeline.data.image_files import resize
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
@@ -72,18 +73,19 @@ class Setting:
     def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, cache: bool = False) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
-        training = TrainingParams(
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=LEARNING_RATE,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            schedule="cosine",
-            milestones=[],
-            warmup_epochs=0,
-            precision="auto",
-            compile="on" if compiled else "off",
-        )
+        changes = {
+            "epochs": epochs,
+            "batch_size": self.batch_size,
+            "learning_rate": LEARNING_RATE,
+            "momentum": MOMENTUM,
+            "weight_decay": WEIGHT_DECAY,
+            "schedule": "cosine",
+            "milestones": [],
+            "warmup_epochs": 0,
+            "precision": "bf16" if has_bf16(self.device) else "fp32",  # the same in all arms
+            "compile": "on" if compiled else "off",
+        }
+        training = _shipped().distill.training.model_copy(update=changes)
         distill = DistillParams(
             network=self.student,
             initial_weights=None,

@@ -84,12 +84,21 @@ class DataParams(Block):
 class TrainingParams(Block):
     epochs: Annotated[int, Field(ge=1, le=10000)]
     batch_size: BatchSize
+    optimizer: Annotated[str, Field(min_length=1)]
     learning_rate: Positive
+    layer_decay: PositiveFraction
     momentum: Fraction
     weight_decay: NonNegative
+    decay_norms_and_biases: bool
+    clip_grad_norm: Positive | None
     schedule: Literal["cosine", "step"]
     milestones: list[Count]
     warmup_epochs: NonNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_balance: Literal["none", "weights", "sampling"]
+    freeze: Literal["backbone"] | Annotated[int, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "on", "off"]
 
@@ -103,12 +112,29 @@ class TrainingParams(Block):
             raise ValueError("milestones must ascend and lie below epochs")
         return self
 
+    def check_freeze(self, initial_weights: str | None) -> None:
+        """Refuse to keep weights as they are if they are drawn at random.
+
+        Raises:
+            ValueError: one sentence that begins with the key ``training``.
+        """
+        if self.freeze != 0 and initial_weights is None:
+            raise ValueError(
+                f"training.freeze is {self.freeze}, but these weights are drawn at random; give initial weights, or "
+                "set it to 0"
+            )
+
 
 class TeacherParams(Block):
     network: Annotated[str, Field(min_length=1)]
     checkpoint: str | None
     minimum_top1: Fraction
     training: TrainingParams
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_given(self) -> Self:
+        self.training.check_freeze(None)
+        return self
 
 
 class EnergyParams(Block):
@@ -191,6 +217,11 @@ class DistillParams(Block):
     assignment: Literal["sample", "view", "random"]
     teacher_cache: bool
     training: TrainingParams
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_given(self) -> Self:
+        self.training.check_freeze(self.initial_weights)
+        return self
 
     @model_validator(mode="after")
     def _feature_maps_can_be_read(self) -> Self:

@@ -22,7 +22,6 @@ from pipeline.data.loader import (
     cycled_indices,
     open_images,
     shares,
-    shuffled_indices,
     steps_per_epoch,
     training_views,
     view_batches,
@@ -39,25 +38,32 @@ from pipeline.store.space import require_space
 from pipeline.training import weights
 from pipeline.training.card import EpochRecord, card_facts, training_facts
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.cross_entropy import CrossEntropy, epoch_indices
 from pipeline.training.inference import predict
-from pipeline.training.loop import Task, train
+from pipeline.training.loop import train
+from pipeline.training.optimizer import check_trainable
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
+from pipeline.training.task import Task
 
 
 def check_networks(params: Params, num_classes: int, image_size: int) -> None:
     """Build teacher and student and run them once, so that a mistake shows before anything is trained.
 
     Raises:
-        ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
+        ParamsError: a network does not exist or cannot take the images, or an optimizer, stages to freeze or those of
+            a feature loss do not fit.
         CheckpointError: the given weights do not fit their network.
     """
     teacher = weights.build_network(params.teacher.network, num_classes, "teacher.network")
     weights.check_runs(teacher, "teacher.network", num_classes, image_size)
-    if params.teacher.checkpoint is not None:
+    if params.teacher.checkpoint is None:
+        check_trainable(teacher, params.teacher.training, "teacher.training")
+    else:
         weights.load_pretrained(teacher, Path(params.teacher.checkpoint))
     student = weights.build_student(params.distill, num_classes)
     weights.check_runs(student, "distill.network", num_classes, image_size)
+    check_trainable(student, params.distill.training, "distill.training")
     make_loss(params.distill, student, teacher, image_size)
 
 
@@ -135,6 +141,7 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     student = weights.build_student(params.distill, len(data.class_names))
     lineage |= weights.initial_weights_lineage(params.distill)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
+    check_trainable(student, params.distill.training, "distill.training")
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)
@@ -143,9 +150,10 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
     key_parts = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
-    with session.checkpoint("student", key_parts | {"data": data.fingerprint}, student) as checkpoint:
+    with session.checkpoint("student", key_parts | {"data": data.fingerprint}) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
-        facts = card_facts("student", params.distill.network, data, lineage) | training_facts(records, params.seed)
+        facts = card_facts("student", params.distill.network, data, lineage)
+        facts |= training_facts(records, params.seed, params.distill.training.keep)
         yield TrainedStudent(student, records, facts | choices, checkpoint)
 
 
@@ -176,7 +184,14 @@ def train_student(
     else:  # with a cache the teacher sees batches of many sizes, each of which would be compiled
         teacher = compiled(teacher, training.compile, images.device)
     objective = DistillationObjective(
-        teacher, base, groups, scored.energy_temperature, params.distill, params.heda, cache
+        teacher,
+        base,
+        groups,
+        scored.energy_temperature,
+        params.distill,
+        params.heda,
+        cache,
+        CrossEntropy(images.labels, training),
     )
     steps = steps_per_epoch(len(images), training.batch_size)
 
@@ -185,7 +200,7 @@ def train_student(
             torch.Generator(images.device).manual_seed(stream_seed(params.seed, stream, epoch))
             for stream in (CLEAN, STRONG)
         )
-        indices = shuffled_indices(len(images), training.batch_size, generator)
+        indices = epoch_indices(images.labels, training, generator)
         clean = view_batches(images, indices, generator, world)
         strong: Iterable[Tensor | None] = repeat(None, steps)
         if base.strong_views:
@@ -194,12 +209,12 @@ def train_student(
         for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
             yield DistillationStep(batch, companion, strong_views)
 
-    def validate() -> Predictions:
-        return predict(student, validation, world)
+    def validate(network: nn.Module) -> Predictions:
+        return predict(network, validation, world)
 
     with base.reading_features():
         trained = _StudentWithConnectors(student, base) if base.reads_features else student
-        task = Task(epoch_steps, steps, objective, validate, params.seed)
+        task = Task(student, epoch_steps, steps, objective, validate, params.seed, objective.forget)
         yield from train(trained, task, training, session, checkpoint)
 
 

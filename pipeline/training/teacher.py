@@ -16,6 +16,7 @@ from pipeline.store.space import require_space
 from pipeline.training.card import card_facts, checkpoint_facts, training_facts
 from pipeline.training.inference import predict
 from pipeline.training.loop import train_classifier
+from pipeline.training.optimizer import check_trainable
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
 from pipeline.training.weights import build_network, check_runs, load_pretrained, state_bytes, write_network
@@ -42,6 +43,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
     if params.teacher.checkpoint is None:
+        check_trainable(network, params.teacher.training, "teacher.training")
         return _train(network, run, params, session)
     path = Path(params.teacher.checkpoint)
     load_pretrained(network, path)
@@ -68,7 +70,7 @@ def _train(network: nn.Module, run: Run, params: Params, session: Session) -> Ne
     }
     images = open_images(run.places.data, "train", session.device, **views)
     validation = open_images(run.places.data, "val", session.device)
-    with session.checkpoint("teacher", key_parts, network) as checkpoint:
+    with session.checkpoint("teacher", key_parts) as checkpoint:
         epochs = train_classifier(network, images, validation, teacher.training, params.seed, session, checkpoint)
         records = session.watched(epochs)
         shortfall = _shortfall(predict(network, validation, session.world), teacher.minimum_top1)
@@ -78,7 +80,8 @@ def _train(network: nn.Module, run: Run, params: Params, session: Session) -> Ne
                 f"{records[-1].learning_rate:.3g}) {shortfall}; change teacher.training in params.yaml or lower the "
                 "limit"
             )
-        facts = card_facts("teacher", teacher.network, data, {}) | training_facts(records, params.seed)
+        facts = card_facts("teacher", teacher.network, data, {})
+        facts |= training_facts(records, params.seed, teacher.training.keep)
         # inside the block: the crash checkpoint is removed after the teacher is written
         return write_network(run.places.teacher, network, facts) if session.world.is_main else None
 
