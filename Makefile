@@ -1,5 +1,6 @@
-# `make repro` runs the pipeline, `make target` adds a device to measure on, `make test` runs the tests, `make ablation`
-# a study, `make bench` measures our own speed, `make torture` kills runs at random moments. All set everything up first.
+# `make repro` runs the pipeline, `make recipe` puts a complete parameter file in place, `make target` adds a device to
+# measure on, `make test` runs the tests, `make ablation` a study, `make bench` measures our own speed, `make torture`
+# kills runs at random moments. All set everything up first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ FUZZ ?= --cases 10000
 # of `make target`: the example in targets/examples/ that the new device begins with
 LIKE ?= raspberry_pi
 
-.PHONY: repro target test ablation bench torture fuzz lint clean setup
+.PHONY: repro recipe target test ablation bench torture fuzz lint clean setup
 .DEFAULT_GOAL := repro
 
 setup: $(VENV)/.installed
@@ -34,6 +35,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 repro: setup
 	python -m stages.check
 	dvc repro
+
+recipe: setup
+	python -m stages.recipe -- "$$NAME"
 
 target: setup
 	python -m stages.target --like '$(LIKE)' -- "$$NAME" "$$HOST"

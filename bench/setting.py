@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import models
+from pipeline.compute.device import has_bf16
 from pipeline.config import DataParams, KdParams, Params, TemperatureParams, load_params
 from pipeline.data.image_files import resize
 from pipeline.data.loader import Images, Views, open_images
@@ -88,6 +89,7 @@ class Setting:
                 "momentum": MOMENTUM,
                 "weight_decay": WEIGHT_DECAY,
                 "warmup_epochs": 0.0,
+                "precision": "bf16" if has_bf16(torch.device(self.device)) else "fp32",  # the same in all arms
                 "compile": "on" if compiled else "off",
             }
         )

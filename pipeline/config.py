@@ -84,14 +84,23 @@ class DataParams(Block):
 class TrainingParams(Block):
     epochs: Annotated[int, Field(ge=1, le=10000)]
     batch_size: BatchSize
+    optimizer: Annotated[str, Field(min_length=1)]
     learning_rate: Positive
+    layer_decay: PositiveFraction
     momentum: Fraction
     weight_decay: NonNegative
+    decay_norms_and_biases: bool
+    clip_grad_norm: Positive | None
     schedule: Literal["cosine", "step"]
     milestones: list[Count]
     warmup_epochs: NonNegative
     dropout: Fraction
     drop_path: Fraction
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_balance: Literal["none", "weights", "sampling"]
+    freeze: Literal["backbone"] | Annotated[int, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "on", "off"]
 
@@ -131,6 +140,15 @@ class NetworkParams(Block):
     def _entry_is_of_a_file(self) -> Self:
         if self.checkpoint_entry is not None and self.weights_file is None:
             raise ValueError("checkpoint_entry names a part of a file, but no file of weights is given; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_given(self) -> Self:
+        if self.training.freeze != 0 and self.initial_weights is None:
+            raise ValueError(
+                f"training.freeze is {self.training.freeze}, but these weights are drawn at random; give "
+                "initial_weights, or set it to 0"
+            )
         return self
 
 

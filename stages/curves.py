@@ -68,7 +68,7 @@ def training_session(run: Run, role: Role, device: torch.device, epochs: int, ba
             tqdm(total=total, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
         ):
             curves = Curves(folder, opened, bar)
-            yield replace(session, on_step=lambda: bar.update() and None, on_epoch=curves.add)
+            yield replace(session, on_step=lambda: bar.update() and None, on_epoch=curves.add, tell=bar.write)
             _ = curves.live  # a teacher from a checkpoint has no epochs, and the curves of an earlier one must go
 
 

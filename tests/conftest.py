@@ -43,6 +43,8 @@ CARD = {
     "source": "checkpoint",
     "seed": None,
     "epochs": None,
+    "precision": None,
+    "kept_epoch": None,
     "val_top1": 0.5,
     "best_val_top1": None,
     "best_val_epoch": None,

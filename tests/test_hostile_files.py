@@ -363,7 +363,7 @@ def test_a_curve_that_is_none_is_refused_in_a_short_sentence(content: bytes, tmp
     assert len(str(caught.value)) < 1000
 
 
-WHOLE_CARD = CARD_OF_STUDENT | {"format": 1, "parameters": 1, "macs": 1, "weights_sha256": "0" * 64}
+WHOLE_CARD = CARD_OF_STUDENT | {"format": 2, "parameters": 1, "macs": 1, "weights_sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.ablation.statistics import Difference, differences, mean_and_deviation
 from pipeline.ablation.study import Study, Trial
 from pipeline.ablation.trial import TrialResult, places_of
+from pipeline.compute.device import TrainingPrecision
 from pipeline.config import Params
 from pipeline.lineage import Run
 from pipeline.portable.files import atomic_file
@@ -200,12 +201,16 @@ def _facts(result: StudyResult) -> str:
     distill = [settings["distill"] for settings in result.settings.values()]
     students = sorted({settings["network"] for settings in distill})
     epochs = sorted({settings["training"]["epochs"] for settings in distill})
-    where = sorted({f"{row.device} with {row.threads} thread(s)" for row in result.rows})
+    where = sorted({f"{row.device} with {row.threads} thread(s){_in(row.precision)}" for row in result.rows})
     code = sorted({row.code for row in result.rows})
     return (
         f"Teacher: {teachers}. Student: {', '.join(students)}, {', '.join(map(str, epochs))} epochs, "
         f"{len(result.seeds)} seeds. Run on {', '.join(where)}; code {', '.join(code)}."
     )
+
+
+def _in(precision: TrainingPrecision | None) -> str:
+    return "" if precision is None else f" in {precision}"
 
 
 def _legend(comparisons: int) -> str:

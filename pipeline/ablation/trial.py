@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.ablation.study import Trial
+from pipeline.compute.device import TrainingPrecision
 from pipeline.config import Params
 from pipeline.data.loader import open_images, training_views
 from pipeline.data.normalisation import Normalisation
@@ -63,6 +64,7 @@ class TrialResult(Document):
         best_validation: of the epoch with the highest validation top-1.
         val_top1, train_loss: of each epoch.
         seconds_per_epoch: median without the first epoch, which includes compilation and the choice of kernels.
+        precision: of the forward passes of its training; None in results from before it was recorded.
         code: hash of the code that trained it.
         lineage: hashes of the data and of the teacher.
     """
@@ -75,6 +77,7 @@ class TrialResult(Document):
     seconds_per_epoch: Annotated[float, Field(ge=0)]
     device: str
     threads: int
+    precision: TrainingPrecision | None = None
     code: str
     long_tail: bool
     lineage: dict[str, Hash]
@@ -162,7 +165,9 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     Raises:
         EnergyKDError: as of :func:`make_subset` and :func:`trained_student`.
     """
-    params = trial.params.model_copy(update={"seed": trial.seed})
+    training = trial.params.distill.training.model_copy(update={"keep": "last"})  # both epochs are measured
+    distill = trial.params.distill.model_copy(update={"training": training})
+    params = trial.params.model_copy(update={"seed": trial.seed, "distill": distill})
     path = result_path(trial, root)
     run = Run(replace(places_of(trial.params, root, trial.seed), student=path.with_suffix("")))
     if not run.places.subset.exists():
@@ -185,6 +190,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
             seconds_per_epoch=float(np.median([record.seconds for record in records[1:] or records])),
             device=str(device),
             threads=torch.get_num_threads(),
+            precision=records[-1].precision,
             code=code_hash("distill")[:12],
             long_tail=is_long_tailed(np.asarray(run.data.train_class_counts)),
             lineage=_made_from(run),

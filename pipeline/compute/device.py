@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
 
+TrainingPrecision = Literal["fp32", "bf16"]
 _GRAPHS = 64
 
 
@@ -34,19 +35,15 @@ def has_bf16(device: torch.device) -> bool:
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
+def autocast(precision: TrainingPrecision, device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision for the forward pass; weights and losses stay in float32.
-
-    ``auto`` is bf16 on hardware that computes in it and fp32 elsewhere, where it would be emulated and slower.
 
     Raises:
         ParamsError: bf16 is asked for on a GPU that does not compute in it.
     """
-    native = has_bf16(device)
-    if precision == "bf16" and device.type == "cuda" and not native:
+    if precision == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise ParamsError("params.yaml: precision is bf16, but this GPU does not compute in it; set precision to fp32")
-    enabled = precision == "bf16" or (precision == "auto" and native)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager

@@ -201,6 +201,15 @@ def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) ->
     return list(torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)])
 
 
+def balanced_indices(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """As many batches as :func:`shuffled_indices`, of images that are drawn with replacement, so that each class of
+    ``labels`` [N] has the same probability.
+    """
+    shares = 1 / torch.bincount(labels)[labels]
+    order = torch.multinomial(shares, len(labels), replacement=True, generator=generator)
+    return list(torch.split(order, batch_size)[: steps_per_epoch(len(labels), batch_size)])
+
+
 def shuffled_batches(
     images: Images, batch_size: int, generator: torch.Generator, world: World = ALONE
 ) -> Iterator[Batch]:

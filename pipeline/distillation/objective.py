@@ -1,5 +1,6 @@
 """The student's objective: cross-entropy + distillation at one temperature per sample + HE-DA."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,7 @@ class DistillationObjective:
         groups: energy groups of the N training images; codes on the device of the batches.
         energy_temperature: T_E of the scores, for ``assignment: view``.
         cache: the teacher's logits of clean views, looked up instead of computed.
+        cross_entropy: mean over a batch, from logits [B, K] and labels [B].
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class DistillationObjective:
         params: DistillParams,
         heda: HedaParams,
         cache: TeacherCache | None = None,
+        cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.base = base
@@ -89,6 +92,7 @@ class DistillationObjective:
         self.params = params
         self.heda = heda
         self.cache = cache
+        self.cross_entropy = cross_entropy
         self.stored_temperatures = self._temperatures_of(groups.codes)  # [N]
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
@@ -105,11 +109,16 @@ class DistillationObjective:
             loss = loss + companion.process_weight * mixed_loss
         return loss
 
+    def forget(self) -> None:
+        """Forget the teacher's logits of earlier steps."""
+        if self.cache is not None:
+            self.cache.clear()
+
     def _view_loss(
         self, student: Tensor, teacher: Tensor | None, batch: Batch, epoch: int, *, strong: bool = False
     ) -> Tensor:
         """ce_weight * mean CE + the terms of the base loss, for the logits of one view."""
-        loss = self.base.ce_weight * F.cross_entropy(student, batch.labels)
+        loss = self.base.ce_weight * self.cross_entropy(student, batch.labels)
         if teacher is None:
             return loss
         by_view = self.params.assignment == "view"
@@ -134,8 +143,8 @@ class DistillationObjective:
         loss = self.heda.kd_weight * kd(self._prepared(student), self._prepared(teacher), tau).mean()
         if self.heda.mixed_label_weight == 0:
             return loss
-        own = F.cross_entropy(student, companion.labels[: len(student)])
-        partner = F.cross_entropy(student, companion.labels[companion.partner])
+        own = self.cross_entropy(student, companion.labels[: len(student)])
+        partner = self.cross_entropy(student, companion.labels[companion.partner])
         return loss + self.heda.mixed_label_weight * (companion.lam * own + (1 - companion.lam) * partner)
 
     def _teacher_logits(self, step: DistillationStep) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

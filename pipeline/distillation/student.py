@@ -21,7 +21,6 @@ from pipeline.data.loader import (
     cycled_indices,
     open_images,
     shares,
-    shuffled_indices,
     steps_per_epoch,
     training_views,
     view_batches,
@@ -39,28 +38,34 @@ from pipeline.store.space import require_space
 from pipeline.training import weights
 from pipeline.training.card import EpochRecord, card_facts, training_facts
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.cross_entropy import CrossEntropy, epoch_indices
 from pipeline.training.inference import predict
 from pipeline.training.initial import given_teacher, initial_network
-from pipeline.training.loop import Task, train
+from pipeline.training.loop import train
+from pipeline.training.optimizer import check_trainable
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
+from pipeline.training.task import Task
 
 
 def check_networks(params: Params, num_classes: int, image_size: int) -> None:
     """Build teacher and student and run them once, so that a mistake shows before anything is trained.
 
     Raises:
-        ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
+        ParamsError: a network does not exist or cannot take the images, or an optimizer, stages to freeze or those of
+            a feature loss do not fit.
         CheckpointError: the given weights do not fit their network.
     """
     size = image_size, image_size
     if params.teacher.checkpoint is None:
         teacher = initial_network(params.teacher, "teacher", num_classes, size).network
+        check_trainable(teacher, params.teacher.training, "teacher.training")
     else:
         teacher = given_teacher(params.teacher, num_classes, size)
     weights.check_runs(teacher, "teacher.network", num_classes, image_size)
     student = initial_network(params.distill, "distill", num_classes, size).network
     weights.check_runs(student, "distill.network", num_classes, image_size)
+    check_trainable(student, params.distill.training, "distill.training")
     make_loss(params.distill, student, teacher, image_size)
 
 
@@ -148,6 +153,7 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     lineage |= initial.lineage
     scored = ScoredImages.of(run, params, session.device, normalisation)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
+    check_trainable(student, params.distill.training, "distill.training")
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)
@@ -157,10 +163,10 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
     key_parts: dict[str, Any] = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
     key_parts |= {"data": data.fingerprint, "normalisation": normalisation}
-    with session.checkpoint("student", key_parts, student) as checkpoint:
+    with session.checkpoint("student", key_parts) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
         facts = card_facts("student", params.distill.network, data, lineage, normalisation)
-        facts |= training_facts(records, params.seed)
+        facts |= training_facts(records, params.seed, params.distill.training.keep)
         yield TrainedStudent(student, records, facts | choices, checkpoint)
 
 
@@ -193,7 +199,14 @@ def train_student(
     else:  # with a cache the teacher sees batches of many sizes, each of which would be compiled
         teacher = compiled(teacher, training.compile, images.device)
     objective = DistillationObjective(
-        teacher, base, groups, scored.energy_temperature, params.distill, params.heda, cache
+        teacher,
+        base,
+        groups,
+        scored.energy_temperature,
+        params.distill,
+        params.heda,
+        cache,
+        CrossEntropy(images.labels, training),
     )
     steps = steps_per_epoch(len(images), training.batch_size)
 
@@ -202,7 +215,7 @@ def train_student(
             torch.Generator(images.device).manual_seed(stream_seed(params.seed, stream, epoch))
             for stream in (CLEAN, STRONG)
         )
-        indices = shuffled_indices(len(images), training.batch_size, generator)
+        indices = epoch_indices(images.labels, training, generator)
         clean = view_batches(images, indices, generator, world)
         strong: Iterable[Tensor | None] = repeat(None, steps)
         if base.strong_views:
@@ -211,12 +224,12 @@ def train_student(
         for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
             yield DistillationStep(batch, companion, strong_views)
 
-    def validate() -> Predictions:
-        return predict(student, validation, world)
+    def validate(network: nn.Module) -> Predictions:
+        return predict(network, validation, world)
 
     with base.reading_features():
         trained = _StudentWithConnectors(student, base) if base.reads_features else student
-        task = Task(epoch_steps, steps, objective, validate, params.seed)
+        task = Task(student, epoch_steps, steps, objective, validate, params.seed, objective.forget)
         yield from train(trained, task, training, session, checkpoint)
 
 

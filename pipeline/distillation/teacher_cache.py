@@ -45,8 +45,8 @@ class TeacherCache:
 
         Args:
             images: [M, 3, S, S].
-            index: int64 [B], B <= M: indices in the split of the first B images, each once. The logits of the others
-                are computed and not stored.
+            index: int64 [B], B <= M: indices in the split of the first B images. The logits of the others are computed
+                and not stored.
             views: int64 [B], the view of each of them.
 
         Raises:
@@ -67,6 +67,11 @@ class TeacherCache:
         table[keys] = logits[: len(keys)]
         self._known[keys] = True
         return logits
+
+    def clear(self) -> None:
+        """Forget all logits."""
+        self._known.zero_()
+        self._logits = None
 
     def _table(self, logits: Tensor) -> Tensor:
         if self._logits is None:

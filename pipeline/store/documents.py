@@ -194,11 +194,15 @@ class NetworkCard(NetworkDocument):
 
     Attributes:
         source: trained here, or taken from a checkpoint.
-        seed, epochs, best_val_top1, best_val_epoch: None for a checkpoint. The weights are the last epoch's.
+        seed, epochs, precision, kept_epoch, best_val_top1, best_val_epoch: None for a checkpoint.
+        precision: of the forward passes in training.
+        kept_epoch: the weights are of this epoch, and so is val_top1.
         parameters: number of learnable parameters.
         macs: multiply-accumulates of one image.
         distill, heda: blocks of params.yaml; None for a teacher.
     """
+
+    FORMAT = 2
 
     network: Word
     num_classes: Annotated[int, Field(ge=1)]
@@ -209,6 +213,8 @@ class NetworkCard(NetworkDocument):
     source: Literal["trained", "checkpoint"]
     seed: int | None
     epochs: Count | None
+    precision: Literal["fp32", "bf16"] | None
+    kept_epoch: Count | None
     val_top1: Share
     best_val_top1: Share | None
     best_val_epoch: Count | None

@@ -8,6 +8,7 @@ CHECKPOINTS = Path(".checkpoints")
 DEVICE_RUNS = CHECKPOINTS / "devices"  # one folder for each, while it is measured
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")
+RECIPES = Path("recipes")
 RESULTS = Path("docs/results")
 
 TARGETS = Path("targets")

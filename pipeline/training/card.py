@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from pipeline.compute.device import TrainingPrecision
 from pipeline.data.normalisation import Normalisation
 from pipeline.store.documents import DataCard, NetworkLineage, Role
 
@@ -19,6 +20,7 @@ class EpochRecord:
         learning_rate: of the last step.
         seconds: wall time of the steps, without the validation.
         constant: the class that was predicted for all validation images, None if several were.
+        precision: of the forward passes.
     """
 
     epoch: int
@@ -27,6 +29,7 @@ class EpochRecord:
     learning_rate: float
     seconds: float = field(compare=False)
     constant: int | None = None
+    precision: TrainingPrecision = "fp32"
 
 
 def card_facts(
@@ -50,14 +53,17 @@ def card_facts(
     }
 
 
-def training_facts(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
-    """Fields that training adds. The weights are those of the last epoch; the best epoch is only recorded."""
+def training_facts(records: Sequence[EpochRecord], seed: int, keep: Literal["last", "best"]) -> dict[str, Any]:
+    """Fields that training adds."""
     best = max(records, key=lambda record: record.val_top1)
+    kept = best if keep == "best" else records[-1]
     return {
         "source": "trained",
         "seed": seed,
         "epochs": len(records),
-        "val_top1": records[-1].val_top1,
+        "precision": kept.precision,
+        "kept_epoch": kept.epoch,
+        "val_top1": kept.val_top1,
         "best_val_top1": best.val_top1,
         "best_val_epoch": best.epoch,
     }
@@ -65,5 +71,5 @@ def training_facts(records: Sequence[EpochRecord], seed: int) -> dict[str, Any]:
 
 def checkpoint_facts(val_top1: float) -> dict[str, Any]:
     """Fields of a network from a given checkpoint, in place of :func:`training_facts`."""
-    nothing = dict.fromkeys(("seed", "epochs", "best_val_top1", "best_val_epoch"))
+    nothing = dict.fromkeys(("seed", "epochs", "precision", "kept_epoch", "best_val_top1", "best_val_epoch"))
     return {"source": "checkpoint", "val_top1": val_top1, **nothing}

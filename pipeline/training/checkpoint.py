@@ -5,19 +5,19 @@ a parameter, the data set or that code gives another hash, so a run never goes o
 """
 
 import hashlib
+import io
 import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.compute.distributed import ALONE, World
 from pipeline.errors import BusyError, TrainingError
@@ -27,7 +27,7 @@ from pipeline.store.space import require_space
 from pipeline.training.card import EpochRecord
 from pipeline.training.weights import state_bytes
 
-_FILE, _BEST = "epoch.safetensors", "best.safetensors"
+_FILE, _BEST = "epoch.pt", "best.pt"
 _FINISHED = "finished"
 _SHARE = 0.015  # of the training time, at most, for storing all epochs but the last
 _CODE = Path(__file__).parents[2]
@@ -35,17 +35,24 @@ _PACKAGES = ("models", "pipeline", "stages")
 _STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "distill"}
 
 
-class Checkpoint:
-    """The last stored epoch of one run: weights, optimizer state and records, in one safetensors file.
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training changes.
 
-    Args:
-        best_of: network whose weights after the epoch with the highest validation top-1 (the first of equals) are kept
-            as well; it may be a part of the trained network.
+    Attributes:
+        average: the network with averaged weights; None without one.
     """
 
-    def __init__(self, folder: Path, *, best_of: nn.Module | None = None) -> None:
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+
+
+class Checkpoint:
+    """The last stored epoch of one run: weights, optimizer state and records, in one file of torch."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._best_of = best_of
         self._opened = time.perf_counter()
         self._spent = self._latest = 0.0
 
@@ -57,50 +64,54 @@ class Checkpoint:
         """
         return self._spent + self._latest <= _SHARE * (time.perf_counter() - self._opened)
 
-    def require_space(self, network: nn.Module) -> None:
+    def require_space(self, network: nn.Module, copies: int) -> None:
         """Raise a SpaceError if the disk cannot hold the stored epochs of this training.
 
-        A stored epoch holds the weights and equally large momentum, and the one before stays until the next is written:
-        4 times the weights. The final weights and dvc's copy of them need no more.
+        The epoch before stays until the next is written. The final weights and dvc's copy of them need no more.
+
+        Args:
+            copies: number of tensors that are stored for each weight.
         """
-        path = self.folder / _FILE
-        stored = path.stat().st_size if path.exists() else 0
-        require_space(path, max(0, 4 * state_bytes(network) - stored), "the stored epochs of this training")
+        stored = sum(path.stat().st_size for path in (self.folder / _FILE, self.folder / _BEST) if path.exists())
+        needed = max(0, 2 * copies * state_bytes(network) - stored)
+        require_space(self.folder / _FILE, needed, "the stored epochs of this training")
 
     def offer(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, records: Sequence[EpochRecord], *, last: bool
+        self, state: TrainingState, records: Sequence[EpochRecord], *, last: bool, best: nn.Module | None = None
     ) -> None:
-        """Store the epoch that has just ended if that is worth the time; the last one always."""
+        """Store the epoch that has just ended if that is worth the time; the last one always.
+
+        Args:
+            best: network whose weights after the epoch with the highest validation top-1 (the first of equals) are
+                kept as well, for :meth:`load_best`.
+        """
         best_before = max((record.val_top1 for record in records[:-1]), default=-1.0)
-        if self._best_of is not None and records[-1].val_top1 > best_before:
-            plain = {name: value.detach().cpu().contiguous() for name, value in self._best_of.state_dict().items()}
-            with atomic_file(self.folder / _BEST) as temporary:
-                temporary.write_bytes(save(plain, metadata={"epoch": str(records[-1].epoch)}))
+        if best is not None and records[-1].val_top1 > best_before:
+            _write(self.folder / _BEST, {"epoch": records[-1].epoch, "network": best.state_dict()})
         if last or self.worth_saving:
-            self.save(network, optimizer, records)
+            self.save(state, records)
 
     def load_best(self, network: nn.Module) -> int:
-        """Put the best weights into the network and return their epoch."""
-        with safe_open(self.folder / _BEST, framework="pt") as file:
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return int(file.metadata()["epoch"])
+        """Put the best weights into the network and return their epoch. Raises TrainingError: the file is damaged."""
+        stored = _read(self.folder / _BEST)
+        network.load_state_dict(stored["network"])
+        return int(stored["epoch"])
 
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: Sequence[EpochRecord]) -> None:
+    def save(self, state: TrainingState, records: Sequence[EpochRecord]) -> None:
         """Replace the stored epoch. Atomic: a kill leaves the one before."""
         started = time.perf_counter()
-        tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
-        # safetensors stores plain row-major memory; channels_last is put back by copying into the network
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with atomic_file(self.folder / _FILE) as temporary:
-            # not save_file, which raises no OSError on a full disk
-            temporary.write_bytes(save(plain, metadata={"records": json.dumps([vars(record) for record in records])}))
+        content = {
+            "network": state.network.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "average": None if state.average is None else state.average.state_dict(),
+            "records": [vars(record) for record in records],
+        }
+        _write(self.folder / _FILE, content)
         self._latest = time.perf_counter() - started
         self._spent += self._latest
 
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[EpochRecord]:
-        """Load the stored epoch into network and optimizer, and return its records; [] if there is none.
+    def restore(self, state: TrainingState) -> list[EpochRecord]:
+        """Load the stored epoch into ``state``, and return its records; [] if there is none.
 
         Raises:
             TrainingError: the file is damaged.
@@ -108,25 +119,46 @@ class Checkpoint:
         path = self.folder / _FILE
         if not path.exists():
             return []
+        stored = _read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-                records = [EpochRecord(**record) for record in json.loads(file.metadata()["records"])]
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise TrainingError(f"checkpoint {path} is damaged ({error}); delete it to train from the start") from None
-        network.load_state_dict(
-            {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-        )
-        parameters = list(network.parameters())
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".", 2)
-                # the fused optimizer goes through memory in order, so its state needs the parameter's memory format
-                laid_out = torch.empty_like(parameters[int(number)]).copy_(value)
-                state.setdefault(int(number), {})[key] = laid_out.detach()
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            records = [EpochRecord(**record) for record in stored["records"]]
+            state.network.load_state_dict(stored["network"])
+            _restore_optimizer(state.optimizer, stored["optimizer"])
+            if state.average is not None:
+                state.average.load_state_dict(stored["average"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise _damaged(path, error) from None
         return records
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())  # torch.save itself raises no OSError on a full disk
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds of errors on damaged files
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, TypeError(f"it holds {type(content).__name__}"))
+    return content
+
+
+def _damaged(path: Path, reason: Exception) -> TrainingError:
+    return TrainingError(f"checkpoint {path} is damaged ({type(reason).__name__}); delete it to train from the start")
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    optimizer.load_state_dict(dict(stored))
+    # torch has put each tensor on the device of its parameter, and some in another type than they were stored in
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for number, values in stored["state"].items():
+        state = optimizer.state[parameters[number]]
+        state |= {name: state[name].to(value.dtype) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @contextmanager

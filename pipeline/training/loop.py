@@ -3,14 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Generic, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compute.device import autocast, bf16_conv_workaround, compiled, fastest_kernels, full_fp32, has_bf16
@@ -18,49 +15,22 @@ from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, PER_PROCESS, stream_seed
 from pipeline.compute.sync_batch_norm import synchronised_batch_norm
 from pipeline.config import TrainingParams
-from pipeline.data.loader import Batch, Images, shuffled_batches, steps_per_epoch
+from pipeline.data.loader import Batch, Images, steps_per_epoch, view_batches
 from pipeline.errors import TrainingError
 from pipeline.training.card import EpochRecord
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, TrainingState
+from pipeline.training.cross_entropy import CrossEntropy, epoch_indices
 from pipeline.training.inference import predict
-from pipeline.training.optimizer import learning_rate, make_optimizer
+from pipeline.training.optimizer import Update, learning_rate
+from pipeline.training.precision import faster_precision
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
-
-
-class Step(Protocol):
-    """Batches of one training step; the loop itself reads only ``index``."""
-
-    @property
-    def index(self) -> Tensor:
-        """int64 [B]: the training samples of the step, for messages."""
-        ...
-
-
-S = TypeVar("S", bound=Step)
+from pipeline.training.stages import frozen, train_mode
+from pipeline.training.task import S, Task
 
 # all predictions may be one class for so long after the warmup, or for a tenth of the epochs if that is longer
 _PATIENCE_EPOCHS, _PATIENCE_STEPS = 3, 100
 _REMEDY = "lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
-
-
-@dataclass(frozen=True)
-class Task(Generic[S]):
-    """Data, objective and validation of a training.
-
-    Attributes:
-        epoch_steps: this process's part of the steps of an epoch; a pure function of the epoch, counted from 0.
-        steps: number of steps of an epoch.
-        objective: the scalar to minimise, from network, step and epoch.
-        validate: predictions of the network for the validation images.
-        seed: with the number of the epoch, it decides every random draw of the epoch.
-    """
-
-    epoch_steps: Callable[[int], Iterable[S]]
-    steps: int
-    objective: Callable[[nn.Module, S, int], Tensor]
-    validate: Callable[[], Predictions]
-    seed: int
 
 
 def train(
@@ -68,63 +38,104 @@ def train(
 ) -> Iterator[EpochRecord]:
     """Train ``network`` in place; the iterator trains one epoch before it yields the epoch's record.
 
+    At its end ``task.kept`` has the weights that are asked for: of the last or the best epoch, averaged or not.
     A run that goes on from its checkpoint first yields the stored records, and ends in the same weights as one that was
     never stopped. All processes of the session get the same records and end in the same weights.
 
     Args:
         checkpoint: stores the last epoch and, before it, those worth the time; None to store none. The first process
-            writes it, all read it.
+            writes it, all read it. It is needed to keep the best epoch.
 
     Raises:
+        SpaceError: the disk cannot hold the epochs that are stored.
         TrainingError: the loss or the weights were not finite, or the network has collapsed: it predicts one class for
             all validation images after the last epoch, or for a tenth of the epochs. Names step, learning rate and
             sample indices.
+        ValueError: the network has no such stages to freeze, or there is no such optimizer.
     """
-    device, world = session.device, session.world
-    if params.precision == "bf16" and not has_bf16(device):
+    if params.precision == "bf16" and not has_bf16(session.device):
         logging.warning("training.precision is bf16, which this processor emulates: many times slower than auto")
-    network.to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, params)
-    records: list[EpochRecord] = []
-    for record in checkpoint.restore(network, optimizer) if checkpoint is not None else []:
-        records.append(record)
-        for _ in range(task.steps):
-            session.on_step()
-        yield record
+    network.to(session.device).to(memory_format=torch.channels_last)
+    with frozen(task.kept, params.freeze):
+        update = Update(network, task.kept, params)
+        records = []
+        if checkpoint is not None:
+            with session.world.barrier():
+                if session.world.is_main:
+                    checkpoint.require_space(network, _copies(params, session))
+            records = checkpoint.restore(TrainingState(network, update.optimizer, update.average))
+        for record in records:
+            for _ in range(task.steps):
+                session.on_step()
+            yield record
+        yield from _further_epochs(network, task, params, session, checkpoint, update, records)
+    if params.keep == "best":
+        if checkpoint is None:
+            raise ValueError("the best epoch is kept in a checkpoint, but there is none")
+        with session.world.barrier():  # the first process has written it
+            pass
+        checkpoint.load_best(task.kept)
+    elif update.average is not None:
+        task.kept.load_state_dict(update.average.state_dict())
 
-    exact = full_fp32() if params.precision == "fp32" else nullcontext()
-    with synchronised_batch_norm(network, world), bf16_conv_workaround(network, device), fastest_kernels(), exact:
-        forward = world.parallel(compiled(network, params.compile, device))
+
+def _further_epochs(
+    network: nn.Module,
+    task: Task[S],
+    params: TrainingParams,
+    session: Session,
+    checkpoint: Checkpoint | None,
+    update: Update,
+    records: list[EpochRecord],
+) -> Iterator[EpochRecord]:
+    """Train the epochs after those of ``records``, append a record of each and yield it."""
+    device, world = session.device, session.world
+    validated = task.kept if update.average is None else update.average
+    best = validated if session.keep_best or params.keep == "best" else None
+    state = TrainingState(network, update.optimizer, update.average)
+    with synchronised_batch_norm(network, world), bf16_conv_workaround(network, device), fastest_kernels():
+        forward = compiled(network, params.compile, device)
+        if records:
+            precision = records[-1].precision
+        elif params.precision == "auto":
+            precision = faster_precision(forward, network, task, session)
+        else:
+            precision = params.precision
+        forward = world.parallel(forward)
         for epoch in range(len(records), params.epochs):
             # the first process draws as a single one would, the others differently: dropout must differ between parts
             torch.manual_seed(stream_seed(task.seed, PER_PROCESS * world.rank, epoch))
-            network.train()
+            train_mode(network)
             losses = torch.zeros(task.steps, device=device)
             indices: list[Tensor] = []
             started = time.perf_counter()
-            for number, step in enumerate(task.epoch_steps(epoch)):
-                rate = learning_rate(params, epoch + number / task.steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with autocast(params.precision, device):
-                    loss = task.objective(forward, step, epoch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses[number] = loss.detach()
-                indices.append(step.index)
-                session.on_step()
+            with full_fp32() if precision == "fp32" else nullcontext():
+                for number, step in enumerate(task.epoch_steps(epoch)):
+                    with autocast(precision, device):
+                        loss = task.objective(forward, step, epoch)
+                    rate = update.step(loss, epoch * task.steps + number, epoch + number / task.steps)
+                    losses[number] = loss.detach()
+                    indices.append(step.index)
+                    session.on_step()
             # checked once per epoch: reading the loss in each step would leave the GPU idle
             losses = world.total(losses) / world.size
             _check_finite(losses, network, indices, params, epoch, world)
             seconds = time.perf_counter() - started
-            validated = task.validate()
-            record = EpochRecord(epoch, float(losses.mean()), validated.top1, rate, seconds, validated.constant)
-            records.append(record)
+            found = task.validate(validated)
+            records.append(
+                EpochRecord(epoch, float(losses.mean()), found.top1, rate, seconds, found.constant, precision)
+            )
             _check_collapse(records, indices, params, world)
             if checkpoint is not None and world.is_main:
-                checkpoint.offer(network, optimizer, records, last=epoch == params.epochs - 1)
-            yield record
+                checkpoint.offer(state, records, last=epoch == params.epochs - 1, best=best)
+            yield records[-1]
+
+
+def _copies(params: TrainingParams, session: Session) -> int:
+    """Number of tensors that a checkpoint stores for each weight: itself, moments, average, best."""
+    moments = 1 if params.optimizer in ("sgd", "momentum", "nesterov") else 2
+    best = session.keep_best or params.keep == "best"
+    return 1 + moments + (params.ema_decay is not None) + best
 
 
 def train_classifier(
@@ -137,21 +148,21 @@ def train_classifier(
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochRecord]:
     """Train ``network`` in place on the labels alone, as teachers are; the rest as for :func:`train`."""
+    cross_entropy = CrossEntropy(images.labels, params)
 
     def epoch_steps(epoch: int) -> Iterator[Batch]:
         generator = torch.Generator(images.device).manual_seed(stream_seed(seed, CLEAN, epoch))
-        return shuffled_batches(images, params.batch_size, generator, session.world)
+        indices = epoch_indices(images.labels, params, generator)
+        return view_batches(images, indices, generator, session.world)
 
-    def validate() -> Predictions:
+    def objective(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        return batch.process_weight * cross_entropy(network(batch.images).float(), batch.labels)
+
+    def validate(network: nn.Module) -> Predictions:
         return predict(network, validation, session.world)
 
-    task = Task(epoch_steps, steps_per_epoch(len(images), params.batch_size), cross_entropy, validate, seed)
+    task = Task(network, epoch_steps, steps_per_epoch(len(images), params.batch_size), objective, validate, seed)
     return train(network, task, params, session, checkpoint)
-
-
-def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
-    """Mean cross-entropy: the objective of a teacher."""
-    return batch.process_weight * F.cross_entropy(network(batch.images).float(), batch.labels)
 
 
 def _check_finite(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import nn
 
 from pipeline.compute.device import choose_device
 from pipeline.compute.distributed import ALONE, World
@@ -24,10 +23,11 @@ class Session:
         world: the processes that compute together; the first one writes.
         checkpoints: root of the crash checkpoints.
         keep: for a stage, see :func:`pipeline.training.checkpoint.crash_folder`.
-        keep_best: see :class:`pipeline.training.checkpoint.Checkpoint`.
+        keep_best: keep the weights of the best epoch too, see :class:`pipeline.training.checkpoint.Checkpoint`.
         on_step: called after each step, also once per step of epochs that a checkpoint had finished.
         on_epoch: called with the record of each epoch, likewise.
         on_images: called with the number of further images that were scored.
+        tell: called in the first process with a sentence about what was chosen.
     """
 
     device: torch.device
@@ -38,6 +38,7 @@ class Session:
     on_step: Callable[[], None] = lambda: None
     on_epoch: Callable[[EpochRecord], None] = lambda record: None
     on_images: Callable[[int], None] = lambda count: None
+    tell: Callable[[str], None] = lambda sentence: None
 
     @classmethod
     def on(cls, device: Literal["auto", "cpu", "cuda"], **options: Any) -> Self:
@@ -53,19 +54,14 @@ class Session:
         return records
 
     @contextmanager
-    def checkpoint(self, role: str, key_parts: Mapping[str, Any], network: nn.Module) -> Iterator[Checkpoint]:
-        """The crash checkpoint of the training of ``network`` that ``key_parts`` describe, locked.
+    def checkpoint(self, role: str, key_parts: Mapping[str, Any]) -> Iterator[Checkpoint]:
+        """The crash checkpoint of the training that ``key_parts`` describe, locked.
 
         Raises:
             BusyError: another process is training the same run.
-            SpaceError: the disk cannot hold the epochs that are stored.
         """
         with self.folder(role, key_parts, f"training this {role}") as folder:
-            checkpoint = Checkpoint(folder, best_of=network if self.keep_best else None)
-            with self.world.barrier():
-                if self.world.is_main:
-                    checkpoint.require_space(network)
-            yield checkpoint
+            yield Checkpoint(folder)
 
     def folder(self, role: str, key_parts: Mapping[str, Any], work: str) -> AbstractContextManager[Path]:
         """As :func:`pipeline.training.checkpoint.crash_folder`."""

@@ -24,6 +24,7 @@ from pipeline.training.initial import (
     library_normalisation,
 )
 from pipeline.training.loop import train_classifier
+from pipeline.training.optimizer import check_trainable
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
 from pipeline.training.weights import check_runs, state_bytes, write_network
@@ -58,6 +59,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
     if checkpoint is None:
+        check_trainable(network, params.teacher.training, "teacher.training")
         return _train(initial, run, params, session)
     normalisation = _fitting_normalisation(network.to(session.device), run, params.teacher, session)
     validation = open_images(run.places.data, "val", session.device, normalisation)
@@ -87,7 +89,7 @@ def _train(initial: Initial, run: Run, params: Params, session: Session) -> Netw
     }
     images = open_images(run.places.data, "train", session.device, normalisation, **views)
     validation = open_images(run.places.data, "val", session.device, normalisation)
-    with session.checkpoint("teacher", key_parts, network) as checkpoint:
+    with session.checkpoint("teacher", key_parts) as checkpoint:
         epochs = train_classifier(network, images, validation, teacher.training, params.seed, session, checkpoint)
         records = session.watched(epochs)
         shortfall = _shortfall(predict(network, validation, session.world), teacher.minimum_top1)
@@ -98,7 +100,7 @@ def _train(initial: Initial, run: Run, params: Params, session: Session) -> Netw
                 "limit"
             )
         facts = card_facts("teacher", teacher.network, data, initial.lineage, normalisation)
-        facts |= training_facts(records, params.seed)
+        facts |= training_facts(records, params.seed, teacher.training.keep)
         # inside the block: the crash checkpoint is removed after the teacher is written
         return write_network(run.places.teacher, network, facts) if session.world.is_main else None
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from pipeline.ablation.study import Study, load_study
 from tests.conftest import ROOT
 
-QUICK = {"epochs": 2, "batch_size": 64}
+QUICK = {"epochs": 2, "batch_size": 64, "precision": "fp32"}
 
 
 def tiny_study() -> dict[str, Any]:

@@ -37,6 +37,7 @@ def result(make_study) -> StudyResult:
                 seconds_per_epoch=1.5,
                 device="cpu",
                 threads=1,
+                precision="fp32",
                 code="abc",
                 long_tail=False,
                 lineage={"data": "0" * 64, "teacher": "1" * 64},

@@ -23,6 +23,7 @@ from pipeline.lineage import Run
 from pipeline.store.json_files import read_json, write_json
 from pipeline.store.tables import write_table
 from pipeline.training.card import EpochRecord
+from pipeline.training.checkpoint import TrainingState
 from pipeline.training.session import Session
 from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT, loss_params
@@ -46,7 +47,8 @@ class FakeTraining:
                 student.fc.weight.zero_()
                 student.fc.bias.copy_(torch.eye(10)[answer])
             self.records.append(EpochRecord(epoch, 1.0, top1, 0.1, 1.0))
-            checkpoint.offer(student, optimizer, self.records, last=epoch == len(self.answers) - 1)
+            last = epoch == len(self.answers) - 1
+            checkpoint.offer(TrainingState(student, optimizer), self.records, last=last, best=student)
             yield self.records[-1]
 
 
@@ -117,21 +119,21 @@ def test_the_last_and_the_best_epoch_are_measured_each_with_its_own_weights(taug
 
 
 def test_best_weights_are_those_of_the_first_best_epoch_also_after_a_restart(tmp_path):
-    session = Session(torch.device("cpu"), checkpoints=tmp_path, keep_best=True)
+    session = Session(torch.device("cpu"), checkpoints=tmp_path)
     records = [EpochRecord(epoch, 0.0, top1, 0.1, 1.0) for epoch, top1 in enumerate([0.5, 0.8, 0.8, 0.6])]
 
     def train(network, checkpoint, until):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        for epoch in range(len(checkpoint.restore(network, optimizer)), until):
+        state = TrainingState(network, torch.optim.SGD(network.parameters(), lr=0.1))
+        for epoch in range(len(checkpoint.restore(state)), until):
             nn.init.constant_(network.weight, epoch)
-            checkpoint.offer(network, optimizer, records[: epoch + 1], last=False)
+            checkpoint.offer(state, records[: epoch + 1], last=False, best=network)
 
     network = nn.Linear(1, 1)
-    with pytest.raises(KeyboardInterrupt), session.checkpoint("student", {}, network) as checkpoint:
+    with pytest.raises(KeyboardInterrupt), session.checkpoint("student", {}) as checkpoint:
         train(network, checkpoint, until=3)
         raise KeyboardInterrupt
     network = nn.Linear(1, 1)
-    with session.checkpoint("student", {}, network) as checkpoint:
+    with session.checkpoint("student", {}) as checkpoint:
         train(network, checkpoint, until=4)
         assert network.weight.item() == 3.0
         assert checkpoint.load_best(network) == 1

@@ -18,7 +18,7 @@ from tests.distillation.helpers import CPU, settings
 
 @pytest.fixture
 def quick(params) -> Params:
-    training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 256})
+    training = params.distill.training.model_copy(update={"epochs": 2, "batch_size": 256, "precision": "fp32"})
     return settings(params, training=training)
 
 
@@ -48,7 +48,7 @@ def test_the_card_tells_how_and_from_what_the_student_was_made(tiny_run, quick, 
     assert run.student == card
     assert (card.role, card.source, card.seed, card.epochs) == ("student", "trained", quick.seed, 2)
     assert [record.epoch for record in records] == [0, 1]
-    assert card.val_top1 == records[-1].val_top1
+    assert (card.val_top1, card.kept_epoch, card.precision) == (records[-1].val_top1, 1, "fp32")
     assert card.best_val_top1 == max(record.val_top1 for record in records) == records[card.best_val_epoch].val_top1
     assert card.distill == quick.distill.model_dump(mode="json")
     assert card.heda == quick.heda.model_dump(mode="json")
@@ -81,9 +81,9 @@ def test_without_mixing_the_other_parameters_of_heda_are_no_part_of_the_student(
     plain = quick.model_copy(update={"heda": quick.heda.model_copy(update={"mix": "none"})})
     other = plain.model_copy(update={"heda": plain.heda.model_copy(update={"kd_weight": 7.0})})
     card = make_student(tiny_run, plain, session(tmp_path, keep=True))
-    [stored] = (tmp_path / "checkpoints").glob("student-*/epoch.safetensors")
+    [stored] = (tmp_path / "checkpoints").glob("student-*/epoch.pt")
     assert make_student(Run(tiny_run.places), other, session(tmp_path, keep=True)) == card
-    assert list((tmp_path / "checkpoints").glob("student-*/epoch.safetensors")) == [stored], "it was found again"
+    assert list((tmp_path / "checkpoints").glob("student-*/epoch.pt")) == [stored], "it was found again"
     assert card.heda == {"mix": "none"}
 
 

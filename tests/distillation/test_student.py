@@ -277,7 +277,7 @@ def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
         return base
 
     monkeypatch.setattr("pipeline.distillation.student.make_loss", remembered)
-    training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 16})
+    training = params.distill.training.model_copy(update={"epochs": 1, "batch_size": 16, "precision": "fp32"})
     train(settings(params, loss=loss, training=training), build("resnet8", 1), build("resnet8", 2))
     [(base, before)] = made
     assert before

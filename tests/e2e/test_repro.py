@@ -52,7 +52,9 @@ SMALL = {
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.0,  # of one epoch
     "teacher.training.epochs": 1,
+    "teacher.training.precision": "fp32",  # one that is chosen by timing may differ from run to run
     "distill.training.epochs": 1,
+    "distill.training.precision": "fp32",
 }
 
 

@@ -123,6 +123,8 @@ def card(role: str) -> documents.NetworkCard:
         val_top1=0.986 if teacher else 0.979,
         best_val_top1=0.993 if teacher else 0.979,
         best_val_epoch=11 if teacher else 29,
+        kept_epoch=11 if teacher else 29,
+        precision="fp32",
         parameters=272_474 if teacher else 78_042,
         macs=40_813_184 if teacher else 12_501_632,
         weights_sha256=sha(role),

@@ -133,7 +133,7 @@ def test_page_without_a_deployable_file_says_why(inputs: Inputs) -> None:
 @pytest.mark.usefixtures("no_plots")
 def test_page_of_a_foreign_teacher_that_was_not_exported() -> None:
     inputs = build_inputs(curves={})
-    unknown = dict.fromkeys(("epochs", "seed", "best_val_top1", "best_val_epoch"))
+    unknown = dict.fromkeys(("epochs", "seed", "precision", "kept_epoch", "best_val_top1", "best_val_epoch"))
     inputs.run.teacher = changed(inputs.run.teacher, source="checkpoint", **unknown)
     without(inputs.run, "teacher_fp32.onnx")
     text = text_of(inputs)

@@ -138,7 +138,7 @@ def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace):
     for victim, code in (("worker", 128 + signal.SIGKILL), ("launcher", 128 + signal.SIGTERM)):
         process = start(workspace, "train_teacher")
         deadline = time.monotonic() + 120
-        while (now := newest(workspace.glob(".checkpoints/teacher-*/epoch.safetensors"))) <= kept:
+        while (now := newest(workspace.glob(".checkpoints/teacher-*/epoch.pt"))) <= kept:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)

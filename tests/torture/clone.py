@@ -44,7 +44,9 @@ SMALL: Mapping[str, object] = {
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.05,
     "teacher.training.epochs": 8,
+    "teacher.training.precision": "fp32",  # one that is chosen by timing may differ from run to run
     "distill.training.epochs": 8,
+    "distill.training.precision": "fp32",
 }
 
 

@@ -18,12 +18,13 @@ from pipeline.data.pixels import ResidentPixels
 from pipeline.errors import BusyError, TrainingError
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training import loop
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, TrainingState
 from pipeline.training.inference import predict
-from pipeline.training.loop import Task, cross_entropy, train
+from pipeline.training.loop import train
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
+from pipeline.training.task import Task
 from tests.conftest import state_hash
 
 STEPS = 3
@@ -38,8 +39,12 @@ def network(seed: int) -> nn.Module:
     )
 
 
-def mixed() -> Predictions:
+def mixed(network: nn.Module) -> Predictions:
     return Predictions(torch.tensor([0, 1]), torch.tensor([0, 0]))
+
+
+def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
+    return F.cross_entropy(network(batch.images).float(), batch.labels)
 
 
 def batches(epoch: int):
@@ -51,13 +56,13 @@ def batches(epoch: int):
 
 
 def settings(params, **changes):
-    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0}
+    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0, "precision": "fp32"}
     return params.teacher.training.model_copy(update=base | changes)
 
 
 def run(params, student, training=None, checkpoint=None, session=QUIET, **changes):
     usual = {"epoch_steps": batches, "steps": STEPS, "objective": cross_entropy, "validate": mixed, "seed": 0}
-    epochs = train(student, Task(**usual | changes), training or settings(params), session, checkpoint)
+    epochs = train(student, Task(student, **usual | changes), training or settings(params), session, checkpoint)
     return session.watched(epochs)
 
 
@@ -138,7 +143,7 @@ def collapsed_after(epochs: int):
     """Predictions that are one class from an epoch on."""
     validated = iter(range(1000))
 
-    def validate() -> Predictions:
+    def validate(network: nn.Module) -> Predictions:
         return Predictions(torch.tensor([2, 2 if next(validated) >= epochs else 1]), torch.tensor([0, 1]))
 
     return validate
@@ -175,7 +180,7 @@ def test_a_network_that_stays_collapsed_is_stopped_and_one_that_recovers_is_not(
         params,
         network(1),
         long,
-        validate=lambda: Predictions(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
+        validate=lambda _: Predictions(torch.tensor([0, int(next(late) > 0)]), torch.tensor([0, 1])),
     )
     assert [record.constant for record in records] == [0] * 7 + [None] * 53
 
@@ -209,7 +214,7 @@ def test_bf16_training_stays_close_to_fp32(params):
     ("precision", "native", "warned"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
 )
 def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, warned):
-    for module in ("pipeline.training.loop", "pipeline.compute.device"):
+    for module in ("pipeline.training.loop", "pipeline.training.precision"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: native)
     run(params, network(1), settings(params, precision=precision, epochs=1))
     assert ("which this processor emulates" in caplog.text) is warned
@@ -223,16 +228,16 @@ def session(tmp_path):
 def test_another_setting_has_another_checkpoint(session):
     folders = set()
     for rate in (1, 2, 1):
-        with session.checkpoint("student", {"lr": rate}, network(1)) as checkpoint:
+        with session.checkpoint("student", {"lr": rate}) as checkpoint:
             folders.add(checkpoint.folder)
     assert len(folders) == 2
 
 
 def test_a_checkpoint_is_kept_on_failure_and_removed_on_success(session):
-    with pytest.raises(Killed), session.checkpoint("student", {}, network(1)) as checkpoint:
+    with pytest.raises(Killed), session.checkpoint("student", {}) as checkpoint:
         raise Killed
     assert checkpoint.folder.exists()
-    with session.checkpoint("student", {}, network(1)) as checkpoint:
+    with session.checkpoint("student", {}) as checkpoint:
         pass
     assert not checkpoint.folder.exists()
 
@@ -241,10 +246,10 @@ def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(pa
     session = replace(session, keep=True)
 
     def finish(setting: int, student: nn.Module, **changes) -> tuple[Path, list]:
-        with session.checkpoint("student", {"lr": setting}, student) as checkpoint:
+        with session.checkpoint("student", {"lr": setting}) as checkpoint:
             return checkpoint.folder, run(params, student, checkpoint=checkpoint, session=session, **changes)
 
-    with pytest.raises(Killed), session.checkpoint("student", {"lr": 0}, network(1)) as unfinished:
+    with pytest.raises(Killed), session.checkpoint("student", {"lr": 0}) as unfinished:
         raise Killed
     undisturbed, again = network(1), network(7)
     first, records = finish(1, undisturbed)
@@ -260,8 +265,8 @@ def test_a_slow_disk_is_not_written_to_each_epoch_but_after_the_first_and_the_la
     class Slow(Checkpoint):
         stored = ()
 
-        def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, records: list) -> None:
-            super().save(network, optimizer, records)
+        def save(self, state: TrainingState, records: list) -> None:
+            super().save(state, records)
             self.stored += (len(records),)
             self._spent += 3600
 
@@ -276,23 +281,23 @@ def test_epochs_that_are_long_beside_their_storing_are_all_stored(params, tmp_pa
     monkeypatch.setattr(checkpoints, "_SHARE", 1.0)
     monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: next(clock))
     stored = []
-    monkeypatch.setattr(checkpoints, "save", lambda plain, metadata: stored.append(1) or b"")
+    monkeypatch.setattr(checkpoints, "_write", lambda path, content: stored.append(1))
     epochs = len(run(params, network(1), checkpoint=Checkpoint(tmp_path)))
     assert len(stored) == epochs
 
 
 def test_two_trainers_of_one_run_are_refused(session):
     with (
-        session.checkpoint("student", {}, network(1)),
+        session.checkpoint("student", {}),
         pytest.raises(BusyError, match=f"process {os.getpid()} is already training this student"),
-        session.checkpoint("student", {}, network(1)),
+        session.checkpoint("student", {}),
     ):
         pass
 
 
 def test_a_damaged_checkpoint_is_named(params, tmp_path):
-    (tmp_path / "epoch.safetensors").write_bytes(b"\x10")
-    with pytest.raises(TrainingError, match=r"epoch\.safetensors is damaged .*delete it"):
+    (tmp_path / "epoch.pt").write_bytes(b"\x10")
+    with pytest.raises(TrainingError, match=r"epoch\.pt is damaged .*delete it"):
         run(params, network(1), checkpoint=Checkpoint(tmp_path))
 
 
@@ -311,7 +316,7 @@ def test_the_streams_of_a_seed_give_different_numbers():
     assert len(set(drawn)) == len(drawn)
 
 
-@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("auto", True)])
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("bf16", True)])
 def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inference(params, precision, tf32):
     student, seen = network(1), set()
     student.register_forward_pre_hook(lambda network, _: seen.add((network.training, torch.backends.cudnn.allow_tf32)))
@@ -321,5 +326,5 @@ def test_fp32_means_fp32_in_training_where_it_is_asked_for_and_always_in_inferen
         Normalisation([0.5] * 3, [0.5] * 3),
     )
     chosen = settings(params, precision=precision, epochs=1, warmup_epochs=0)
-    run(params, student, chosen, validate=lambda: predict(student, images))
+    run(params, student, chosen, validate=lambda network: predict(network, images))
     assert seen == {(True, tf32), (False, False)}

@@ -46,12 +46,19 @@ def test_a_teacher_that_is_refused_or_cannot_be_written_keeps_its_checkpoint_and
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
         patch.setattr("pipeline.training.teacher.write_network", full)
         make_teacher(tiny_run, settings(), session)
-    assert list(session.checkpoints.glob("teacher-*/epoch.safetensors"))
+    assert list(session.checkpoints.glob("teacher-*/epoch.pt"))
     assert Run(tiny_run.places).teacher == before
-    monkeypatch.setattr("pipeline.training.loop.cross_entropy", None)  # no step is trained again
+    monkeypatch.setattr("pipeline.training.loop.CrossEntropy.__call__", None)  # no step is trained again
     card = make_teacher(tiny_run, settings(), session)
     assert Run(tiny_run.places).teacher == card
-    assert (card.role, card.source, card.epochs, card.best_val_epoch) == ("teacher", "trained", 1, 0)
+    assert (card.role, card.source, card.epochs, card.kept_epoch, card.best_val_epoch) == (
+        "teacher",
+        "trained",
+        1,
+        0,
+        0,
+    )
+    assert card.precision == "fp32"
     assert card.lineage.model_dump(exclude_none=True) == {"data": tiny_run.data.fingerprint}
     assert not list(session.checkpoints.glob("teacher-*/"))
 
@@ -60,6 +67,7 @@ def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, se
     path = tiny_run.places.student / "weights.safetensors"
     card = make_teacher(tiny_run, settings(checkpoint=str(path)), session)
     assert (card.source, card.seed, card.epochs, card.best_val_top1) == ("checkpoint", None, None, None)
+    assert card.precision is card.kept_epoch is None
     assert card.lineage.checkpoint == sha256_file(path)
     student = read_network(tiny_run.places.student, tiny_run.student)
     assert state_hash(read_network(tiny_run.places.teacher, card)) == state_hash(student)

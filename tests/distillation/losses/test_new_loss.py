@@ -57,7 +57,7 @@ def with_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(**changes: object) -> Params:
         values = read_yaml(ROOT / "params.yaml")
         values["distill"]["loss"] = BLOCK | changes
-        values["distill"]["training"] |= {"epochs": 2, "batch_size": 16, "learning_rate": 0.02}
+        values["distill"]["training"] |= {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"}
         return validated(schema, values, "params.yaml")
 
     return make
