@@ -152,6 +152,19 @@ def test_the_best_epoch_of_a_student_that_was_trained_with_connectors_is_measure
     assert (best == result.last) == (best.epoch == 2)
 
 
+def test_an_arm_that_keeps_the_best_epoch_is_measured_at_both_too(taught):
+    params, root = taught
+    results = []
+    for keep in ("last", "best"):
+        training = params.distill.training.model_copy(update={"epochs": 3, "keep": keep})
+        distill = params.distill.model_copy(update={"training": training})
+        trial = Trial("KD", 0, params.model_copy(update={"distill": distill}))
+        execute(trial, root)
+        results.append(read_result(trial, root).model_copy(update={"seconds_per_epoch": 0.0}))
+    assert results[0] == results[1]
+    assert results[0].precision == "fp32"
+
+
 @pytest.mark.parametrize(("kind", "fraction"), [("high_energy", 0.4), ("high_energy", 0.25), ("low_energy", 0.3)])
 def test_the_study_mixes_the_subset_and_share_of_its_arm(taught, run_with, kind, fraction):
     energy = energies_of(taught)["train"]

@@ -22,6 +22,7 @@ from pipeline.compute.sync_batch_norm import synchronised_batch_norm
 from pipeline.config import Params
 from pipeline.data.loader import shares
 from pipeline.errors import TrainingError
+from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.inference import predict
 from pipeline.training.loop import train_classifier
 from pipeline.training.session import Session
@@ -70,10 +71,11 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
         shares([torch.arange(5), torch.arange(2)], World(0, 3))
 
 
-def _distilled(world: World, params: Params) -> dict[str, Any]:
-    student = build("resnet8", 1)
-    records = train(params, student, build("resnet14", 2), world=world)
+def _distilled(world: World, params: Params, folder: Path | None = None) -> dict[str, Any]:
+    student, checkpoint = build("resnet8", 1), None if folder is None else Checkpoint(folder)
+    records = train(params, student, build("resnet14", 2), checkpoint, world=world)
     return {
+        "precision": [record.precision for record in records],
         "losses": [record.train_loss for record in records],
         "val_top1": [record.val_top1 for record in records],
         "state": state_hash(student),
@@ -115,6 +117,20 @@ def test_processes_that_share_the_batch_train_as_one_does(
     assert found[0]["weight"] == pytest.approx(alone["weight"], rel=1e-4)
     assert found[0]["running_mean"] == pytest.approx(alone["running_mean"], rel=1e-3, abs=1e-3)
     assert found[0]["batch_norm"] == "BatchNorm2d"
+
+
+@pytest.mark.e2e
+def test_processes_choose_one_precision_and_keep_the_same_average_of_the_best_epoch(
+    params: Params, tmp_path: Path
+) -> None:
+    chosen = _settings(params, "cutmix", 0.0, 16, loss="reviewkd")
+    changes = {"precision": "auto", "ema_decay": 0.9, "keep": "best", "optimizer": "adamw", "clip_grad_norm": 1.0}
+    training = chosen.distill.training.model_copy(update=changes | {"class_balance": "weights"})
+    chosen = chosen.model_copy(update={"distill": chosen.distill.model_copy(update={"training": training})})
+    (tmp_path / "checkpoint").mkdir()
+    found = in_processes(2, tmp_path, _distilled, chosen, tmp_path / "checkpoint")
+    assert found[0] == found[1]
+    assert len(set(found[0]["precision"])) == 1
 
 
 def _counted(world: World) -> list[list[int]]:

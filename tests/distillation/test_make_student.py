@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pipeline.config import Params
+from pipeline.data.loader import open_images
 from pipeline.distillation.student import make_student
 from pipeline.errors import ParamsError
 from pipeline.lineage import Run
+from pipeline.training.inference import predict
 from pipeline.training.session import Session
 from pipeline.training.weights import WEIGHTS, read_network
 from tests.distillation.helpers import CPU, settings
@@ -61,6 +63,18 @@ def test_the_card_tells_how_and_from_what_the_student_was_made(tiny_run, quick, 
     assert not list((tmp_path / "checkpoints").glob("student-*/*")), (
         "the crash checkpoint goes once the student is there"
     )
+
+
+def test_the_card_tells_which_epoch_was_kept(tiny_run, quick, tmp_path):
+    training = quick.distill.training.model_copy(update={"keep": "best", "epochs": 3})
+    chosen = quick.model_copy(update={"distill": quick.distill.model_copy(update={"training": training})})
+    records = []
+    card = make_student(tiny_run, chosen, session(tmp_path, on_epoch=records.append))
+    tops = [record.val_top1 for record in records]
+    assert card.kept_epoch == card.best_val_epoch == tops.index(max(tops))
+    assert card.val_top1 == card.best_val_top1 == max(tops)
+    validation = open_images(tiny_run.places.data, "val", CPU)
+    assert predict(read_network(tiny_run.places.student, card), validation).top1 == card.val_top1
 
 
 def test_a_stopped_training_goes_on_to_the_same_bytes(tiny_run, quick, tmp_path):

@@ -23,6 +23,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.session import Session
 from tests.conftest import loss_params, state_hash
 from tests.distillation.helpers import CPU, build, images, scored, settings, train
+from tests.training.helpers import Killed, killed_after
 
 
 def _hooks(network: nn.Module) -> int:
@@ -283,3 +284,54 @@ def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
     assert before
     for name, value in base.named_parameters():
         assert not torch.equal(value, before[name]), name
+
+
+def with_training(params: Params, **changes) -> Params:
+    """Settings with changes to the block training."""
+    distill = params.distill.model_copy(update={"training": params.distill.training.model_copy(update=changes)})
+    return params.model_copy(update={"distill": distill})
+
+
+@pytest.mark.parametrize("changes", [{"class_balance": "weights"}, {"label_smoothing": 0.1}])
+def test_weights_and_smoothing_act_on_the_labels_and_not_on_what_the_teacher_says(params, changes):
+    def trained(ce_weight: float, **changes) -> str:
+        chosen = settings(params, loss=loss_params("kd", ce_weight=ce_weight))
+        student = build("resnet8", 1)
+        unequal = images(48)
+        unequal.labels = torch.arange(48) % 7 % 4
+        split = ScoredImages(unequal, scored(unequal).groups, 4.0, torch.arange(20))
+        list(
+            train_student(
+                student, build("resnet14", 2), split, images(16), with_training(chosen, **changes), Session(CPU)
+            )
+        )
+        return state_hash(student)
+
+    assert trained(0.0, **changes) == trained(0.0)
+    assert trained(0.1, **changes) != trained(0.1)
+
+
+def test_sampling_draws_the_clean_batches_and_leaves_the_companions(params, steps_of):
+    plain, sampled = (
+        steps_of(with_training(settings(params), class_balance=choice)) for choice in ("none", "sampling")
+    )
+    assert len(torch.cat([step.index for step in plain]).unique()) == 48
+    assert len(torch.cat([step.index for step in sampled]).unique()) < 48, "with replacement"
+    assert [step.companion.labels.tolist() for step in sampled] == [step.companion.labels.tolist() for step in plain]
+
+
+@pytest.mark.parametrize("loss", ["kd", "reviewkd"])
+def test_everything_together_goes_on_to_the_same_bytes_with_and_without_connectors(params, loss, tmp_path):
+    everything = {"optimizer": "adamw", "learning_rate": 1e-3, "layer_decay": 0.7, "decay_norms_and_biases": False}
+    everything |= {"clip_grad_norm": 1.0, "ema_decay": 0.9, "keep": "best", "freeze": 1, "class_balance": "sampling"}
+    chosen = with_training(settings(params, loss=loss), epochs=3, **everything)
+    results = []
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+        checkpoint = Checkpoint(tmp_path / folder)
+        if folder == "stopped":
+            with pytest.raises(Killed):
+                train(chosen, build("resnet8", 1), build("resnet14", 2), checkpoint, on_step=killed_after(4).on_step)
+        student = build("resnet8", 1)
+        results.append((train(chosen, student, build("resnet14", 2), checkpoint), state_hash(student)))
+    assert results[0] == results[1]

@@ -20,50 +20,11 @@ from pipeline.training import checkpoint as checkpoints
 from pipeline.training import loop
 from pipeline.training.checkpoint import Checkpoint, TrainingState
 from pipeline.training.inference import predict
-from pipeline.training.loop import train
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
-from pipeline.training.task import Task
 from tests.conftest import state_hash
-
-STEPS = 3
-CPU = torch.device("cpu")
-QUIET = Session(CPU)
-
-
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(96, 3)
-    )
-
-
-def mixed(network: nn.Module) -> Predictions:
-    return Predictions(torch.tensor([0, 1]), torch.tensor([0, 0]))
-
-
-def cross_entropy(network: nn.Module, batch: Batch, epoch: int) -> Tensor:
-    return F.cross_entropy(network(batch.images).float(), batch.labels)
-
-
-def batches(epoch: int):
-    generator = torch.Generator().manual_seed(stream_seed(0, 0, epoch))
-    for step in range(STEPS):
-        labels = torch.randint(3, (8,), generator=generator)
-        images = torch.randn(8, 3, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1)
-        yield Batch(images, labels, 8 * step + torch.arange(8))
-
-
-def settings(params, **changes):
-    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0, "precision": "fp32"}
-    return params.teacher.training.model_copy(update=base | changes)
-
-
-def run(params, student, training=None, checkpoint=None, session=QUIET, **changes):
-    usual = {"epoch_steps": batches, "steps": STEPS, "objective": cross_entropy, "validate": mixed, "seed": 0}
-    epochs = train(student, Task(student, **usual | changes), training or settings(params), session, checkpoint)
-    return session.watched(epochs)
+from tests.training.helpers import CPU, STEPS, Killed, killed_after, network, run, settings
 
 
 def test_training_learns_and_every_epoch_is_recorded_and_shown_before_the_next(params):
@@ -84,23 +45,13 @@ def test_the_seed_decides_the_weights(params):
     assert hashes[0] == hashes[1] != hashes[2], "dropout draws from the seed"
 
 
-class Killed(Exception):  # noqa: N818  not an error of ours
-    pass
-
-
 @pytest.mark.parametrize("stop_after", [1, 5, 11])
 def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, tmp_path, stop_after):
     undisturbed = network(1)
     expected = run(params, undisturbed)
 
-    steps = iter(range(stop_after))
-
-    def kill_later():
-        if next(steps, None) is None:
-            raise Killed
-
     with pytest.raises(Killed):
-        run(params, network(1), checkpoint=Checkpoint(tmp_path), session=Session(CPU, on_step=kill_later))
+        run(params, network(1), checkpoint=Checkpoint(tmp_path), session=killed_after(stop_after))
     resumed = network(7)
     # weights of unfinished first epochs are not kept: such a run starts again
     if stop_after < STEPS:
