@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import models
 from pipeline.config import DataParams, DistillParams, KdParams, Params, TemperatureParams, TrainingParams, load_params
-from pipeline.data.image_files import resize
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
 
@@ -141,7 +141,7 @@ def _write_digits(folder: Path, size: int) -> None:
     for index, label in enumerate(digits.labels.tolist()):
         path = folder / source.class_names[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        resize(digits.read(index), size).save(path)
+        digits.read(index).resize((size, size), Image.Resampling.BILINEAR).save(path)
 
 
 def _choose(published: Path, folder: Path, setting: Setting) -> None:

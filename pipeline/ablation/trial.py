@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.ablation.study import Trial
 from pipeline.config import Params
-from pipeline.data.loader import open_images, training_views
+from pipeline.data.loader import open_images
 from pipeline.data.store import make_store
 from pipeline.distillation.student import check_networks, trained_student
 from pipeline.energy.scoring import score_splits
@@ -85,9 +85,9 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
     Args:
         seed: of the student, for a subset drawn at random.
     """
-    packing = params.data.model_dump(mode="json", exclude={"crop_padding", "horizontal_flip"})
+    packing = params.data.model_dump(mode="json", exclude={"augmentation"})
     teacher = params.teacher.model_dump(mode="json") | {"checkpoint": content_hash(params.teacher.checkpoint)}
-    taught = [packing, training_views(params.data), teacher, params.seed]
+    taught = [packing, params.data.augmentation.model_dump(mode="json"), teacher, params.seed]
     scored = [*taught, params.energy.model_dump(mode="json")]
     energy = root / f"energy-{_key(scored)}"
     return Places(
@@ -148,7 +148,7 @@ def check_arm(name: str, params: Params, root: Path) -> None:
     """
     data = Run(places_of(params, root)).data
     try:
-        check_networks(params, len(data.class_names), data.image_size)
+        check_networks(params, len(data.class_names), data.image)
     except (CheckpointError, ParamsError) as error:
         raise ParamsError(f"arm {name!r}: {error}") from None
 

@@ -16,15 +16,14 @@ from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
 from pipeline.config import Params
+from pipeline.data.augmentation import Part
 from pipeline.data.loader import (
     Images,
-    Part,
     cycled_indices,
     open_images,
     shares,
     shuffled_indices,
     steps_per_epoch,
-    training_views,
     view_batches,
 )
 from pipeline.distillation.losses import make_loss
@@ -34,7 +33,7 @@ from pipeline.distillation.objective import Companion, DistillationObjective, Di
 from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
 from pipeline.lineage import Run
-from pipeline.store.documents import NetworkCard
+from pipeline.store.documents import ImageFormat, NetworkCard
 from pipeline.store.space import require_space
 from pipeline.training import weights
 from pipeline.training.card import EpochRecord, card_facts, training_facts
@@ -45,20 +44,20 @@ from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
 
 
-def check_networks(params: Params, num_classes: int, image_size: int) -> None:
+def check_networks(params: Params, num_classes: int, image: ImageFormat) -> None:
     """Build teacher and student and run them once, so that a mistake shows before anything is trained.
 
     Raises:
         ParamsError: a network does not exist or cannot take the images, or stages of a feature loss do not fit.
         CheckpointError: the given weights do not fit their network.
     """
-    teacher = weights.build_network(params.teacher.network, num_classes, "teacher.network")
-    weights.check_runs(teacher, "teacher.network", num_classes, image_size)
+    teacher = weights.build_network(params.teacher.network, num_classes, "teacher.network", channels=image.channels)
+    weights.check_runs(teacher, "teacher.network", num_classes, image.shape)
     if params.teacher.checkpoint is not None:
         weights.load_pretrained(teacher, Path(params.teacher.checkpoint))
-    student = weights.build_student(params.distill, num_classes)
-    weights.check_runs(student, "distill.network", num_classes, image_size)
-    make_loss(params.distill, student, teacher, image_size)
+    student = weights.build_student(params.distill, num_classes, image.channels)
+    weights.check_runs(student, "distill.network", num_classes, image.shape)
+    make_loss(params.distill, student, teacher, image.shape)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ScoredImages:
         energy, subset = run.energy, run.subset.columns["index"]
         codes = torch.from_numpy(energy.columns["group"].copy()).to(device)
         groups = EnergyGroups(codes, energy.lineage.low_threshold, energy.lineage.high_threshold)
-        images = open_images(run.places.data, "train", device, **training_views(params.data))
+        images = open_images(run.places.data, "train", device, params.data.augmentation)
         return cls(images, groups, energy.lineage.temperature, torch.from_numpy(subset.copy()).to(device))
 
 
@@ -132,9 +131,9 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
     scored = ScoredImages.of(run, params, session.device)
-    student = weights.build_student(params.distill, len(data.class_names))
+    student = weights.build_student(params.distill, len(data.class_names), data.image.channels)
     lineage |= weights.initial_weights_lineage(params.distill)
-    weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
+    weights.check_runs(student, "distill.network", len(data.class_names), data.image.shape)
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)
@@ -142,8 +141,9 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     validation = open_images(run.places.data, "val", session.device)
     heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
-    key_parts = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
-    with session.checkpoint("student", key_parts | {"data": data.fingerprint}, student) as checkpoint:
+    views = params.data.augmentation.model_dump(mode="json")
+    key_parts = {**choices, **lineage, "views": views, "seed": params.seed, "data": data.fingerprint}
+    with session.checkpoint("student", key_parts, student) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
         facts = card_facts("student", params.distill.network, data, lineage) | training_facts(records, params.seed)
         yield TrainedStudent(student, records, facts | choices, checkpoint)
@@ -165,7 +165,7 @@ def train_student(
         ParamsError: the stages of a feature loss do not fit the networks, or the cache does not fit into memory.
     """
     images, world = scored.images, session.world
-    base = make_loss(params.distill, student, teacher, images.size)
+    base = make_loss(params.distill, student, teacher, images.shape)
     training = params.distill.training
     if base.reads_features:  # by hooks, which a compiled network does not run
         training = training.model_copy(update={"compile": "off"})
@@ -229,7 +229,7 @@ def _companions(
     on_device = torch.Generator(images.device).manual_seed(stream_seed(params.seed, COMPANIONS, epoch))
     on_host = torch.Generator().manual_seed(stream_seed(params.seed, MIXING, epoch))
     draw = MIXES[params.heda.mix]
-    mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
+    mixings = [draw(size, *images.shape[1:], on_host) for _ in range(steps)]
     # one transfer for all steps
     partners = torch.stack([mixing.partner for mixing in mixings]).to(images.device)
     indices = cycled_indices(scored.subset, size, steps, on_device)

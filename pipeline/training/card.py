@@ -38,7 +38,7 @@ def card_facts(role: Role, network: str, data: DataCard, lineage: Mapping[str, s
         "role": role,
         "network": network,
         "num_classes": len(data.class_names),
-        **{key: getattr(data, key) for key in ("class_names", "image_size", "mean", "std")},
+        **{key: getattr(data, key) for key in ("class_names", "image", "mean", "std")},
         "lineage": NetworkLineage(data=data.fingerprint, **lineage),
     }
 

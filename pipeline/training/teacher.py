@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Params
-from pipeline.data.loader import open_images, training_views
+from pipeline.data.loader import open_images
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
@@ -36,8 +36,9 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
     """
     torch.manual_seed(params.seed)
     data, folder = run.data, run.places.teacher
-    network = build_network(params.teacher.network, len(data.class_names), "teacher.network")
-    check_runs(network, "teacher.network", len(data.class_names), data.image_size)
+    classes, image = len(data.class_names), data.image
+    network = build_network(params.teacher.network, classes, "teacher.network", channels=image.channels)
+    check_runs(network, "teacher.network", classes, image.shape)
     with session.world.barrier():
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
@@ -58,15 +59,15 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
 
 
 def _train(network: nn.Module, run: Run, params: Params, session: Session) -> NetworkCard | None:
-    teacher, data, views = params.teacher, run.data, training_views(params.data)
+    teacher, data, augmentation = params.teacher, run.data, params.data.augmentation
     key_parts = {
         "network": teacher.network,
         "training": teacher.training.model_dump(mode="json"),
-        "views": views,
+        "views": augmentation.model_dump(mode="json"),
         "seed": params.seed,
         "data": data.fingerprint,
     }
-    images = open_images(run.places.data, "train", session.device, **views)
+    images = open_images(run.places.data, "train", session.device, augmentation)
     validation = open_images(run.places.data, "val", session.device)
     with session.checkpoint("teacher", key_parts, network) as checkpoint:
         epochs = train_classifier(network, images, validation, teacher.training, params.seed, session, checkpoint)

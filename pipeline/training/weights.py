@@ -10,42 +10,44 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import models
+from models.channels import with_channels
 from models.describe import count_macs, count_parameters
 from pipeline.config import DistillParams
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 from pipeline.portable.files import atomic_folder, sha256_file
 from pipeline.portable.text import brief, first_line
-from pipeline.store.documents import MAKERS, NetworkCard
+from pipeline.store.documents import MAKERS, NetworkCard, Shape
 from pipeline.store.paths import CARD
 
 WEIGHTS = "weights.safetensors"
 _WRAPPERS = ("model", "state_dict")
 
 
-def build_network(name: str, num_classes: int, key: str) -> nn.Module:
+def build_network(name: str, num_classes: int, key: str, *, channels: int = 3) -> nn.Module:
     """A network of the registry, in channels_last.
 
     Args:
         key: the entry of params.yaml that holds ``name``, for the message.
+        channels: of the images, 1 or 3.
 
     Raises:
-        ParamsError: there is no such network.
+        ParamsError: there is no such network, or it takes no grey images.
     """
     try:
-        network = models.build(name, num_classes)
-    except models.UnknownNetworkError as error:
+        network = with_channels(models.build(name, num_classes), channels)
+    except ValueError as error:
         raise ParamsError(f"params.yaml: {key}: {error}") from None
     return network.to(memory_format=torch.channels_last)
 
 
-def build_student(params: DistillParams, num_classes: int) -> nn.Module:
+def build_student(params: DistillParams, num_classes: int, channels: int) -> nn.Module:
     """The student before training, with ``initial_weights`` if they are given, else with random weights.
 
     Raises:
-        ParamsError: there is no such network.
+        ParamsError: there is no such network, or it takes no grey images.
         CheckpointError: the weights are missing, unreadable or of another network.
     """
-    student = build_network(params.network, num_classes, "distill.network")
+    student = build_network(params.network, num_classes, "distill.network", channels=channels)
     if params.initial_weights is not None:
         load_pretrained(student, Path(params.initial_weights), new_classes=num_classes)
     return student
@@ -56,28 +58,29 @@ def initial_weights_lineage(params: DistillParams) -> dict[str, str]:
     return {} if params.initial_weights is None else {"initial_weights": sha256_file(Path(params.initial_weights))}
 
 
-def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
+def check_runs(network: nn.Module, key: str, num_classes: int, shape: Shape) -> None:
     """Run the network once, to refuse one that cannot take the images before anything is trained.
 
     Args:
         key: the entry of params.yaml that named the network, for the message.
+        shape: of an image.
 
     Raises:
-        ParamsError: it fails on images of this size, or does not return logits [B, num_classes].
+        ParamsError: it fails on images of this shape, or does not return logits [B, num_classes].
     """
     was_training = network.training
     try:
         with torch.inference_mode():
-            shape = list(network.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
+            returned = list(network.eval()(torch.zeros(2, *shape)).shape)
     except Exception as error:  # networks raise whatever their layers raise
         raise ParamsError(
-            f"params.yaml: {key} cannot take images of {image_size} pixels ({first_line(error)}); change it or "
-            "data.image_size"
+            f"params.yaml: {key} cannot take images of {shape[1]} x {shape[2]} pixels ({first_line(error)}); change "
+            "it or data.image_size"
         ) from None
     network.train(was_training)
-    if shape != [2, num_classes]:
+    if returned != [2, num_classes]:
         raise ParamsError(
-            f"params.yaml: {key} returns {shape} for 2 images in place of logits [2, {num_classes}]; change it"
+            f"params.yaml: {key} returns {returned} for 2 images in place of logits [2, {num_classes}]; change it"
         )
 
 
@@ -94,7 +97,7 @@ def write_network(folder: Path, network: nn.Module, facts: Mapping[str, Any]) ->
         card = NetworkCard(
             **facts,
             parameters=count_parameters(network),
-            macs=count_macs(network, facts["image_size"]),
+            macs=count_macs(network, facts["image"].shape),
             weights_sha256=sha256_file(temporary / WEIGHTS),
         )
         return card.write(temporary / CARD)
@@ -113,7 +116,7 @@ def read_network(folder: Path, card: NetworkCard) -> nn.Module:
         raise LineageError(
             f"{path} has hash {found[:12]}, but its card was written for {card.weights_sha256[:12]}; run `dvc repro`"
         )
-    network = build_network(card.network, card.num_classes, f"{card.role}.network")
+    network = build_network(card.network, card.num_classes, f"{card.role}.network", channels=card.image.channels)
     try:
         load_state(network, _read_state(path), path)
     except CheckpointError as error:
@@ -174,6 +177,9 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    grey = {f"{name}.weight" for name, layer in network.named_modules() if getattr(layer, "in_channels", None) == 1}
+    if any(name in grey and state[name].shape[1:2] == (3,) for name in shapes):
+        raise CheckpointError(f"the weights of {path} take 3 channels, but the images have 1; set data.channels to 3")
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_network_is_mended_by_its_own_stage(tmp_path):
     path = tmp_path / "card.json"
     for role, remedy in [("teacher", " -fs train_teacher"), ("student", " -fs distill"), ("\x1b", "")]:
         path.write_text(json.dumps({"format": 0, "role": role}))
-        with pytest.raises(DataError, match=f"has format 0, but this version reads 1; run `dvc repro{remedy}`$"):
+        with pytest.raises(DataError, match=f"has format 0, but this version reads 2; run `dvc repro{remedy}`$"):
             documents.NetworkCard.read(path)
 
 
