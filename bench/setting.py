@@ -100,7 +100,8 @@ class Setting:
 
 def data_params(name: str, root: Path, image_size: int, storage: str = "packed") -> DataParams:
     """The pipeline's parameters for a data set, every image of it."""
-    values = {"name": name, "root": str(root), "image_size": image_size, "storage": storage, "imbalance_factor": 1.0}
+    values = {"name": name, "root": str(root), "image_size": image_size, "channels": 3, "storage": storage}
+    values |= {"imbalance_factor": 1.0}
     return _shipped().data.model_copy(update=values | dict.fromkeys(("max_images_per_class", "mean", "std")))
 
 
