@@ -29,6 +29,8 @@ from bench.common import Comparison
 from bench.reference import Reference
 from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, ROOT, TEMPERATURES, Setting
 from pipeline.compute.device import autocast, compiled, fastest_kernels, full_fp32
+from pipeline.config import PadCropParams
+from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, steps_per_epoch
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.student import ScoredImages, train_student
@@ -65,8 +67,9 @@ class Ours:
         self._setting = setting
         self._params = setting.params(fraction, epochs=2, compiled=compiled, cache=half_known)
         self._device = torch.device(setting.device)
-        padding = 0 if half_known else CROP_PADDING
-        images = setting.images("train", storage, crop_padding=padding, horizontal_flip=True)
+        crop = PadCropParams(name="pad", padding=0 if half_known else CROP_PADDING)
+        views = NONE.model_copy(update={"crop": crop, "horizontal_flip": True})
+        images = setting.images("train", storage, views)
         self._validation = setting.images("val", storage)
         # the groups of the images do not affect the speed, so random energies are enough
         energy = torch.randn(len(images), generator=torch.Generator().manual_seed(0)).to(self._device)

@@ -28,16 +28,21 @@ from torch import Tensor
 from bench.common import interleaved, table
 from pipeline.data import pixels
 from pipeline.data.image_files import decode_at
+from pipeline.store.documents import ImageFormat
 
 BATCH = 64
 PART = 8  # images that a thread decodes at a time
 AHEAD = 4  # batches
 
 
+def square(size: int) -> ImageFormat:
+    return ImageFormat(height=size, width=size, channels=3, resize="squash", interpolation="bilinear")
+
+
 def forked(paths: list[str], size: int, workers: int) -> Iterator[Tensor]:
     """Decode in forked processes, as the pipeline does."""
     pixels.MOST_WORKERS = workers
-    streamed = pixels.StreamedPixels(paths, size, torch.device("cpu"), 0)
+    streamed = pixels.StreamedPixels(paths, square(size), torch.device("cpu"), 0)
     for images, _ in streamed.fetch(torch.arange(len(paths)).split(BATCH)):
         yield images
 
@@ -46,7 +51,7 @@ def threads(paths: list[str], size: int, workers: int) -> Iterator[Tensor]:
     def decode(into: Tensor, part: list[str]) -> None:
         target = into.numpy()
         for place, path in enumerate(part):
-            target[place] = decode_at(path, size)
+            target[place] = decode_at(path, square(size))
 
     def whole(images: Tensor, parts: list[Future[None]]) -> Tensor:
         for part in parts:

@@ -36,7 +36,6 @@ from bench.common import Result, machine_sentence, run, table
 from bench.setting import data_params
 from pipeline import runtimes
 from pipeline.config import Int8Params, ParityParams
-from pipeline.data.image_files import resize
 from pipeline.data.sources import SourceSplit, open_source
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.benchmark.runner import run_benchmark
@@ -49,6 +48,7 @@ from pipeline.export.half_precision import to_fp16
 from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.parity import check_parity
 from pipeline.runtimes.openvino_runtime import openvino_core
+from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import model_files
 from pipeline.training.weights import build_network, load_pretrained
 from stages.common import progress
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class TestImages:
-    """Test images [N, 3, S, S], the float32 network's logits for them, and labels if it knows the classes."""
+    """Test images [N, 3, H, W], the float32 network's logits for them, and labels if it knows the classes."""
 
     pixels: Images
     logits: Images
@@ -140,7 +140,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> Result:
     candidates, classes = _spread(source.splits["train"], 5000, options)
     logits = torch.from_numpy(reference_logits(twin, candidates, "network"))
     energy = energy_score(logits, _TEMPERATURE).numpy()
-    graph = from_program(capture(twin, options.image_size, "network"), 18)
+    graph = from_program(capture(twin, (3, options.image_size, options.image_size), "network"), 18)
     seconds: dict[str, float] = {}
 
     def chosen(selection: Any, draw: int) -> Images:
@@ -261,10 +261,11 @@ def _latency(made: Mapping[str, tuple[Files, str]], images: Images, options: arg
 
 
 def _spread(split: SourceSplit, count: int, options: argparse.Namespace) -> tuple[Images, NDArray[np.int64]]:
-    """``count`` images of a split at even distances, float32 [N, 3, S, S], normalised, and their labels."""
+    """``count`` images of a split at even distances, float32 [N, 3, H, W], normalised, and their labels."""
     count = min(count, len(split.labels))
     index = np.arange(count) * len(split.labels) // count
-    pixels = np.stack([np.asarray(resize(split.read(place), options.image_size)) for place in index.tolist()])
+    form = ImageFormat.of(data_params("imagefolder", options.images, options.image_size))
+    pixels = np.stack([split.pixels(place, form) for place in index.tolist()])
     normalised = (pixels.astype(np.float32) / 255 - np.float32(options.mean)) / np.float32(options.std)
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), split.labels[index]
 

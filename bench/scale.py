@@ -23,7 +23,6 @@ from bench.arms import ENERGY_TEMPERATURE, Ours, score
 from bench.common import Result, interleaved, machine_sentence, run, table
 from bench.setting import Setting, data_params, make_stores
 from pipeline.compute.device import choose_device
-from pipeline.data.loader import training_views
 from pipeline.data.store import make_store
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.subset import select_subset
@@ -67,8 +66,8 @@ class Point:
 
     def _teach(self) -> float:
         params = self.setting.params().distill.training
-        views = training_views(data_params("imagefolder", self._folder, self.size))
-        images = self.setting.images("train", **views)
+        augmentation = data_params("imagefolder", self._folder, self.size).augmentation
+        images = self.setting.images("train", augmentation=augmentation)
         few = self.setting.images("test")
         teacher = self.setting.network(self.setting.teacher)
         *_, last = train_classifier(teacher, images, few, params, 0, Session(self._device))

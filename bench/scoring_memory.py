@@ -71,7 +71,7 @@ def write_run(folder: Path, files: Path, rows: int, pixels: int) -> None:
         name="manifest",
         storage="files",
         class_names=[str(label) for label in range(CLASSES)],
-        image_size=pixels,
+        image=documents.ImageFormat(height=pixels, width=pixels, channels=3, resize="squash", interpolation="bilinear"),
         mean=[0.5] * 3,
         std=[0.25] * 3,
         counts=documents.SplitCounts(**counts),

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import models
 from pipeline.compute.device import has_bf16
-from pipeline.config import DataParams, KdParams, Params, TemperatureParams, load_params
-from pipeline.data.image_files import resize
-from pipeline.data.loader import Images, Views, open_images
+from pipeline.config import AugmentationParams, DataParams, KdParams, Params, TemperatureParams, load_params
+from pipeline.data.augmentation import NONE
+from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
@@ -61,10 +62,11 @@ class Setting:
     def store(self, storage: str = "packed") -> Path:
         return Path(self.stores) / storage
 
-    def images(self, split: str, storage: str = "packed", **views: Unpack[Views]) -> Images:
+    def images(self, split: str, storage: str = "packed", augmentation: AugmentationParams = NONE) -> Images:
         """A split on the device, in the normalisation of its training images."""
         folder = self.store(storage)
-        return open_images(folder, split, torch.device(self.device), Normalisation.of(read_card(folder)), **views)
+        normalisation = Normalisation.of(read_card(folder))
+        return open_images(folder, split, torch.device(self.device), normalisation, augmentation)
 
     def network(self, name: str) -> nn.Module:
         """A network on the device, contiguous; random weights, equal in each arm, are as fast as trained ones."""
@@ -107,8 +109,8 @@ class Setting:
 
 def data_params(name: str, root: Path, image_size: int, storage: str = "packed") -> DataParams:
     """The pipeline's parameters for a data set, every image of it."""
-    values = {"name": name, "root": str(root), "image_size": image_size, "storage": storage, "imbalance_factor": 1.0}
-    return _shipped().data.model_copy(update=values | {"max_images_per_class": None})
+    values = {"name": name, "root": str(root), "image_size": image_size, "channels": 3, "storage": storage}
+    return _shipped().data.model_copy(update=values | {"imbalance_factor": 1.0, "max_images_per_class": None})
 
 
 @cache
@@ -148,7 +150,7 @@ def _write_digits(folder: Path, size: int) -> None:
     for index, label in enumerate(digits.labels.tolist()):
         path = folder / source.class_names[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        resize(digits.read(index), size).save(path)
+        digits.read(index).resize((size, size), Image.Resampling.BILINEAR).save(path)
 
 
 def _choose(published: Path, folder: Path, setting: Setting) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from models import libraries
+from models.channels import with_channels
 from models.libraries import NetworkOptionError, UnknownNetworkError, unknown
 from models.mobilenet_v2 import MobileNetV2
 from models.resnet import NARROW, WIDE, ResNet
@@ -45,7 +46,7 @@ def build(
     name: str,
     num_classes: int,
     *,
-    image_size: tuple[int, int] | None = None,
+    shape: tuple[int, int, int] | None = None,
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> nn.Module:
@@ -55,23 +56,26 @@ def build(
         name: one of `available()`, or `torchvision:<name>`, or `timm:<name>`, where a tag after a dot, which names
             pretrained weights, changes nothing.
         num_classes: number of logits, at least 1.
-        image_size: height and width, pixels, for networks that are built for one size; None: the library's own.
+        shape: channels (1 or 3), height and width of the images, for networks that are built for one size; None: RGB
+            images of the library's own size.
         dropout, drop_path: rates in training, 0..1; for networks of the libraries that have them.
 
     Raises:
         UnknownNetworkError: no network has this name.
-        NetworkOptionError: the network has no dropout or drop path, or cannot be built for this image size.
+        NetworkOptionError: the network has no dropout or drop path, or cannot be built for this shape.
         ValueError: num_classes is below 1.
     """
     if num_classes < 1:
         raise ValueError(f'Network "{name}" needs at least 1 class, not {num_classes}: set the number of classes.')
     if libraries.owns(name):
-        return libraries.build(name, num_classes, image_size, dropout, drop_path)
-    if name not in _NETWORKS:
+        network = libraries.build(name, num_classes, shape and shape[1:], dropout, drop_path)
+    elif name not in _NETWORKS:
         raise unknown(name, "", _NETWORKS, "python -m models")
-    if dropout or drop_path:
+    elif dropout or drop_path:
         raise NetworkOptionError(f"{name} has no dropout and no drop path; set both to 0")
-    return _NETWORKS[name](num_classes)
+    else:
+        network = _NETWORKS[name](num_classes)
+    return with_channels(network, shape[0]) if shape else network
 
 
 def stage_names(network: nn.Module) -> tuple[str, ...]:

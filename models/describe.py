@@ -11,17 +11,17 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, image_size: int) -> int:
-    """Count multiply-accumulates of the `nn.Conv2d` and `nn.Linear` layers for one image [3, image_size, image_size].
+def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Count multiply-accumulates of the `nn.Conv2d` and `nn.Linear` layers for one image of ``shape`` [C, H, W].
 
     Biases, normalisation, activations, pooling and matrix products outside these layers (attention) do not count.
     The network runs once on zeros, on its own device and in eval mode; then its training modes are restored.
 
     Raises:
-        ValueError: image_size is not positive.
+        ValueError: the image would have no pixel.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size must be a positive number of pixels, not {image_size}")
+    if min(shape) < 1:
+        raise ValueError(f"the shape of an image has positive sizes [C, H, W], not {list(shape)}")
     total = 0
 
     def add(layer: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -38,7 +38,7 @@ def count_macs(module: nn.Module, image_size: int) -> int:
     try:
         module.eval()
         with torch.no_grad():
-            module(torch.zeros(1, 3, image_size, image_size, device=some_weight.device, dtype=some_weight.dtype))
+            module(torch.zeros(1, *shape, device=some_weight.device, dtype=some_weight.dtype))
     finally:
         for part, training in modes.items():
             part.training = training

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -33,9 +41,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Channels = Annotated[tuple[Fraction, Fraction, Fraction], Field()]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-PositiveChannels = tuple[PositiveFraction, PositiveFraction, PositiveFraction]
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -46,7 +52,23 @@ def _named_once(names: list[str]) -> list[str]:
     return names
 
 
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number is above the second; exchange them")
+    return pair
+
+
+def _image_size(value: Any) -> Any:
+    sides = value if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(type(side) is int and 8 <= side <= 1024 for side in sides):
+        raise ValueError("it is neither a whole number of pixels from 8 to 1024 nor [height, width]; change it")
+    return value
+
+
 Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_named_once)]
+ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_image_size)]
+ResizeName = Literal["squash", "crop", "letterbox"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Block(BaseModel):
@@ -67,18 +89,74 @@ class LauncherParams(Block):
         return self
 
 
+class PadCropParams(Block):
+    name: Literal["pad"]
+    padding: Annotated[int, Field(ge=0, le=64)]
+
+
+class ResizedCropParams(Block):
+    name: Literal["resized"]
+    scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_ascending)]
+    ratio: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+
+
+class NoCropParams(Block):
+    name: Literal["none"]
+
+
+Crop = Annotated[PadCropParams | ResizedCropParams | NoCropParams, Field(discriminator="name")]
+
+
+class AugmentationParams(Block):
+    crop: Crop
+    horizontal_flip: bool
+    vertical_flip: bool
+    quarter_turns: bool
+    policy: Literal["none", "randaugment", "trivialaugment"]
+    color_jitter: Fraction
+    erasing: Fraction
+
+    @property
+    def padding(self) -> int:
+        """Black pixels around an image before it is cropped."""
+        return self.crop.padding if isinstance(self.crop, PadCropParams) else 0
+
+    @property
+    def has_few_views(self) -> bool:
+        """Whether an image has so few different views that they come again: shifted by whole pixels, mirrored."""
+        others = self.vertical_flip or self.quarter_turns or self.color_jitter > 0 or self.erasing > 0
+        return self.crop.name != "resized" and self.policy == "none" and not others
+
+
 class DataParams(Block):
     name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder"]
     root: Annotated[str, Field(min_length=1)]
     storage: Literal["auto", "packed", "files"]
-    image_size: Annotated[int, Field(ge=8, le=1024)]
+    image_size: ImageSize
+    channels: Literal[1, 3]
+    resize: ResizeName
+    interpolation: Interpolation
     validation_fraction: HeldOutFraction
     test_fraction: HeldOutFraction
     max_images_per_class: Count | None
     imbalance_factor: Annotated[float, Field(ge=1, le=10000)]
     seed: Seed
-    crop_padding: Annotated[int, Field(ge=0, le=64)]
-    horizontal_flip: bool
+    augmentation: AugmentationParams
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @model_validator(mode="after")
+    def _quarter_turns_fit(self) -> Self:
+        height, width = self.height_width
+        if self.augmentation.quarter_turns and height != width:
+            raise ValueError(
+                f"augmentation.quarter_turns needs square images, but image_size is [{height}, {width}]; set "
+                "augmentation.quarter_turns to false, or image_size to one number"
+            )
+        return self
 
 
 class TrainingParams(Block):
@@ -121,8 +199,8 @@ class NetworkParams(Block):
     network: Annotated[str, Field(min_length=1)]
     initial_weights: str | None
     checkpoint_entry: str | None
-    mean: Channels | None
-    std: PositiveChannels | None
+    mean: list[Fraction] | None
+    std: list[PositiveFraction] | None
     training: TrainingParams
 
     @property
@@ -399,8 +477,29 @@ class Params(Block):
     budget: BudgetParams
 
     @model_validator(mode="after")
+    def _normalisation_has_a_number_per_channel(self) -> Self:
+        blocks: dict[str, NetworkParams] = {"teacher": self.teacher, "distill": self.distill}
+        for name, block in blocks.items():
+            for key, values in (("mean", block.mean), ("std", block.std)):
+                if values is not None and len(values) != self.data.channels:
+                    raise ValueError(
+                        f"{name}.{key} has {len(values)} numbers, but data.channels is {self.data.channels}; give one "
+                        "for each channel, or null"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _batch_of_the_files_is_timed(self) -> Self:
         self.benchmark.check_batch(self.export.batch)
+        return self
+
+    @model_validator(mode="after")
+    def _cached_views_come_again(self) -> Self:
+        if self.distill.teacher_cache and not self.data.augmentation.has_few_views:
+            raise ValueError(
+                "distill.teacher_cache keeps the logits of views that come again, which those of data.augmentation do "
+                "only with a pad crop or none and horizontal flips; set distill.teacher_cache to false"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ from pipeline.data.store import refuse_unusable
 from pipeline.distillation.student import check_networks
 from pipeline.evaluation.runnable import check_available
 from pipeline.portable.files import remove_all_leftovers
+from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
 from stages.common import run_program
 from stages.curves import check_repository
@@ -33,7 +34,7 @@ def check(params: Params) -> None:
         total = sum(len(part.labels) for part in source.splits.values())
         refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
-    check_networks(params, classes, params.data.image_size)
+    check_networks(params, classes, ImageFormat.of(params.data))
     for path in filter(None, (params.teacher.checkpoint, params.distill.initial_weights)):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from pipeline.config import Loss, Params, load_params
+from pipeline.config import AugmentationParams, Loss, Params, load_params
+from pipeline.data.augmentation import NONE
 from pipeline.lineage import Places, Run
+from pipeline.store.documents import ImageFormat
 from pipeline.store.json_files import write_json
 from pipeline.store.tables import EnergyLineage, sha256_model, write_table
 
@@ -37,7 +39,7 @@ CARD = {
     "network": "resnet8",
     "num_classes": 5,
     "class_names": list("abcde"),
-    "image_size": 32,
+    "image": {"height": 32, "width": 32, "channels": 3, "resize": "squash", "interpolation": "bilinear"},
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
     "source": "checkpoint",
@@ -119,6 +121,16 @@ def loss_params(name: str, **changes: object) -> Loss:
     listed = {block["name"]: block for block in [*blocks, {"name": "kd", "ce_weight": 0.1, "kd_weight": 0.9}]}
     listed |= {other: listed["fitnet"] | {"name": other, "feature_weight": 1.0} for other in ("at", "reviewkd")}
     return TypeAdapter(Loss).validate_python(listed[name] | changes)
+
+
+def squashed(side: int) -> ImageFormat:
+    """Square RGB images as shipped."""
+    return ImageFormat(height=side, width=side, channels=3, resize="squash", interpolation="bilinear")
+
+
+def augmented(padding: int = 0, **changes: object) -> AugmentationParams:
+    """No augmentation but a pad crop and ``changes``."""
+    return AugmentationParams(**(NONE.model_dump() | {"crop": {"name": "pad", "padding": padding}} | changes))
 
 
 @pytest.fixture(scope="session")

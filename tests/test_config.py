@@ -80,7 +80,20 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("data", "name"), "mnist", "data.name is 'mnist'"),
         (("energy", "temperature"), float("nan"), "energy.temperature"),
         (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
-        (("data", "mean"), [0.5, 0.5], "data.mean"),
+        (("teacher", "std"), [0.5, 0.5, 0], "teacher.std.2 is 0"),
+        (("data", "image_size"), 7, "data.image_size: it is neither a whole number of pixels from 8 to 1024 nor [h"),
+        (("data", "image_size"), [32, 1025], "data.image_size: it is neither"),
+        (("data", "image_size"), [32], "data.image_size: it is neither"),
+        (("data", "image_size"), "32", "data.image_size: it is neither"),
+        (("data", "channels"), 4, "data.channels is 4"),
+        (("data", "resize"), "fit", "data.resize is 'fit'"),
+        (("data", "interpolation"), "nearest", "data.interpolation is 'nearest'"),
+        (("data", "augmentation", "crop", "name"), "padd", "crop.name is 'padd'; use one of 'pad', 'resized', 'none'"),
+        (("data", "augmentation", "crop", "padding"), 65, "data.augmentation.crop.padding is 65"),
+        (("data", "augmentation", "crop", "scale"), [0.3, 1], "data.augmentation.crop.scale is not a known key"),
+        (("data", "augmentation", "policy"), "autoaugment", "data.augmentation.policy is 'autoaugment'"),
+        (("data", "augmentation", "color_jitter"), 1.5, "data.augmentation.color_jitter is 1.5"),
+        (("data", "augmentation", "horizontal_flp"), True, "is not a known key; did you mean horizontal_flip?"),
         (("benchmark", "runtimes"), ["tflite"], "benchmark.runtimes"),
         (("distill", "loss", "name"), "kdd", "distill.loss.name is 'kdd'; use one of 'kd', 'dkd', 'mlkd'"),
         (("distill", "loss", "kd_weight"), -1, "distill.loss.kd_weight is -1"),
@@ -102,6 +115,62 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
 )
 def test_a_value_out_of_range_is_named(tmp_path, keys, value, words):
     assert words in message_of(changed(tmp_path, *keys, value=value))
+
+
+@pytest.mark.parametrize("size", [8, 1024, [8, 1024]])
+def test_the_image_size_is_a_side_or_height_and_width(tmp_path, size):
+    loaded = load_params(changed(tmp_path, "data", "image_size", value=size)).data
+    assert loaded.height_width == (tuple(size) if isinstance(size, list) else (size, size))
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"name": "resized", "scale": [0.0, 1.0], "ratio": [0.75, 1.333]}, "data.augmentation.crop.scale.0 is 0.0"),
+        ({"name": "resized", "scale": [0.9, 0.3], "ratio": [0.75, 1.333]}, "crop.scale: the first number is above"),
+        ({"name": "resized", "scale": [0.3, 0.9], "ratio": [2.0, 0.5]}, "crop.ratio: the first number is above"),
+        ({"name": "resized", "scale": [0.3, 0.9]}, "data.augmentation.crop.ratio is missing"),
+        ({"name": "none", "padding": 4}, "data.augmentation.crop.padding is not a known key"),
+    ],
+)
+def test_a_crop_that_does_not_fit_is_named(tmp_path, block, words):
+    assert words in message_of(changed(tmp_path, "data", "augmentation", "crop", value=block))
+
+
+@pytest.mark.parametrize("name", ["resized", "none"])
+def test_the_blocks_that_params_yaml_lists_for_a_crop_are_valid(tmp_path, name):
+    text = (ROOT / "params.yaml").read_text()
+    (block,) = [line.strip(" #") for line in text.splitlines() if line.strip().startswith(f"# {{name: {name}")]
+    path = changed(tmp_path, "data", "augmentation", "crop", value=YAML(typ="safe").load(block))
+    assert load_params(path).data.augmentation.crop.name == name
+
+
+def test_quarter_turns_of_images_that_are_not_square_are_refused(tmp_path):
+    path = changed(tmp_path, "data", "augmentation", "quarter_turns", value=True)
+    assert load_params(path).data.augmentation.quarter_turns
+    path.write_text(path.read_text().replace("image_size: 32", "image_size: [32, 24]"))
+    assert "quarter_turns needs square images, but image_size is [32, 24]; set" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("horizontal_flip", True, True),
+        ("crop", {"name": "none"}, True),
+        ("crop", {"name": "resized", "scale": [0.5, 1.0], "ratio": [1.0, 1.0]}, False),
+        ("vertical_flip", True, False),
+        ("policy", "randaugment", False),
+        ("erasing", 0.25, False),
+        ("color_jitter", 0.25, False),
+    ],
+)
+def test_the_teachers_logits_are_cached_only_if_views_come_again(tmp_path, key, value, kept):
+    path = changed(tmp_path, "data", "augmentation", key, value=value)
+    path.write_text(path.read_text().replace("teacher_cache: false", "teacher_cache: true"))
+    if kept:
+        assert load_params(path).distill.teacher_cache
+    else:
+        assert "distill.teacher_cache keeps the logits of views that come again" in message_of(path)
 
 
 def test_groups_that_overlap_are_refused(tmp_path):

@@ -18,6 +18,7 @@ from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.scoring import score_images
 from pipeline.training.session import Session
 from tests.ablation.conftest import QUICK, make_study  # noqa: F401  a fixture
+from tests.conftest import augmented
 
 GPU = "cuda"
 pytestmark = [
@@ -30,7 +31,7 @@ def images_on(device: str, padding: int = 4) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
     resident = ResidentPixels(pixels, torch.device(device), padding)
     labels = (torch.arange(600) % 10).to(device)
-    return Images(resident, labels, Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
+    return Images(resident, labels, Normalisation([0.5] * 3, [0.25] * 3), augmented(padding, horizontal_flip=True))
 
 
 def test_images_are_normalised_alike():
@@ -107,7 +108,7 @@ def test_a_study_in_bf16_learns(make_study, tmp_path, compile_):  # noqa: F811
         seeds=[0],
         params={
             "device": GPU,
-            "data": {"image_size": 8, "crop_padding": 1},
+            "data": {"image_size": 8, "augmentation": {"crop": {"padding": 1}}},
             "teacher": {"network": "resnet8", "minimum_top1": 0.5, "training": training},
             "distill": {"training": training},
             "heda": {"mix": "none"},

@@ -19,7 +19,7 @@ from pipeline.distillation.losses import LOSSES, make_loss
 from pipeline.distillation.mixing import MIXES
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.energy.groups import EnergyGroups
-from tests.conftest import loss_params
+from tests.conftest import augmented, loss_params
 
 GPU = torch.device("cuda", 0)
 COUNT, BATCH, SIZE, CLASSES = 64, 16, 16, 10
@@ -45,10 +45,10 @@ def gpu():
         yield
 
 
-def images_on_gpu():
-    pixels = ResidentPixels(np.zeros((COUNT, SIZE, SIZE, 3), np.uint8), GPU, padding=2)
+def images_on_gpu(views):
+    pixels = ResidentPixels(np.zeros((COUNT, SIZE, SIZE, 3), np.uint8), GPU, views.padding)
     labels = torch.zeros(COUNT, dtype=torch.int64, device=GPU)
-    return Images(pixels, labels, Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
+    return Images(pixels, labels, Normalisation([0.5] * 3, [0.25] * 3), views)
 
 
 def step_on_gpu(**changes):
@@ -70,8 +70,16 @@ def test_a_blocking_copy_and_a_look_at_a_value_are_found(gpu):
             torch.zeros(3, device=GPU).sum().item()
 
 
-def test_views_are_made_without_waiting(gpu):
-    images = images_on_gpu()
+@pytest.mark.parametrize(
+    "views",
+    [
+        augmented(2, horizontal_flip=True),
+        augmented(2, vertical_flip=True, quarter_turns=True, erasing=0.5),
+        augmented(crop={"name": "resized", "scale": (0.5, 1.0), "ratio": (0.75, 1.333)}, quarter_turns=True),
+    ],
+)
+def test_views_are_made_without_waiting(gpu, views):
+    images = images_on_gpu(views)
     index = torch.zeros(BATCH, dtype=torch.int64, device=GPU)
     with NoBlockingCopies():
         for drawn in images.views([index, index], torch.Generator()):
@@ -95,7 +103,7 @@ def test_an_objective_is_computed_without_waiting(gpu, params, loss, assignment)
     heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
     with torch.device(GPU):
         student, teacher = (models.build("resnet8", CLASSES) for _ in range(2))
-        base = make_loss(chosen, student, teacher, SIZE)
+        base = make_loss(chosen, student, teacher, (3, SIZE, SIZE))
     codes = torch.zeros(COUNT, dtype=torch.int8, device=GPU)
     objective = DistillationObjective(teacher, base, EnergyGroups(codes, -9.0, -3.0), 4.0, chosen, heda)
     strong = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU) if base.strong_views else None

@@ -44,11 +44,11 @@ from tests.report import conftest as reported
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 CARD = {
-    "format": 1,
+    "format": 2,
     "name": "digits",
     "storage": "packed",
     "class_names": ["zero", "one"],
-    "image_size": 8,
+    "image": {"height": 8, "width": 8, "channels": 3, "resize": "squash", "interpolation": "bilinear"},
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
     "counts": {"train": 2, "val": 2, "test": 2},
@@ -204,8 +204,8 @@ def test_tables_that_lack_images_or_have_others_are_refused(tmp_path: Path) -> N
     ("key", "value"),
     [
         ("class_names", []),
-        ("image_size", "8"),
-        ("image_size", 10**9),
+        ("image", 8),
+        ("image", CARD["image"] | {"width": 10**9}),
         ("std", [0, 0, 0]),
         ("mean", [0.5]),
         ("counts", None),

@@ -83,13 +83,13 @@ def load_study(path: Path, params_path: Path) -> Study:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` merged in, block by block; a list, or the block of another loss, is replaced whole."""
+    """``base`` with ``changes`` merged in, block by block; a list, or a block of another loss or crop, is replaced."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            other_loss = key == "loss" and value.get("name", old.get("name")) != old.get("name")
-            result[key] = dict(value) if other_loss else _merged(old, value)
+            other = key in ("loss", "crop") and value.get("name", old.get("name")) != old.get("name")
+            result[key] = dict(value) if other else _merged(old, value)
         else:
             result[key] = value
     return result

@@ -20,7 +20,7 @@ from torch import nn
 from pipeline.ablation.study import Trial
 from pipeline.compute.device import TrainingPrecision
 from pipeline.config import Params
-from pipeline.data.loader import open_images, training_views
+from pipeline.data.loader import open_images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.store import make_store
 from pipeline.distillation.student import check_networks, trained_student
@@ -89,9 +89,9 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
     Args:
         seed: of the student, for a subset drawn at random.
     """
-    packing = params.data.model_dump(mode="json", exclude={"crop_padding", "horizontal_flip"})
+    packing = params.data.model_dump(mode="json", exclude={"augmentation"})
     teacher = params.teacher.model_dump(mode="json") | {"weights": content_hash(params.teacher.weights_file)}
-    taught = [packing, training_views(params.data), teacher, params.seed]
+    taught = [packing, params.data.augmentation.model_dump(mode="json"), teacher, params.seed]
     scored = [*taught, params.energy.model_dump(mode="json")]
     energy = root / f"energy-{_key(scored)}"
     return Places(
@@ -152,7 +152,7 @@ def check_arm(name: str, params: Params, root: Path) -> None:
     """
     data = Run(places_of(params, root)).data
     try:
-        check_networks(params, len(data.class_names), data.image_size)
+        check_networks(params, len(data.class_names), data.image)
     except (CheckpointError, ParamsError) as error:
         raise ParamsError(f"arm {name!r}: {error}") from None
 
@@ -177,7 +177,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     session = Session.on(params.device, checkpoints=checkpoints, keep_best=True, on_epoch=on_epoch)
     device = session.device
     with trained_student(run, params, session) as student:
-        normalisation = Normalisation(student.facts["mean"], student.facts["std"])
+        normalisation = Normalisation(tuple(student.facts["mean"]), tuple(student.facts["std"]))
         records, last = student.records, measure(student.network, run, params, normalisation, device)
         best_epoch = student.checkpoint.load_best(student.network)
         best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, normalisation, device)

@@ -1,54 +1,37 @@
-"""Batches of augmented views: crop, flip and normalisation are one gather per batch, on the device.
+"""Batches of augmented and normalised views, made on the device.
 
 The caller seeds the random generator, so packed and streamed pixels give the same numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.compute.distributed import ALONE, World
-from pipeline.config import DataParams
+from pipeline.config import AugmentationParams
+from pipeline.data.augmentation import NONE, Draws, Part, crops, erased, in_groups, policy, recoloured, view_count
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.errors import TrainingError
 
-_STRONG_GROUP = 8  # images with the same operations in a strong view
-
-
-class Views(TypedDict):
-    """Arguments of :func:`open_images` for random views."""
-
-    crop_padding: int
-    horizontal_flip: bool
-
-
-def training_views(params: DataParams) -> Views:
-    """Arguments of :func:`open_images` for the training views of ``params``."""
-    return {"crop_padding": params.crop_padding, "horizontal_flip": params.horizontal_flip}
-
-
-Part = slice | Tensor  # positions in a batch
-
 
 class Drawn(NamedTuple):
     """Random views of images."""
 
-    images: Tensor  # normalised, float32 [M, 3, S, S], channels_last
-    views: Tensor  # int64 [M], number of the crop and flip, in [0, Images.view_count)
+    images: Tensor  # normalised, float32 [M, C, H, W], channels_last
+    views: Tensor  # int64 [M], number of the crop and flip in [0, Images.view_count), if there are few
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images and labels of one training step."""
 
-    images: Tensor  # normalised, float32 [B, 3, S, S], channels_last
+    images: Tensor  # normalised, float32 [B, C, H, W], channels_last
     labels: Tensor  # int64 [B]
     index: Tensor  # int64 [B], positions in the split
     process_weight: float = 1.0  # factor on the mean over this process's part (World.weight); 1 for a whole batch
@@ -59,10 +42,10 @@ class Images:
     """One split; makes views of its images on the device.
 
     Args:
-        pixels: of the N images, with the border for random crops.
+        pixels: of the N images, with the border that ``augmentation`` needs.
         labels: int64 [N], on the device.
         normalisation: of the network that gets the images.
-        horizontal_flip: mirror each view with probability 0.5.
+        augmentation: of the random views.
     """
 
     def __init__(
@@ -70,14 +53,13 @@ class Images:
         pixels: Pixels,
         labels: Tensor,
         normalisation: Normalisation,
-        *,
-        horizontal_flip: bool = False,
+        augmentation: AugmentationParams = NONE,
     ) -> None:
         mean, std = (torch.tensor(values, device=labels.device) for values in normalisation)
         self.labels, self.normalisation = labels, normalisation
-        self.size = pixels.size
+        self.shape = pixels.shape  # channels, height, width
         self._pixels = pixels
-        self._flip = horizontal_flip
+        self._augmentation = augmentation
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
@@ -89,42 +71,40 @@ class Images:
 
     @property
     def view_count(self) -> int:
-        """Number of different random views of an image."""
-        return (2 * self._pixels.padding + 1) ** 2 * (2 if self._flip else 1)
+        """Number of different random views of an image, if there are few (AugmentationParams.has_few_views)."""
+        return view_count(self._augmentation)
 
     def centre(self, index: Tensor) -> Tensor:
-        """Return the un-augmented images of ``index`` [B]: normalised, float32 [B, 3, S, S]."""
+        """Return the un-augmented images of ``index`` [B]: normalised, float32 [B, C, H, W]."""
         return next(self._centres([index]))
 
     def _centres(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
-        inner = slice(self._pixels.padding, self._pixels.padding + self.size)
+        rows, columns = (slice(self._pixels.padding, self._pixels.padding + side) for side in self.shape[1:])
         for stored, places in self._pixels.fetch(indices):
-            yield self._normalised(stored[places][:, inner, inner])
+            yield self._normalised(stored[places][:, rows, columns])
 
     def views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
     ) -> Iterator[Drawn]:
-        """Draw a random crop and flip for each image of each index [B].
+        """Draw a random view for each image of each index [B].
 
         Args:
             generator: on the device of the images.
-            parts: the M positions of each index to return, default all; the views do not depend on it.
+            parts: the M positions of each index to return, default all; the views do not depend on it, but for those of
+                torchvision's operations.
         """
-        for crops, views in self._crops(indices, generator, parts):
-            yield Drawn(self._normalised(crops), views)
+        for cropped, numbers, draws in self._crops(indices, generator, parts):
+            images = self._normalised(recoloured(cropped, self._augmentation))
+            if self._augmentation.erasing > 0:
+                images = erased(images, self._augmentation.erasing, draws)
+            yield Drawn(images, numbers)
 
     def strong_views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
     ) -> Iterator[Tensor]:
-        """Random crops and flips with RandAugment(2, 10) (Cubuk et al., arXiv 1909.13719): float32 [M, 3, S, S].
-
-        Groups of 8 images share the drawn operations, so that these run on whole tensors. RandAugment draws from
-        torch's global generator, because it accepts no other. Arguments as in :meth:`views`.
-        """
-        for crops, _ in self._crops(indices, generator, parts):
-            groups = torch.split(crops.permute(0, 3, 1, 2), _STRONG_GROUP)
-            augmented = torch.cat([_rand_augment()(group) for group in groups])
-            yield self._normalised(augmented.permute(0, 2, 3, 1).contiguous())
+        """Random crops, flips and turns with RandAugment: float32 [M, C, H, W]. Arguments as in :meth:`views`."""
+        for cropped, _, _ in self._crops(indices, generator, parts):
+            yield self._normalised(in_groups(cropped, policy("randaugment")))
 
     def batches(self, batch_size: int, rows: Sequence[range] | None = None) -> Iterator[Batch]:
         """Yield the un-augmented images of each range of ``rows`` (step 1, default all images) in order; the last batch
@@ -143,36 +123,17 @@ class Images:
 
     def _crops(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the crops uint8 [M, S, S, 3] of each index, and the numbers of the views [M]."""
-        device, padding = self.device, self._pixels.padding
-        pixels = torch.arange(self.size, device=device)
+    ) -> Iterator[tuple[Tensor, Tensor, Draws]]:
+        """Yield the crops uint8 [M, H, W, C] of each index, their numbers [M], and what draws further numbers."""
         chosen = [slice(None)] * len(indices) if parts is None else parts
         part_indices = [index[part] for index, part in zip(indices, chosen, strict=True)]
         for (stored, places), index, part in zip(self._pixels.fetch(part_indices), indices, chosen, strict=True):
-            # drawn for the whole batch, so that the views do not depend on the number of processes
-            batch = index.numel()
-            offsets = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=device)[:, part]
-            rows, columns = offsets[0] + pixels, pixels
-            views = (2 * padding + 1) * offsets[0] + offsets[1]
-            if self._flip:
-                mirrored = torch.rand((batch, 1), generator=generator, device=device)[part] < 0.5
-                columns = torch.where(mirrored, self.size - 1 - columns, columns)
-                views = 2 * views + mirrored
-            columns = offsets[1] + columns
-            yield stored[places[:, None, None], rows[:, :, None], columns[:, None, :]], views[:, 0]
+            draws = Draws(index.numel(), part, generator, self.device)
+            yield *crops(stored, places, self.shape, self._augmentation, draws), draws
 
     def _normalised(self, images: Tensor) -> Tensor:
         # NHWC memory permuted to NCHW is channels_last, the fastest layout for convolutions
         return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
-
-
-@cache
-def _rand_augment() -> Callable[[Tensor], Tensor]:
-    from torchvision.transforms.v2 import RandAugment  # noqa: PLC0415  slow import for one loss
-
-    augment: Callable[[Tensor], Tensor] = RandAugment(num_ops=2, magnitude=10)
-    return augment
 
 
 def open_images(
@@ -180,19 +141,17 @@ def open_images(
     name: str,
     device: torch.device,
     normalisation: Normalisation,
-    *,
-    crop_padding: int = 0,
-    horizontal_flip: bool = False,
+    augmentation: AugmentationParams = NONE,
 ) -> Images:
     """Open a split of the store in ``folder``; arguments as of :class:`Images`."""
     card, split = read_card(folder), read_split(folder, name)
     pixels: Pixels = (
-        ResidentPixels(split.images, device, crop_padding)
+        ResidentPixels(split.images, device, augmentation.padding)
         if isinstance(split, PackedSplit)
-        else StreamedPixels(split.paths, card.image_size, device, crop_padding)
+        else StreamedPixels(split.paths, card.image, device, augmentation.padding)
     )
     labels = torch.tensor(split.labels, device=device)
-    return Images(pixels, labels, normalisation, horizontal_flip=horizontal_flip)
+    return Images(pixels, labels, normalisation, augmentation)
 
 
 def shuffled_indices(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -28,6 +28,13 @@ class Normalisation(NamedTuple):
         """The normalisation that a card records."""
         return cls(tuple(card.mean), tuple(card.std))
 
+    def of_channels(self, channels: int) -> Self:
+        """The normalisation for images of 1 or 3 channels; for grey images the mean over red, green and blue."""
+        if channels == len(self.mean):
+            return self
+        mean, std = (sum(values) / len(values) for values in self)
+        return type(self)((mean,) * channels, (std,) * channels)
+
     def __str__(self) -> str:
         return " / ".join(str([round(value, 4) for value in values]) for values in self)
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.image_files import decode_at
 from pipeline.errors import DataError, SpaceError
+from pipeline.store.documents import ImageFormat, Shape
 from pipeline.store.space import SMALL
 
 MOST_WORKERS = 16
@@ -30,19 +31,20 @@ _BLOCK = 256  # batches whose indices move to the CPU at once
 class Pixels(Protocol):
     """Pixels of N images, with a black border for crops."""
 
-    size: int  # side of the images without the border
+    shape: Shape  # of an image without the border: channels, height, width
     padding: int  # width of the border, pixels
 
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each index int64 [B]: uint8 [M, P, P, 3] with border, and the positions [B] of the images in it."""
+        """Yield for each index int64 [B]: uint8 [M, P, Q, C] with border, and the positions [B] of the images in it."""
         ...
 
 
 class ResidentPixels:
-    """All images, uint8 [N, S, S, 3], on the device; the training loop neither decodes nor moves pixels."""
+    """All images, uint8 [N, H, W, C], on the device; the training loop neither decodes nor moves pixels."""
 
     def __init__(self, images: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device, padding: int) -> None:
-        self.size, self.padding = images.shape[1], padding
+        _, height, width, channels = images.shape
+        self.shape, self.padding = (channels, height, width), padding
         # torch.tensor copies: from_numpy would keep the read-only memory map
         self._padded = _bordered(torch.tensor(images, device=device), padding)
 
@@ -61,12 +63,12 @@ class StreamedPixels:
 
     Args:
         paths: of N files; a pyarrow array holds millions without one Python object each.
-        size: images are resized to ``size`` x ``size``.
+        form: that the images are brought into.
     """
 
-    def __init__(self, paths: Sequence[str], size: int, device: torch.device, padding: int) -> None:
-        self.size, self.padding, self._device = size, padding, device
-        self._files = _Files(paths, size)
+    def __init__(self, paths: Sequence[str], form: ImageFormat, device: torch.device, padding: int) -> None:
+        self.shape, self.padding, self._device = form.shape, padding, device
+        self._files = _Files(paths, form)
 
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """As in :class:`Pixels`. The workers decode a bounded number of batches ahead and end with the iterator.
@@ -81,7 +83,7 @@ class StreamedPixels:
         # a single batch is decoded in this process
         workers = min(max_workers, len(first)) if len(first) > 1 else 0
         if workers:
-            _check_shared_memory((workers * _AHEAD + 1) * len(first[0]) * 3 * self.size**2)
+            _check_shared_memory((workers * _AHEAD + 1) * len(first[0]) * self._files.form.bytes)
         loader: DataLoader[Any] = DataLoader(
             self._files,
             batch_sampler=chain(first, batches),
@@ -103,11 +105,11 @@ class StreamedPixels:
 @dataclass
 class _Files(Dataset[Any]):
     paths: Sequence[str]
-    size: int
+    form: ImageFormat
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return torch.from_numpy(decode_at(str(self.paths[index]), self.size))
+            return torch.from_numpy(decode_at(str(self.paths[index]), self.form))
         except DataError as error:  # an exception would reach the parent process as a traceback
             return str(error)
 

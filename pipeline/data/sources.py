@@ -9,9 +9,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataParams
-from pipeline.data.image_files import IMAGE_SUFFIXES, decode, list_images, name_problems, subfolders
+from pipeline.data.image_files import (
+    IMAGE_SUFFIXES,
+    decode,
+    decode_at,
+    list_images,
+    name_problems,
+    pixels_at,
+    subfolders,
+)
 from pipeline.errors import DataError
 from pipeline.portable.text import first_line
+from pipeline.store.documents import ImageFormat
 
 SPLITS = ("train", "val", "test")
 Members = dict[str, tuple[str, NDArray[np.int64]]]  # split -> name of the source split, ascending indices in it
@@ -23,9 +32,13 @@ class SourceSplit:
     """One published split of N images."""
 
     labels: NDArray[np.int64]
-    read: Callable[[int], Image.Image]  # decodes image i; safe to call from several threads
+    read: Callable[[int], Image.Image]  # image i in full size; safe to call from several threads
     paths: Sequence[Path] | None = None  # None if the images are not files
     problems: Sequence[str] = ()  # one sentence for each file with an unusable name
+
+    def pixels(self, index: int, form: ImageFormat) -> NDArray[np.uint8]:
+        """Image ``index`` as networks see it: uint8 [height, width, channels]; safe to call from several threads."""
+        return pixels_at(self.read(index), form) if self.paths is None else decode_at(self.paths[index], form)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The store of a data set: its splits and the data card ``data.json``, in one of two forms.
 
-Packed: ``<split>_images.npy``, uint8 RGB [N, S, S, 3]. Files: ``<split>_files.parquet`` with path and content hash of
+Packed: ``<split>_images.npy``, uint8 [N, H, W, C]. Files: ``<split>_files.parquet`` with path and content hash of
 each image; the image files stay in place and are decoded during training. Both forms have ``<split>_labels.npy``, int64
 [N], and are written without loading the whole data set into memory.
 """
@@ -20,24 +20,29 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.config import DataParams
-from pipeline.data.image_files import resize
 from pipeline.data.sources import SPLITS, Source, SourceSplit, open_source, split
 from pipeline.errors import DataError
 from pipeline.portable.files import atomic_file, atomic_folder, sha256_file
 from pipeline.portable.text import brief
-from pipeline.store.documents import DataCard, NetworkCard, SplitCounts
+from pipeline.store.documents import DataCard, ImageFormat, NetworkCard, SplitCounts
 from pipeline.store.paths import DATA_CARD
 from pipeline.store.space import host_memory, require_space
 
 _MANIFEST_BYTES = 512  # per image, for its compressed path and hash
 _CHUNK_BYTES = 2**23  # uint8 pixels in memory at once; the statistics need eight times as much
 
+_RESIZING = {
+    "squash": "resize to image_size, height and width, without keeping the aspect ratio",
+    "crop": "take the largest centre part with the aspect ratio of image_size, and resize it to image_size",
+    "letterbox": "resize to fit into image_size with the aspect ratio kept, and centre it on black",
+}
+
 OnImages = Callable[[int, int], None]  # images decoded, images in total
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """uint8 images [N, S, S, 3] (memory-mapped) and int64 labels [N]."""
+    """uint8 images [N, H, W, C] (memory-mapped) and int64 labels [N]."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -66,20 +71,20 @@ def make_store(
     """
     source = open_source(params)
     members = split(source, params)
-    size, classes = params.image_size, list(source.class_names)
+    form, classes = ImageFormat.of(params), list(source.class_names)
     total = sum(len(indices) for _, indices in members.values())
-    packed = _is_packed(source, params.storage, total * size * size * 3)
+    packed = _is_packed(source, params.storage, total * form.bytes)
     if bad_list is not None:
         bad_list.unlink(missing_ok=True)
-    needed = total * (size * size * 3 if packed else _MANIFEST_BYTES) + 8 * total
+    needed = total * (form.bytes if packed else _MANIFEST_BYTES) + 8 * total
     remedy = "free space, lower data.image_size, or set data.storage to files" if packed else "free space there"
     require_space(folder, needed, f"the {'packed images' if packed else 'lists of images'}", remedy, output=needed)
     with atomic_folder(folder) as temporary:
-        writer = _Writer(temporary, packed, size, total, on_images, source.problems)
+        writer = _Writer(temporary, packed, form, total, on_images, source.problems)
         sums = {name: writer.write(name, source.splits[members[name][0]], members[name][1]) for name in SPLITS}
         refuse_unusable(writer.problems, total, bad_list)
         train = source.splits["train"].labels[members["train"][1]]
-        values, squares = sums["train"] / (len(train) * size * size)
+        values, squares = sums["train"] / (len(train) * form.height * form.width)
         mean, std = (values / 255).round(6), (np.sqrt(np.maximum(squares - np.square(values), 0)) / 255).round(6)
         if std.min() < 1e-4:
             raise DataError("all training images have the same value in one channel; check the images")
@@ -87,14 +92,14 @@ def make_store(
             name=params.name,
             storage="packed" if packed else "files",
             class_names=classes,
-            image_size=size,
+            image=form,
             mean=mean.tolist(),
             std=std.tolist(),
             counts=SplitCounts(**{name: len(indices) for name, (_, indices) in members.items()}),
             train_class_counts=np.bincount(train, minlength=len(classes)).tolist(),
             source=source.origin,
             licence=source.licence,
-            fingerprint=_fingerprint(temporary, [classes, size]),
+            fingerprint=_fingerprint(temporary, [classes, form.model_dump()]),
         ).write(temporary / DATA_CARD)
 
 
@@ -121,15 +126,21 @@ def read_card(folder: Path) -> DataCard:
 
 def preprocessing(card: NetworkCard) -> dict[str, Any]:
     """Describe how an image becomes the input of a network, for devices, in words and numbers."""
+    form = card.image
     return {
-        "schema": 1,
-        "image_size": card.image_size,
+        "schema": 2,
+        "image_size": [form.height, form.width],
+        "channels": form.channels,
+        "resize": form.resize,
+        "interpolation": form.interpolation,
         "steps": [
+            "decode; a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, but not below twice image_size",
             "turn upright by EXIF orientation, keep the upper 8 of 16 bits, convert to RGB without transparency",
-            "resize to image_size x image_size, Pillow bilinear with antialiasing, aspect ratio not kept",
+            *(["convert to grey: 0.299 R + 0.587 G + 0.114 B"] if form.channels == 1 else []),
+            f"{_RESIZING[form.resize]}; Pillow {form.interpolation} with antialiasing",
             "divide by 255",
             "subtract mean and divide by std, per channel",
-            "float32, channels first, one image per row: [N, 3, image_size, image_size]",
+            f"float32, channels first, one image per row: [N, {form.channels}, {form.height}, {form.width}]",
         ],
         "mean": card.mean,
         "std": card.std,
@@ -162,7 +173,7 @@ def read_split(folder: Path, name: str) -> PackedSplit | FileSplit:
 
 def _problem_of(data: PackedSplit | FileSplit, card: DataCard) -> str | None:
     """Check pixels, paths and labels; return None, or the end of the faulty file's name with the reason."""
-    labels, size, classes = data.labels, card.image_size, len(card.class_names)
+    labels, form, classes = data.labels, card.image, len(card.class_names)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         return f"_labels.npy holds {labels.dtype} {list(labels.shape)}, no labels"
     if isinstance(data, FileSplit):
@@ -173,8 +184,9 @@ def _problem_of(data: PackedSplit | FileSplit, card: DataCard) -> str | None:
     else:
         images = data.images
         count = len(images)
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            return f"_images.npy holds {images.dtype} {list(images.shape)}, no images of {size} x {size} pixels"
+        if images.dtype != np.uint8 or images.shape[1:] != (form.height, form.width, form.channels):
+            wanted = f"images of {form.height} x {form.width} pixels and {form.channels} channels"
+            return f"_images.npy holds {images.dtype} {list(images.shape)}, no {wanted}"
     if len(labels) != count or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
         return f"_labels.npy does not give each of {count} images one of {classes} classes"
     return None
@@ -204,18 +216,19 @@ class _Writer:
 
     folder: Path
     packed: bool
-    size: int
+    form: ImageFormat
     total: int
     on_images: OnImages
     problems: list[str]  # one sentence per unusable image; its pixels are black
     done: int = 0
 
     def write(self, name: str, part: SourceSplit, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Write a split; return the sums of the values and of their squares per channel, int64 [2, 3]."""
-        sums = np.zeros((2, 3), np.int64)
+        """Write a split; return the sums of the values and of their squares per channel, int64 [2, C]."""
+        sums = np.zeros((2, self.form.channels), np.int64)
         images = self._decoded(part, indices, sums)
         if self.packed:
-            _write_npy(self.folder / f"{name}_images.npy", np.uint8, (len(indices), self.size, self.size, 3), images)
+            shape = len(indices), self.form.height, self.form.width, self.form.channels
+            _write_npy(self.folder / f"{name}_images.npy", np.uint8, shape, images)
         else:
             deque(images, maxlen=0)
             assert part.paths is not None  # noqa: S101  only data sets of files have this form
@@ -230,21 +243,21 @@ class _Writer:
     def _decoded(
         self, part: SourceSplit, indices: NDArray[np.int64], sums: NDArray[np.int64]
     ) -> Iterator[NDArray[np.uint8]]:
-        """Decode the images in order to uint8 [S, S, 3], with threads and in chunks, and add them to ``sums``."""
+        """Decode the images in order to uint8 [H, W, C], with threads and in chunks, and add them to ``sums``."""
 
         def read(index: int) -> NDArray[np.uint8]:
             try:
-                return np.asarray(resize(part.read(index), self.size))
+                return part.pixels(index, self.form)
             except DataError as error:
                 self.problems.append(str(error))
-                return np.zeros((self.size, self.size, 3), dtype=np.uint8)
+                return np.zeros((self.form.height, self.form.width, self.form.channels), dtype=np.uint8)
 
-        count = max(1, _CHUNK_BYTES // (3 * self.size**2))
+        count = max(1, _CHUNK_BYTES // self.form.bytes)
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(indices), count):
                 chunk = indices[start : start + count].tolist()
                 for image in pool.map(read, chunk):
-                    pixels = image.reshape(-1, 3).astype(np.int64)
+                    pixels = image.reshape(-1, self.form.channels).astype(np.int64)
                     sums += pixels.sum(axis=0), np.square(pixels).sum(axis=0)
                     yield image
                 self.done += len(chunk)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.store.documents import Shape
+
 
 class FeatureTap:
     """The outputs of named submodules of one network, as its latest forward pass made them.
@@ -68,20 +70,20 @@ class FeatureTap:
         return keep
 
 
-def feature_shapes(network: nn.Module, names: Sequence[str], image_size: int) -> list[tuple[int, ...]]:
+def feature_shapes(network: nn.Module, names: Sequence[str], shape: Shape) -> list[tuple[int, ...]]:
     """The shapes of the submodules' outputs for one image, without the batch: (C, H, W) for feature maps.
 
-    The network runs once in eval mode on zeros [1, 3, image_size, image_size], on its own device and in its own type;
-    its modes are restored, and its running statistics do not change.
+    The network runs once in eval mode on zeros of ``shape`` [C, H, W], on its own device and in its own type; its modes
+    are restored, and its running statistics do not change.
 
     Raises:
-        ValueError: image_size is not positive, a submodule does not exist, or one gives no tensor.
+        ValueError: the image would have no pixel, a submodule does not exist, or one gives no tensor.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size must be a positive number of pixels, not {image_size}")
+    if min(shape) < 1:
+        raise ValueError(f"the shape of an image has positive sizes [C, H, W], not {list(shape)}")
     modes = {part: part.training for part in network.modules()}
     some_weight = next(network.parameters(), torch.empty(0))
-    image = torch.zeros(1, 3, image_size, image_size, device=some_weight.device, dtype=some_weight.dtype)
+    image = torch.zeros(1, *shape, device=some_weight.device, dtype=some_weight.dtype)
     with FeatureTap(network, names) as tap, torch.no_grad():
         try:
             network.eval()

@@ -42,7 +42,7 @@ class DistillationStep:
     Attributes:
         batch: the clean batch.
         companion: None without HE-DA.
-        strong: strongly augmented second views of the batch [B, 3, S, S]; None if the loss does not use them.
+        strong: strongly augmented second views of the batch [B, C, H, W]; None if the loss does not use them.
     """
 
     batch: Batch

@@ -15,14 +15,13 @@ from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
 from pipeline.config import Params
+from pipeline.data.augmentation import Part
 from pipeline.data.loader import (
     Images,
-    Part,
     cycled_indices,
     open_images,
     shares,
     steps_per_epoch,
-    training_views,
     view_batches,
 )
 from pipeline.data.normalisation import Normalisation, taking
@@ -33,7 +32,7 @@ from pipeline.distillation.objective import Companion, DistillationObjective, Di
 from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
 from pipeline.lineage import Run
-from pipeline.store.documents import NetworkCard
+from pipeline.store.documents import ImageFormat, NetworkCard
 from pipeline.store.space import require_space
 from pipeline.training import weights
 from pipeline.training.card import EpochRecord, card_facts, training_facts
@@ -48,7 +47,7 @@ from pipeline.training.session import Session
 from pipeline.training.task import Task
 
 
-def check_networks(params: Params, num_classes: int, image_size: int) -> None:
+def check_networks(params: Params, num_classes: int, image: ImageFormat) -> None:
     """Build teacher and student and run them once, so that a mistake shows before anything is trained.
 
     Raises:
@@ -56,17 +55,16 @@ def check_networks(params: Params, num_classes: int, image_size: int) -> None:
             a feature loss do not fit.
         CheckpointError: the given weights do not fit their network.
     """
-    size = image_size, image_size
     if params.teacher.checkpoint is None:
-        teacher = initial_network(params.teacher, "teacher", num_classes, size).network
+        teacher = initial_network(params.teacher, "teacher", num_classes, image.shape).network
         check_trainable(teacher, params.teacher.training, "teacher.training")
     else:
-        teacher = given_teacher(params.teacher, num_classes, size)
-    weights.check_runs(teacher, "teacher.network", num_classes, image_size)
-    student = initial_network(params.distill, "distill", num_classes, size).network
-    weights.check_runs(student, "distill.network", num_classes, image_size)
+        teacher = given_teacher(params.teacher, num_classes, image.shape)
+    weights.check_runs(teacher, "teacher.network", num_classes, image.shape)
+    student = initial_network(params.distill, "distill", num_classes, image.shape).network
+    weights.check_runs(student, "distill.network", num_classes, image.shape)
     check_trainable(student, params.distill.training, "distill.training")
-    make_loss(params.distill, student, teacher, image_size)
+    make_loss(params.distill, student, teacher, image.shape)
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class ScoredImages:
         energy, subset = run.energy, run.subset.columns["index"]
         codes = torch.from_numpy(energy.columns["group"].copy()).to(device)
         groups = EnergyGroups(codes, energy.lineage.low_threshold, energy.lineage.high_threshold)
-        images = open_images(run.places.data, "train", device, normalisation, **training_views(params.data))
+        images = open_images(run.places.data, "train", device, normalisation, params.data.augmentation)
         return cls(
             images,
             groups,
@@ -147,12 +145,11 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     torch.manual_seed(params.seed)
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
-    image_size = data.image_size, data.image_size
-    initial = initial_network(params.distill, "distill", len(data.class_names), image_size)
+    initial = initial_network(params.distill, "distill", len(data.class_names), data.image.shape)
     student, normalisation = initial.network, initial.normalisation or Normalisation.of(data)
     lineage |= initial.lineage
     scored = ScoredImages.of(run, params, session.device, normalisation)
-    weights.check_runs(student, "distill.network", len(data.class_names), data.image_size)
+    weights.check_runs(student, "distill.network", len(data.class_names), data.image.shape)
     check_trainable(student, params.distill.training, "distill.training")
     with session.world.barrier():
         if session.world.is_main:
@@ -161,8 +158,8 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     validation = open_images(run.places.data, "val", session.device, normalisation)
     heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
-    key_parts: dict[str, Any] = {**choices, **lineage, "views": training_views(params.data), "seed": params.seed}
-    key_parts |= {"data": data.fingerprint, "normalisation": normalisation}
+    key_parts: dict[str, Any] = {**choices, **lineage, "views": params.data.augmentation.model_dump(mode="json")}
+    key_parts |= {"seed": params.seed, "data": data.fingerprint, "normalisation": normalisation}
     with session.checkpoint("student", key_parts) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
         facts = card_facts("student", params.distill.network, data, lineage, normalisation)
@@ -186,7 +183,7 @@ def train_student(
         ParamsError: the stages of a feature loss do not fit the networks, or the cache does not fit into memory.
     """
     images, world = scored.images, session.world
-    base = make_loss(params.distill, student, teacher, images.size)
+    base = make_loss(params.distill, student, teacher, images.shape)
     training = params.distill.training
     if base.reads_features:  # by hooks, which a compiled network does not run
         training = training.model_copy(update={"compile": "off"})
@@ -259,7 +256,7 @@ def _companions(
     on_device = torch.Generator(images.device).manual_seed(stream_seed(params.seed, COMPANIONS, epoch))
     on_host = torch.Generator().manual_seed(stream_seed(params.seed, MIXING, epoch))
     draw = MIXES[params.heda.mix]
-    mixings = [draw(size, images.size, images.size, on_host) for _ in range(steps)]
+    mixings = [draw(size, *images.shape[1:], on_host) for _ in range(steps)]
     # one transfer for all steps
     partners = torch.stack([mixing.partner for mixing in mixings]).to(images.device)
     indices = cycled_indices(scored.subset, size, steps, on_device)

@@ -44,7 +44,7 @@ class TeacherCache:
         On a GPU the host waits once, for the number of unknown images.
 
         Args:
-            images: [M, 3, S, S].
+            images: [M, C, H, W].
             index: int64 [B], B <= M: indices in the split of the first B images. The logits of the others are computed
                 and not stored.
             views: int64 [B], the view of each of them.

@@ -129,7 +129,7 @@ def score_images(
         DataError: an energy is not finite; names the first such image.
     """
     batch = inference_batch(images)
-    most = max(1, _PIXELS_PER_PART // (batch * images.size**2))
+    most = max(1, _PIXELS_PER_PART // (batch * images.shape[1] * images.shape[2]))
     parts = ScoreParts(folder, len(images), batch * min(batches_per_part or BATCHES_PER_PART, most))
     todo = _agreed(parts, world, images.device)
     on_images(len(images) - sum(map(len, todo)))

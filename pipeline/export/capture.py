@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from pipeline.errors import ExportError
 from pipeline.portable.text import first_line
+from pipeline.store.documents import Shape
 
 _IMAGES_AT_ONCE = 32  # bounds memory at large image sizes
 # loggers of progress, advice and fallbacks, which the checks of this package find anyway; None is the root logger
@@ -57,7 +58,7 @@ def deployable(network: nn.Module) -> nn.Module:
 
 
 def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Compute float32 logits [N, K] of a network from :func:`in_float32` on images [N, 3, S, S].
+    """Compute float32 logits [N, K] of a network from :func:`in_float32` on images [N, C, H, W].
 
     Raises:
         ExportError: the network fails on the images, or does not return finite logits [N, K].
@@ -67,9 +68,9 @@ def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str)
             starts = range(0, len(images), _IMAGES_AT_ONCE)
             parts = [network(torch.tensor(images[start : start + _IMAGES_AT_ONCE])) for start in starts]
     except Exception as error:  # a network may raise anything
-        side = images.shape[-1]
+        height, width = images.shape[2:]
         raise ExportError(
-            f"the {name} cannot run images of {side} x {side} ({first_line(error)}); set data.image_size to the "
+            f"the {name} cannot run images of {height} x {width} ({first_line(error)}); set data.image_size to the "
             "size that the network expects, or choose another network"
         ) from error
     if not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
@@ -80,14 +81,17 @@ def reference_logits(network: nn.Module, images: NDArray[np.float32], name: str)
     return logits
 
 
-def capture(network: nn.Module, image_size: int, name: str) -> ExportedProgram:
-    """Trace a network from :func:`deployable` for any batch size N >= 1: float32 [N, 3, S, S] -> [N, K].
+def capture(network: nn.Module, shape: Shape, name: str) -> ExportedProgram:
+    """Trace a network from :func:`deployable` for any batch size N >= 1: float32 [N, C, H, W] -> [N, K].
+
+    Args:
+        shape: of an image.
 
     Raises:
         ExportError: torch.export cannot trace the network, or the network fixes the batch size.
     """
     # a batch of two, because torch.export treats a batch of one as a constant
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = torch.zeros(2, *shape)
     try:
         with quiet():
             program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))

@@ -30,7 +30,7 @@ from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.structure import check_structure
 from pipeline.portable.text import first_line
 from pipeline.runtimes.openvino_runtime import openvino_core
-from pipeline.store.documents import Role
+from pipeline.store.documents import Role, Shape
 
 IR_SECTION = "energykd"  # section of an OpenVINO IR's rt_info for the metadata
 
@@ -40,11 +40,11 @@ class ExportSource:
     """A trained network, with the parameters and images to write and check its files.
 
     Attributes:
-        trained: the network, float32 [N, 3, S, S] -> float32 [N, K]; the export does not change it.
+        trained: the network, float32 [N, C, H, W] -> float32 [N, K]; the export does not change it.
         params: block ``export`` of params.yaml.
         energy_temperature: T_E of the output "energy".
-        calibration_images: float32 [n, 3, S, S], normalised, n >= 1; they set the int8 quantisation scales.
-        parity_images: float32 [m, 3, S, S], normalised, m >= 1; the parity check runs each file on these images.
+        calibration_images: float32 [n, C, H, W], normalised, n >= 1; they set the int8 quantisation scales.
+        parity_images: float32 [m, C, H, W], normalised, m >= 1; the parity check runs each file on these images.
         parity_labels: int64 [m].
     """
 
@@ -57,9 +57,10 @@ class ExportSource:
     parity_labels: NDArray[np.int64]
 
     @property
-    def image_size(self) -> int:
-        """Image size S in pixels."""
-        return int(self.parity_images.shape[-2])
+    def shape(self) -> Shape:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.parity_images.shape
+        return channels, height, width
 
     @cached_property
     def network(self) -> nn.Module:
@@ -74,7 +75,7 @@ class ExportSource:
     @cached_property
     def graph(self) -> onnx.ModelProto:
         """Float32 ONNX graph of the network with the logits as only output; cached, so callers must not change it."""
-        return graph.from_program(capture(self.network, self.image_size, self.role), self.params.opset)
+        return graph.from_program(capture(self.network, self.shape, self.role), self.params.opset)
 
     @cached_property
     def fp16_graph(self) -> onnx.ModelProto:
@@ -110,7 +111,7 @@ def write_torch(source: ExportSource, precision: Precision, path: Path, metadata
         raise ValueError(f"a torch program is written in fp32, not in {precision}")
     network = WithEnergy(source.network, source.energy_temperature)
     content = io.BytesIO()  # in memory first, because torch.export.save ends the process on a full disk
-    program = capture(network, source.image_size, source.role)
+    program = capture(network, source.shape, source.role)
     torch.export.save(program, content, extra_files=dict(sorted(metadata.items())))
     path.write_bytes(content.getbuffer())
 
@@ -122,8 +123,8 @@ def write_onnx(
     metadata: Mapping[str, str],
     form: FormName = "onnxruntime",
 ) -> None:
-    """Write an ONNX file (float32, typed float16 or int8 Q/DQ) and check its structure. The input "input" [batch, 3, S,
-    S] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
+    """Write an ONNX file (float32, typed float16 or int8 Q/DQ) and check its structure. The input "input" [batch, C, H,
+    W] and the outputs "logits" [batch, K] and "energy" [batch] are float32 in every precision.
     """
     graph.write(_onnx_model(source, precision, form), path, metadata)
     fp32_layers = source.quantizer.graph(form).fp32_layers if precision == "int8" else ()

@@ -12,7 +12,7 @@ from pipeline.report.rows import Row, row_class, rows_here
 from pipeline.runtimes import NAMES
 from pipeline.store.documents import NetworkCard
 
-_CARD = ("network", "parameters", "macs", "num_classes", "image_size", "source", "epochs", "seed", "val_top1")
+_CARD = ("network", "parameters", "macs", "num_classes", "source", "epochs", "seed", "val_top1")
 _TOP1 = ("top1", "top1_low_energy", "top1_mid_energy", "top1_high_energy")
 
 
@@ -39,7 +39,7 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Content of reports/summary.json. A missing measurement is None, and the row's notes have the reason."""
         return {
-            "schema": 1,
+            "schema": 2,
             "student": self.student,
             "teacher": self.teacher,
             "rows": [asdict(row) for row in [*self.rows, *(row for device in self.devices for row in device.rows)]],
@@ -105,5 +105,5 @@ def _network(card: NetworkCard, rows: Sequence[Row]) -> dict[str, Any]:
     notes = ["test accuracy not measured: no file of this network was evaluated in fp32"]
     if row is not None:
         notes = [note for note in row.notes if note.startswith("accuracy on")]
-    facts = {key: getattr(card, key) for key in (*_CARD, "weights_sha256")}
+    facts = {key: getattr(card, key) for key in (*_CARD, "weights_sha256")} | {"image": card.image.model_dump()}
     return facts | {key: getattr(row, key, None) for key in _TOP1} | {"notes": notes}

@@ -51,7 +51,10 @@ def write_deploy(folder: Path, row: Row, export_folder: Path, run: Run) -> None:
     names = {"input": runtimes.INPUT, "output": runtimes.LOGITS, "energy": runtimes.ENERGY}
     texts = {
         "labels.txt": "".join(f"{name}\n" for name in data.class_names),
-        **{name: _rendered(f"{name}.txt", row=row, data=data, **names) for name in ("predict.py", "README.md")},
+        **{
+            name: _rendered(f"{name}.txt", row=row, data=data, image_format=run.student.image, **names)
+            for name in ("predict.py", "README.md")
+        },
     }
     with atomic_folder(folder) as temporary:
         for source in model_files(model):

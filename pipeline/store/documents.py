@@ -5,9 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from pipeline.config import BudgetParams, Precision, RuntimeName, explain
+from pipeline.config import BudgetParams, DataParams, Interpolation, Precision, ResizeName, RuntimeName, explain
 from pipeline.errors import DataError, LineageError
 from pipeline.portable.accuracy import GROUPS, Accuracy
 from pipeline.portable.documents import MeasuredRow
@@ -20,6 +30,7 @@ Count = Annotated[int, Field(ge=0, le=10**18)]
 Change = Annotated[float, Field(ge=-1, le=1)]  # of a share
 Distance = Annotated[float, Field(ge=0, le=1e30)]
 Role = Literal["teacher", "student"]
+Shape = tuple[int, int, int]  # of an image: channels, height, width
 ONE_RUN = "run `dvc repro` so that both come from one run"
 MAKERS = {"teacher": "train_teacher", "student": "distill"}  # the stage of each role
 
@@ -141,30 +152,77 @@ class SplitCounts(Part):
     test: Count
 
 
+class ImageFormat(Part):
+    """The form in which networks see images, everywhere.
+
+    Attributes:
+        height, width: pixels.
+        channels: 3 for RGB, 1 for grey.
+        resize: of an image of another aspect ratio; squash: not kept, crop: its centre, letterbox: all of it on black.
+        interpolation: of Pillow, with antialiasing.
+    """
+
+    height: Annotated[int, Field(ge=1, le=1024)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    channels: Literal[1, 3]
+    resize: ResizeName
+    interpolation: Interpolation
+
+    @classmethod
+    def of(cls, params: DataParams) -> Self:
+        """The form that ``params`` ask for."""
+        height, width = params.height_width
+        return cls(
+            height=height,
+            width=width,
+            channels=params.channels,
+            resize=params.resize,
+            interpolation=params.interpolation,
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """As networks take it."""
+        return self.channels, self.height, self.width
+
+    @property
+    def bytes(self) -> int:
+        """Of the pixels of an image as uint8."""
+        return self.channels * self.height * self.width
+
+
 class DataCard(Document):
     """data.json: the card of the image store.
 
     Attributes:
         storage: packed, or files, which are listed and stay where they are.
         class_names: in the order of the labels.
-        image_size: pixels.
         mean, std: per channel, on the scale [0, 1].
-        fingerprint: hash of all that training sees: pixels or files, labels, class names and normalisation.
+        fingerprint: hash of all that training sees: pixels or files, their form, labels, class names and normalisation.
     """
 
+    FORMAT = 2
     MADE_BY = "prepare"
 
     name: Annotated[str, Field(max_length=1000)]
     storage: Literal["packed", "files"]
     class_names: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=1, le=1024)]
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    image: ImageFormat
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
     counts: SplitCounts
     train_class_counts: list[int]
     source: Annotated[str, Field(max_length=1000)]
     licence: Annotated[str, Field(max_length=1000)]
     fingerprint: Annotated[str, Field(max_length=1000)]
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _has_a_number_per_channel(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        image = info.data.get("image")
+        if image is not None and len(value) != image.channels:
+            raise ValueError(f"it has {len(value)} numbers for {image.channels} channels")
+        return value
 
 
 class NetworkLineage(Part):
@@ -207,7 +265,7 @@ class NetworkCard(NetworkDocument):
     network: Word
     num_classes: Annotated[int, Field(ge=1)]
     class_names: list[str]
-    image_size: Annotated[int, Field(ge=1, le=1024)]
+    image: ImageFormat
     mean: list[float]
     std: list[float]
     source: Literal["trained", "checkpoint"]

@@ -46,7 +46,7 @@ def card_facts(
         "role": role,
         "network": network,
         "num_classes": len(data.class_names),
-        **{key: getattr(data, key) for key in ("class_names", "image_size")},
+        **{key: getattr(data, key) for key in ("class_names", "image")},
         "mean": list(normalisation.mean),
         "std": list(normalisation.std),
         "lineage": NetworkLineage(data=data.fingerprint, **lineage),

@@ -15,7 +15,7 @@ _PIXELS_AT_ONCE = 2**23  # bounds the memory of activations at large image sizes
 
 def inference_batch(images: Images) -> int:
     """Batch size of inference."""
-    return max(1, min(256, _PIXELS_AT_ONCE // images.size**2))
+    return max(1, min(256, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2])))
 
 
 def logits_in_batches(

@@ -12,6 +12,7 @@ from pipeline.config import PRETRAINED, NetworkParams, TeacherParams
 from pipeline.data.normalisation import Normalisation
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.portable.files import sha256_file
+from pipeline.store.documents import Shape
 from pipeline.training.weights import build_network, load_pretrained, load_tensors
 
 
@@ -29,7 +30,7 @@ class Initial:
     lineage: dict[str, str]
 
 
-def initial_network(params: NetworkParams, block: str, num_classes: int, image_size: tuple[int, int]) -> Initial:
+def initial_network(params: NetworkParams, block: str, num_classes: int, shape: Shape) -> Initial:
     """Build the network of a ``block`` of params.yaml with its initial weights.
 
     Weights of other classes keep a fresh classifier; positions of attention networks are resampled to the image size.
@@ -42,7 +43,7 @@ def initial_network(params: NetworkParams, block: str, num_classes: int, image_s
         params.network,
         num_classes,
         f"{block}.network",
-        image_size,
+        shape,
         dropout=params.training.dropout,
         drop_path=params.training.drop_path,
     )
@@ -54,7 +55,7 @@ def initial_network(params: NetworkParams, block: str, num_classes: int, image_s
                 f"is null; set it to {PRETRAINED}, or take the tag off"
             )
         return Initial(network, given, {})
-    resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=image_size)
+    resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=shape[1:])
     if params.initial_weights == PRETRAINED:
         try:
             state = libraries.pretrained(params.network)
@@ -66,26 +67,26 @@ def initial_network(params: NetworkParams, block: str, num_classes: int, image_s
         path = Path(params.initial_weights)
         load_pretrained(network, path, entry=params.checkpoint_entry, new_classes=num_classes, resample=resample)
         sha256 = sha256_file(path)
-    return Initial(network, given or library_normalisation(params.network), {"initial_weights": sha256})
+    return Initial(network, given or library_normalisation(params.network, shape[0]), {"initial_weights": sha256})
 
 
-def given_teacher(params: TeacherParams, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+def given_teacher(params: TeacherParams, num_classes: int, shape: Shape) -> nn.Module:
     """The teacher with the weights of ``params.checkpoint``, which must fit; errors as of :func:`initial_network`."""
-    network = build_network(params.network, num_classes, "teacher.network", image_size)
-    resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=image_size)
+    network = build_network(params.network, num_classes, "teacher.network", shape)
+    resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=shape[1:])
     load_pretrained(network, Path(str(params.checkpoint)), entry=params.checkpoint_entry, resample=resample)
     return network
 
 
 def given_normalisation(params: NetworkParams) -> Normalisation | None:
     """The normalisation that params.yaml gives."""
-    return None if params.mean is None or params.std is None else Normalisation(params.mean, params.std)
+    return None if params.mean is None or params.std is None else Normalisation(tuple(params.mean), tuple(params.std))
 
 
-def library_normalisation(name: str) -> Normalisation | None:
+def library_normalisation(name: str, channels: int) -> Normalisation | None:
     """What the library's weights of a network were trained with; None for networks of our own."""
     statistics = libraries.input_statistics(name)
-    return None if statistics is None else Normalisation(*statistics)
+    return None if statistics is None else Normalisation(*statistics).of_channels(channels)
 
 
 def state_sha256(state: libraries.State) -> str:

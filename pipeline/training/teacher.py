@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Params, TeacherParams
-from pipeline.data.loader import open_images, training_views
+from pipeline.data.loader import open_images
 from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.lineage import Run
@@ -47,14 +47,14 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
         TrainingError: as of :func:`pipeline.training.loop.train`, or the accuracy of the trained teacher is too low.
     """
     torch.manual_seed(params.seed)
-    data, folder, size = run.data, run.places.teacher, (run.data.image_size, run.data.image_size)
-    checkpoint = params.teacher.checkpoint
+    data, folder, checkpoint = run.data, run.places.teacher, params.teacher.checkpoint
+    classes, shape = len(data.class_names), data.image.shape
     if checkpoint is None:
-        initial = initial_network(params.teacher, "teacher", len(data.class_names), size)
+        initial = initial_network(params.teacher, "teacher", classes, shape)
         network = initial.network
     else:
-        network = given_teacher(params.teacher, len(data.class_names), size)
-    check_runs(network, "teacher.network", len(data.class_names), data.image_size)
+        network = given_teacher(params.teacher, classes, shape)
+    check_runs(network, "teacher.network", classes, shape)
     with session.world.barrier():
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
@@ -76,18 +76,18 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
 
 
 def _train(initial: Initial, run: Run, params: Params, session: Session) -> NetworkCard | None:
-    teacher, data, views, network = params.teacher, run.data, training_views(params.data), initial.network
+    teacher, data, augmentation, network = params.teacher, run.data, params.data.augmentation, initial.network
     normalisation = initial.normalisation or Normalisation.of(data)
     key_parts = {
         "network": teacher.network,
         "training": teacher.training.model_dump(mode="json"),
-        "views": views,
+        "views": augmentation.model_dump(mode="json"),
         "normalisation": normalisation,
         "seed": params.seed,
         "data": data.fingerprint,
         **initial.lineage,
     }
-    images = open_images(run.places.data, "train", session.device, normalisation, **views)
+    images = open_images(run.places.data, "train", session.device, normalisation, augmentation)
     validation = open_images(run.places.data, "val", session.device, normalisation)
     with session.checkpoint("teacher", key_parts) as checkpoint:
         epochs = train_classifier(network, images, validation, teacher.training, params.seed, session, checkpoint)
@@ -111,8 +111,11 @@ def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, 
     Raises:
         CheckpointError: the given one is much worse than another.
     """
-    known = {"its library": library_normalisation(params.network), "the training images": Normalisation.of(run.data)}
-    candidates = {name: found for name, found in known.items() if found is not None} | USUAL_NORMALISATIONS
+    channels = run.data.image.channels
+    known = {"its library": library_normalisation(params.network, channels)}
+    known |= {"the training images": Normalisation.of(run.data)}
+    known |= {name: usual.of_channels(channels) for name, usual in USUAL_NORMALISATIONS.items()}
+    candidates = {name: found for name, found in known.items() if found is not None}
     given = given_normalisation(params)
     if given is not None:
         candidates = {"params.yaml": given} | candidates

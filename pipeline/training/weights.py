@@ -9,11 +9,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import models
+from models.channels import for_grey
 from models.describe import count_macs, count_parameters
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 from pipeline.portable.files import atomic_folder, sha256_file
 from pipeline.portable.text import brief, first_line
-from pipeline.store.documents import MAKERS, NetworkCard
+from pipeline.store.documents import MAKERS, NetworkCard, Shape
 from pipeline.store.paths import CARD
 from pipeline.training.pretrained import CONVERT, by_order, matched, read_checkpoint
 
@@ -25,7 +26,7 @@ def build_network(
     name: str,
     num_classes: int,
     key: str,
-    image_size: tuple[int, int] | None = None,
+    shape: Shape | None = None,
     *,
     dropout: float = 0.0,
     drop_path: float = 0.0,
@@ -39,34 +40,35 @@ def build_network(
         ParamsError: there is no such network, or it cannot be built like this.
     """
     try:
-        network = models.build(name, num_classes, image_size=image_size, dropout=dropout, drop_path=drop_path)
+        network = models.build(name, num_classes, shape=shape, dropout=dropout, drop_path=drop_path)
     except (models.UnknownNetworkError, models.NetworkOptionError) as error:
         raise ParamsError(f"params.yaml: {key}: {error}") from None
     return network.to(memory_format=torch.channels_last)
 
 
-def check_runs(network: nn.Module, key: str, num_classes: int, image_size: int) -> None:
+def check_runs(network: nn.Module, key: str, num_classes: int, shape: Shape) -> None:
     """Run the network once, to refuse one that cannot take the images before anything is trained.
 
     Args:
         key: the entry of params.yaml that named the network, for the message.
+        shape: of an image.
 
     Raises:
-        ParamsError: it fails on images of this size, or does not return logits [B, num_classes].
+        ParamsError: it fails on images of this shape, or does not return logits [B, num_classes].
     """
     was_training = network.training
     try:
         with torch.inference_mode():
-            shape = list(network.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
+            returned = list(network.eval()(torch.zeros(2, *shape)).shape)
     except Exception as error:  # networks raise whatever their layers raise
         raise ParamsError(
-            f"params.yaml: {key} cannot take images of {image_size} pixels ({first_line(error)}); change it or "
-            "data.image_size"
+            f"params.yaml: {key} cannot take images of {shape[1]} x {shape[2]} pixels ({first_line(error)}); change "
+            "it or data.image_size"
         ) from None
     network.train(was_training)
-    if shape != [2, num_classes]:
+    if returned != [2, num_classes]:
         raise ParamsError(
-            f"params.yaml: {key} returns {shape} for 2 images in place of logits [2, {num_classes}]; change it"
+            f"params.yaml: {key} returns {returned} for 2 images in place of logits [2, {num_classes}]; change it"
         )
 
 
@@ -83,7 +85,7 @@ def write_network(folder: Path, network: nn.Module, facts: Mapping[str, Any]) ->
         card = NetworkCard(
             **facts,
             parameters=count_parameters(network),
-            macs=count_macs(network, facts["image_size"]),
+            macs=count_macs(network, facts["image"].shape),
             weights_sha256=sha256_file(temporary / WEIGHTS),
         )
         return card.write(temporary / CARD)
@@ -102,8 +104,7 @@ def read_network(folder: Path, card: NetworkCard) -> nn.Module:
         raise LineageError(
             f"{path} has hash {found[:12]}, but its card was written for {card.weights_sha256[:12]}; run `dvc repro`"
         )
-    size = card.image_size, card.image_size
-    network = build_network(card.network, card.num_classes, f"{card.role}.network", size)
+    network = build_network(card.network, card.num_classes, f"{card.role}.network", card.image.shape)
     try:
         load_state(network, read_checkpoint(path), path)
     except CheckpointError as error:
@@ -148,14 +149,18 @@ def load_tensors(
     Args:
         source: of the tensors, for the message.
         new_classes: number of classes of a network that is to be trained further: tensors that differ from the
-            network's in the number of classes alone are left out, and the network's own stay.
+            network's in the number of classes alone are left out, and the network's own stay; weights for RGB images
+            are summed for grey ones.
         resample: makes tensors of another image size fit, or returns None.
 
     Raises:
         CheckpointError: they are those of another network, or hold values that are not finite.
     """
     _check_plain(tensors, source)
-    classifier = {} if new_classes is None else _class_tensors(network, tensors, new_classes)
+    classifier = {}
+    if new_classes is not None:
+        tensors = for_grey(tensors, network)
+        classifier = _class_tensors(network, tensors, new_classes)
     shapes = {name: value.shape for name, value in network.state_dict().items() if name not in classifier}
     if resample is not None and any(shapes[name] != tensors[name].shape for name in shapes.keys() & tensors.keys()):
         tensors = resample(tensors) or tensors
@@ -186,6 +191,9 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path | str) -
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    grey = {f"{name}.weight" for name, layer in network.named_modules() if getattr(layer, "in_channels", None) == 1}
+    if any(name in grey and state[name].shape[1:2] == (3,) for name in shapes):
+        raise CheckpointError(f"the weights of {path} take 3 channels, but the images have 1; set data.channels to 3")
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")

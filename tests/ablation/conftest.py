@@ -22,7 +22,7 @@ def tiny_study() -> dict[str, Any]:
         "seeds": [0, 1],
         "params": {
             "device": "cpu",
-            "data": {"image_size": 8, "crop_padding": 1, "max_images_per_class": 40},
+            "data": {"image_size": 8, "augmentation": {"crop": {"padding": 1}}, "max_images_per_class": 40},
             "teacher": {"network": "resnet8", "minimum_top1": 0.0, "training": dict(QUICK)},
             "distill": {
                 "temperatures": {"low_energy": 4.0, "mid": 4.0, "high_energy": 4.0},

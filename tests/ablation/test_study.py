@@ -15,6 +15,17 @@ def test_an_arm_changes_the_parameters_block_by_block(make_study, params):
     assert arms["KD"].distill.training.learning_rate == params.distill.training.learning_rate
 
 
+def test_an_arm_replaces_the_whole_block_of_another_crop_and_only_a_key_of_the_same_one(make_study):
+    resized = {"name": "resized", "scale": [0.5, 1.0], "ratio": [0.75, 1.333]}
+    arms = {
+        "KD": {"data": {"augmentation": {"crop": {"padding": 2}}}},
+        "r": {"data": {"augmentation": {"crop": resized}}},
+    }
+    crops = [arm.data.augmentation.crop for arm in make_study(arms=arms).arms.values()]
+    assert [crop.name for crop in crops] == ["pad", "resized"]
+    assert crops[0].padding == 2
+
+
 def test_trials_go_seed_by_seed(make_study):
     assert [(trial.seed, trial.arm) for trial in make_study().trials()] == [
         (0, "KD"),

@@ -7,16 +7,17 @@ import torch
 from pipeline.data.loader import Images, cycled_indices, shuffled_batches, steps_per_epoch
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
+from tests.conftest import augmented
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
 
 
-def make(count=10, size=8, crop_padding=0, **options) -> Images:
+def make(count=10, size=8, padding=0, **changes) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return Images(
-        ResidentPixels(pixels, CPU, crop_padding), torch.arange(count) % 3, Normalisation(MEAN, STD), **options
-    )
+    views = augmented(padding, **changes)
+    resident = ResidentPixels(pixels, CPU, padding)
+    return Images(resident, torch.arange(count) % 3, Normalisation(MEAN, STD), views)
 
 
 def plain(images: Images) -> torch.Tensor:
@@ -28,7 +29,7 @@ def generator(seed=0) -> torch.Generator:
 
 
 def test_plain_batches_are_the_normalised_images_in_order():
-    images = make(crop_padding=2)
+    images = make(padding=2)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
     expected = ((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(plain(images), expected, rtol=1e-4, atol=1e-5)
@@ -50,7 +51,7 @@ def test_batches_are_channels_last():
 
 
 def test_views_are_crops_of_the_black_bordered_image_mirrored_or_not():
-    images = make(count=1, crop_padding=1, horizontal_flip=True)
+    images = make(count=1, padding=1, horizontal_flip=True)
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
     bordered = black.expand(3, 10, 10).clone()
     bordered[:, 1:9, 1:9] = plain(images)[0]
@@ -66,7 +67,7 @@ def test_views_are_crops_of_the_black_bordered_image_mirrored_or_not():
 
 
 def test_strong_views_are_normalised_images_that_both_seeds_decide():
-    images, index = make(count=20, size=16, crop_padding=2), torch.arange(20)
+    images, index = make(count=20, size=16, padding=2), torch.arange(20)
 
     def strong(global_seed, seed):
         torch.manual_seed(global_seed)
@@ -96,7 +97,7 @@ def test_without_augmentation_a_view_is_the_image():
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_the_seed_decides():
-    images = make(count=11, crop_padding=1)
+    images = make(count=11, padding=1)
     epochs = [list(shuffled_batches(images, 4, generator(seed))) for seed in (0, 0, 1)]
     order = [torch.cat([batch.index for batch in epoch]).tolist() for epoch in epochs]
     assert len(order[0]) == 8 == len(set(order[0]))

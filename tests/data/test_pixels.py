@@ -13,6 +13,7 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import StreamedPixels
 from pipeline.data.store import FileSplit, PackedSplit, make_store, read_card, read_split
 from pipeline.errors import DataError
+from tests.conftest import augmented, squashed
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def stores(settings, tmp_path):
 
 
 def opened(folder, name="train", **views) -> Images:
-    return open_images(folder, name, CPU, Normalisation.of(read_card(folder)), **views)
+    return open_images(folder, name, CPU, Normalisation.of(read_card(folder)), augmented(**views))
 
 
 def test_the_two_forms_hold_what_they_say(stores):
@@ -60,17 +61,30 @@ def test_plain_images_are_equal(stores, name):
 def test_an_epoch_of_random_views_is_equal(stores):
     epochs = []
     for folder in stores.values():
-        images = opened(folder, crop_padding=2, horizontal_flip=True)
+        images = opened(folder, padding=2, horizontal_flip=True)
         epochs.append(list(shuffled_batches(images, 8, torch.Generator().manual_seed(3))))
     for one, other in zip(*epochs, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)
 
 
+def test_grey_images_that_are_not_square_are_equal_too(settings, tmp_path):
+    form = {"image_size": (10, 14), "channels": 1, "resize": "letterbox"}
+    crop = {"name": "resized", "scale": (0.5, 1.0), "ratio": (0.75, 4 / 3)}
+    epochs = []
+    for storage in ("packed", "files"):
+        make_store(tmp_path / storage, settings.model_copy(update={**form, "storage": storage}))
+        images = opened(tmp_path / storage, crop=crop, erasing=0.5)
+        epochs.append(list(shuffled_batches(images, 8, torch.Generator().manual_seed(3))))
+    assert epochs[0][0].images.shape == (8, 1, 10, 14)
+    for one, other in zip(*epochs, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
 def test_strong_views_are_equal_and_the_global_generator_is_left_alone(stores):
     found = []
     for folder in stores.values():
-        images = opened(folder, crop_padding=2)
+        images = opened(folder, padding=2)
         torch.manual_seed(5)
         strong = list(images.strong_views([torch.arange(6), torch.arange(6, 12)], torch.Generator().manual_seed(3)))
         found.append([*strong, torch.rand(2)])
@@ -121,7 +135,7 @@ def test_a_manifest_does_not_hold_its_paths_as_objects(stores):
 
 
 def streamed(stores) -> StreamedPixels:
-    return StreamedPixels(read_split(stores["files"], "train").paths, 16, CPU, 0)
+    return StreamedPixels(read_split(stores["files"], "train").paths, squashed(16), CPU, 0)
 
 
 def test_the_workers_end_with_the_pass_and_with_a_consumer_that_stops_early(stores):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.image_files import pixels_at
 from pipeline.data.sources import open_source, split
 from pipeline.data.store import make_store, read_card, read_split
 from pipeline.errors import DataError, SpaceError
@@ -29,6 +30,31 @@ def test_pixels_labels_and_card_survive_packing(params, image_folder, tmp_path):
     index = split(source, data_params)["train"][1][0]
     expected = source.splits["train"].read(int(index)).resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(train.images[0], np.asarray(expected))
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_packed_in_the_form_that_is_asked_for(params, image_folder, tmp_path, resize, channels):
+    form = {"image_size": (20, 12), "channels": channels, "resize": resize, "interpolation": "bicubic"}
+    data_params = folder_params(params, image_folder, **form)
+    card = make_store(tmp_path / "store", data_params)
+    assert card.image.shape == (channels, 20, 12)
+    assert len(card.mean) == len(card.std) == channels
+    val = read_split(tmp_path / "store", "val").images
+    assert val.shape[1:] == (20, 12, channels)
+    source = open_source(data_params)
+    index = int(split(source, data_params)["val"][1][0])
+    np.testing.assert_array_equal(val[0], pixels_at(source.splits["train"].read(index), card.image))
+
+
+def test_the_fingerprint_changes_with_the_form_of_the_images(params, image_folder, tmp_path):
+    forms = [{}, {"resize": "crop"}, {"interpolation": "bicubic"}, {"channels": 1}, {"image_size": (16, 12)}]
+    for storage in ("packed", "files"):
+        found = {
+            make_store(tmp_path / "store", folder_params(params, image_folder, storage=storage, **form)).fingerprint
+            for form in forms
+        }
+        assert len(found) == len(forms)
 
 
 def test_statistics_are_those_of_the_training_split(params, image_folder, tmp_path):

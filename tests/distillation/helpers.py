@@ -18,7 +18,7 @@ from pipeline.energy.groups import EnergyGroups
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.session import Session
-from tests.conftest import loss_params
+from tests.conftest import augmented, loss_params
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,8 @@ def images(count: int, size: int = 16, padding: int = 1) -> Images:
     labels = np.arange(count) % 4
     pixels = generator.integers(0, 100, (count, size, size, 3)) + 40 * labels[:, None, None, None]
     resident = ResidentPixels(pixels.astype(np.uint8), CPU, padding=padding)
-    return Images(resident, torch.from_numpy(labels), Normalisation([0.5] * 3, [0.25] * 3), horizontal_flip=True)
+    views = augmented(padding, horizontal_flip=True)
+    return Images(resident, torch.from_numpy(labels), Normalisation([0.5] * 3, [0.25] * 3), views)
 
 
 def scored(training: Images) -> ScoredImages:

@@ -147,7 +147,7 @@ def test_shapes_leave_modes_statistics_generator_and_hooks_as_they_were() -> Non
     network = Small().train()
     network.first[1].eval()
     before, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    assert feature_shapes(network, ["first", "second"], 8) == [(4, 8, 8), (6, 4, 4)]
+    assert feature_shapes(network, ["first", "second"], (3, 8, 8)) == [(4, 8, 8), (6, 4, 4)]
     assert network.training
     assert not network.first[1].training
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
@@ -159,14 +159,14 @@ def test_shapes_put_modes_and_hooks_back_when_the_forward_fails() -> None:
     network = Small().train()
     network.second = nn.Conv2d(5, 6, 3)
     with pytest.raises(RuntimeError):
-        feature_shapes(network, ["first"], 8)
+        feature_shapes(network, ["first"], (3, 8, 8))
     assert network.training
     assert hooks(network) == 0
 
 
 def test_shapes_need_an_image() -> None:
-    with pytest.raises(ValueError, match="image_size"):
-        feature_shapes(Small(), ["first"], 0)
+    with pytest.raises(ValueError, match="shape of an image"):
+        feature_shapes(Small(), ["first"], (3, 8, 0))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_registry_and_library_networks_can_be_tapped(
 ) -> None:
     with torch.device("meta"):
         network = models.build(name, 10)
-    assert feature_shapes(network, stages, 32) == shapes
+    assert feature_shapes(network, stages, (3, 32, 32)) == shapes
 
 
 def test_the_exported_file_is_the_same_before_and_after_a_tap() -> None:
@@ -190,7 +190,7 @@ def test_the_exported_file_is_the_same_before_and_after_a_tap() -> None:
     keys = list(network.state_dict())
 
     def exported() -> bytes:
-        return from_program(capture(network, 32, "student"), 18).SerializeToString(deterministic=True)
+        return from_program(capture(network, (3, 32, 32), "student"), 18).SerializeToString(deterministic=True)
 
     before = exported()
     with FeatureTap(network, ["first", "second"]) as tap, torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import Params
 from pipeline.data.loader import open_images
+from pipeline.data.normalisation import Normalisation
 from pipeline.distillation.student import make_student
 from pipeline.errors import ParamsError
 from pipeline.lineage import Run
@@ -73,7 +74,7 @@ def test_the_card_tells_which_epoch_was_kept(tiny_run, quick, tmp_path):
     tops = [record.val_top1 for record in records]
     assert card.kept_epoch == card.best_val_epoch == tops.index(max(tops))
     assert card.val_top1 == card.best_val_top1 == max(tops)
-    validation = open_images(tiny_run.places.data, "val", CPU)
+    validation = open_images(tiny_run.places.data, "val", CPU, Normalisation.of(tiny_run.student))
     assert predict(read_network(tiny_run.places.student, card), validation).top1 == card.val_top1
 
 

@@ -42,7 +42,7 @@ def setting(params):
 def objective(setting, distill=None, heda=None):
     teacher, student, _, _, groups, params = setting
     chosen = params.distill.model_copy(update=distill or {})
-    base = make_loss(chosen, student, teacher, image_size=2)
+    base = make_loss(chosen, student, teacher, (3, 2, 2))
     return DistillationObjective(teacher, base, groups, 4.0, chosen, params.heda.model_copy(update=heda or {}))
 
 

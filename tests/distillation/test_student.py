@@ -97,7 +97,7 @@ def test_a_feature_loss_leaves_no_trace_in_the_exported_graph(params):
     def program(loss: str) -> str:
         student = build("resnet8", 1)
         train(settings(params, loss=loss), student, build("resnet14", 2))
-        return str(capture(deployable(student), 16, "student").graph)
+        return str(capture(deployable(student), (3, 16, 16), "student").graph)
 
     assert program("reviewkd") == program("kd")
 
@@ -121,7 +121,7 @@ def test_feature_losses_take_networks_of_the_libraries_whose_stages_are_named(pa
 def test_stages_that_cannot_be_compared_are_named(params, student, stages, message):
     chosen = params.distill.model_copy(update={"loss": loss_params("reviewkd", student_stages=stages)})
     with pytest.raises(ParamsError, match=message):
-        make_loss(chosen, build(student, 0), build("resnet14", 0), 32)
+        make_loss(chosen, build(student, 0), build("resnet14", 0), (3, 32, 32))
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("vgg13", "MobileNetV2"), ("ResNet50", "vgg8")])
@@ -130,7 +130,7 @@ def test_networks_of_different_families_have_stages_to_compare(params, teacher, 
     chosen, size = params.distill.model_copy(update={"loss": loss_params(loss)}), 32
     with torch.device("meta"):
         ours, theirs = models.build(student, 4), models.build(teacher, 4)
-        base = make_loss(chosen, ours, theirs, size)
+        base = make_loss(chosen, ours, theirs, (3, size, size))
         with base.reading_features():
             assert [_hooks(network) for network in (ours, theirs)] == [compared, compared]
             logits = [network(torch.zeros(2, 3, size, size)) for network in (ours, theirs)]
@@ -141,7 +141,7 @@ def test_networks_of_different_families_have_stages_to_compare(params, teacher, 
 
 def test_fitnet_compares_the_middle_stage(params):
     chosen = params.distill.model_copy(update={"loss": loss_params("fitnet")})
-    base = make_loss(chosen, build("resnet8", 0), build("resnet14", 0), 32)
+    base = make_loss(chosen, build("resnet8", 0), build("resnet14", 0), (3, 32, 32))
     assert base.loss.regressor[0].in_channels == 32
 
 

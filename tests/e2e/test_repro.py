@@ -44,7 +44,7 @@ INFRASTRUCTURE = [
 SMALL = {
     **QUICK,
     "data.image_size": 16,
-    "data.crop_padding": 2,
+    "data.augmentation.crop.padding": 2,
     "data.imbalance_factor": 4.0,
     "evaluate.few_shot_below": 40,
     "export.precisions": ["fp32", "int8"],

@@ -50,4 +50,4 @@ def test_an_operator_set_that_torch_cannot_write_is_refused() -> None:
             return images.mean((2, 3))
 
     with pytest.raises(ExportError, match=r"wrote operator set 18 where 17 was asked for; set export\.opset to 18"):
-        from_program(capture(Mean(), 4, "student"), 17)
+        from_program(capture(Mean(), (3, 4, 4), "student"), 17)

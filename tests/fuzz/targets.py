@@ -49,7 +49,7 @@ from pipeline.store import paths
 from pipeline.store.documents import NetworkCard
 from pipeline.training import weights
 from pipeline.training.card import card_facts, checkpoint_facts
-from tests.conftest import ROOT, state_hash
+from tests.conftest import ROOT, squashed, state_hash
 from tests.fuzz.cases import Outcome, tell_cases
 from tests.fuzz.judge import Files, Target, judge
 from tests.fuzz.kinds import damage
@@ -110,7 +110,7 @@ def _read_store(folder: Path, out: Path) -> None:
     card_facts("teacher", "resnet8", card, {})
     images = open_images(folder, "train", torch.device("cpu"), Normalisation.of(card))
     found = images.centre(torch.arange(min(len(images), 2)))
-    assert found.shape[1:] == (3, card.image_size, card.image_size), "images of another size were let through"
+    assert found.shape[1:] == card.image.shape, "images of another size were let through"
     assert 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(card.class_names), "a foreign label"
 
 
@@ -143,7 +143,7 @@ def _make_images(folder: Path) -> None:
 
 
 def _read_image(folder: Path, out: Path) -> None:
-    found = decode_at(_only(folder), 8)
+    found = decode_at(_only(folder), squashed(8))
     assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8), "an image of another shape or type"
 
 

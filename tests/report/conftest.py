@@ -19,6 +19,7 @@ from pipeline.report.inputs import Curve, Inputs
 from pipeline.report.rows import Row, rows_here
 from pipeline.store import documents
 from pipeline.store.tables import EnergyLineage, SubsetLineage, Table
+from tests.conftest import squashed
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 NO_TENSORRT = "tensorrt is not installed; install it with `pip install tensorrt`."
@@ -89,7 +90,7 @@ def data_card() -> documents.DataCard:
         name="digits",
         storage="packed",
         class_names=list(CLASS_NAMES),
-        image_size=32,
+        image=squashed(32),
         mean=[0.3053, 0.3053, 0.3053],
         std=[0.3552, 0.3552, 0.3552],
         counts=documents.SplitCounts(train=1293, val=144, test=TEST_IMAGES),
@@ -114,7 +115,7 @@ def card(role: str) -> documents.NetworkCard:
         network="resnet20" if teacher else "resnet8",
         num_classes=10,
         class_names=list(CLASS_NAMES),
-        image_size=32,
+        image=squashed(32),
         mean=[0.3053, 0.3053, 0.3053],
         std=[0.3552, 0.3552, 0.3552],
         source="trained",

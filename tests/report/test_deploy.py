@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import resize
+from pipeline.data.image_files import decode_at, pixels_at
 from pipeline.errors import DataError, LineageError
 from pipeline.export.graph import fix_batch, with_energy
 from pipeline.report.deploy import write_deploy
 from pipeline.report.inputs import Inputs
 from pipeline.report.rows import Row, rows_here
+from pipeline.store.documents import ImageFormat
 from tests.report.conftest import build_inputs, changed
 
 WEIGHT = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
@@ -107,8 +112,9 @@ def test_predict_gives_the_answer_of_training_preprocessing(deployed: Path, pict
     done = run_predict(deployed, str(picture))
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(picture) as image:
-        pixels = np.asarray(resize(image.convert("RGB"), 32), dtype=np.float64)
-    logits = WEIGHT @ ((pixels / 255 - inputs.run.data.mean) / inputs.run.data.std).mean(axis=(0, 1))
+        pixels = pixels_at(image.convert("RGB"), inputs.run.data.image)
+    student = inputs.run.student
+    logits = WEIGHT @ ((pixels / 255 - student.mean) / student.std).mean(axis=(0, 1))
     expected = np.exp(logits) / np.exp(logits).sum()
     path, label, probability, energy = done.stdout.rstrip("\n").split("\t")
     labels = (deployed / "labels.txt").read_text(encoding="utf-8").split("\n")
@@ -162,16 +168,81 @@ def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
 
 def test_preprocessing_is_that_of_the_data_card(deployed: Path, inputs: Inputs) -> None:
     spec = json.loads((deployed / "preprocessing.json").read_text(encoding="utf-8"))
-    assert (spec["image_size"], spec["mean"], spec["std"]) == (32, inputs.run.data.mean, inputs.run.data.std)
+    assert (spec["mean"], spec["std"]) == (inputs.run.student.mean, inputs.run.student.std)
+    assert (spec["image_size"], spec["channels"]) == ([32, 32], 3)
+    assert (spec["resize"], spec["interpolation"]) == ("squash", "bilinear")
     assert (spec["input"], spec["output"], spec["energy"]) == ("input", "logits", "energy")
     assert spec["energy_threshold"] == -8.25
+
+
+class Recorder:
+    """In place of a runtime's session: keeps its input."""
+
+    inputs: ClassVar[list[np.ndarray]] = []
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def run(self, _: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        Recorder.inputs.append(feed["input"])
+        return [np.zeros((1, 10), np.float32), np.zeros(1, np.float32)]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Of many kinds: large and small JPEG, upright and turned, grey, transparent, with a palette, one pixel high."""
+    generator = np.random.default_rng(4)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    large, small = coarse.resize((640, 480), Image.Resampling.BICUBIC), coarse.resize((50, 30))
+    large.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    large.convert("L").save(tmp_path / "grey.jpg")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        large.save(tmp_path / f"turned{orientation}.jpg", exif=exif)
+        small.save(tmp_path / f"turned{orientation}.png", exif=exif)
+    small.convert("L").save(tmp_path / "grey.png")
+    small.convert("RGBA").save(tmp_path / "transparent.png")
+    small.quantize(16).save(tmp_path / "palette.png")
+    small.convert("1").save(tmp_path / "bits.png")
+    small.crop((0, 0, 50, 1)).save(tmp_path / "line.png")
+    large.save(tmp_path / "large.webp")
+    return sorted(path for path in tmp_path.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_predict_gives_the_network_the_very_pixels_of_prepare(
+    tmp_path_factory: pytest.TempPathFactory,
+    pictures: list[Path],
+    rows: list[Row],
+    inputs: Inputs,
+    monkeypatch: pytest.MonkeyPatch,
+    resize: str,
+    channels: int,
+    interpolation: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("deployed")
+    form = ImageFormat(height=40, width=28, channels=channels, resize=resize, interpolation=interpolation)
+    run = copy.copy(inputs.run)
+    run.student = changed(run.student, image=form, mean=[0.0] * channels, std=[1.0] * channels)
+    write_deploy(folder / "deploy", row_for(export_onnx(folder), rows), folder, run)
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Recorder))
+    monkeypatch.setattr(Recorder, "inputs", [])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the program sets it
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, pictures)])
+    runpy.run_path(str(folder / "deploy/predict.py"), run_name="__main__")
+    for path, seen in zip(pictures, Recorder.inputs, strict=True):
+        pixels = decode_at(path, form) / 255
+        np.testing.assert_array_equal(seen, pixels.transpose(2, 0, 1)[None].astype(np.float32), err_msg=path.name)
 
 
 def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
     program = (deployed / "predict.py").read_text(encoding="utf-8")
     assert "{{" not in program
     assert "{%" not in program
-    assert len(program.splitlines()) < 50
+    assert len(program.splitlines()) < 55
 
 
 def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(

@@ -74,7 +74,7 @@ def report(inputs: Inputs) -> Report:
 def test_every_row_has_exactly_the_flat_keys(report: Report) -> None:
     summary = report.summary()
     assert set(summary) == {"schema", "student", "teacher", "rows", "recommended", "devices"}
-    assert summary["schema"] == 1
+    assert summary["schema"] == 2
     for row in summary["rows"]:
         assert set(row) == KEYS_OF_DESIGN | ADDED_KEYS
         assert not any(isinstance(row[key], dict | list) for key in set(row) - {"notes"})

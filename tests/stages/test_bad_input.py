@@ -189,7 +189,7 @@ def test_an_unknown_student_before_the_teacher_is_trained(workspace):
 
 def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(workspace):
     set_params(workspace, {"distill.network": "torchvision:alexnet"})
-    assert "params.yaml: distill.network cannot take images of 32 pixels" in sentence(workspace, "check")
+    assert "params.yaml: distill.network cannot take images of 32 x 32 pixels" in sentence(workspace, "check")
 
 
 @pytest.mark.parametrize("stage", ["check", "prepare"])

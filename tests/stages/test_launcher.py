@@ -28,7 +28,7 @@ EPOCHS = 25  # of a run that is killed after its first, and again
 SMALL = {
     "device": "cpu",
     "data.image_size": 8,
-    "data.crop_padding": 1,
+    "data.augmentation.crop.padding": 1,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.0,
     **{f"teacher.training.{key}": value for key, value in TRAINING.items()},

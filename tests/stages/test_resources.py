@@ -22,7 +22,7 @@ from pipeline.data.pixels import StreamedPixels
 from pipeline.errors import SpaceError
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
-from tests.conftest import ROOT
+from tests.conftest import ROOT, squashed
 from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code, set_params, snapshot
 from tests.stages.conftest import run_program_here
 
@@ -132,7 +132,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes_after_comments_in_code_tha
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     copy_code(stopped)
     shutil.copy(ROOT / "params.yaml", stopped)
-    set_params(stopped, {"device": "cpu", "data.image_size": 8, "data.crop_padding": 1})
+    set_params(stopped, {"device": "cpu", "data.image_size": 8, "data.augmentation.crop.padding": 1})
     set_params(stopped, {"teacher.training.precision": "fp32"})  # one that is chosen may differ from run to run
     set_params(stopped, {"teacher.network": "resnet8", "teacher.minimum_top1": 0.0, "teacher.training.epochs": 5})
     with contextlib.chdir(stopped):
@@ -224,7 +224,7 @@ def files(tmp_path) -> list[str]:
 
 def test_a_killed_worker_of_the_loader_is_one_sentence(files, capsys):
     def killed() -> None:
-        batches = StreamedPixels(files, 64, torch.device("cpu"), 0).fetch([torch.arange(8)] * 500)
+        batches = StreamedPixels(files, squashed(64), torch.device("cpu"), 0).fetch([torch.arange(8)] * 500)
         next(batches)
         multiprocessing.active_children()[0].kill()
         for _ in batches:
@@ -239,10 +239,11 @@ FETCH = """
 import sys, torch
 import pipeline.data.pixels as pixels
 from stages.common import run_program
+from tests.conftest import squashed
 if sys.argv[1] == "late":
     pixels._check_shared_memory = lambda needed: None
 def program():
-    for _ in pixels.StreamedPixels(sys.argv[2:], 64, torch.device("cpu"), 0).fetch([torch.arange(8)] * 40):
+    for _ in pixels.StreamedPixels(sys.argv[2:], squashed(64), torch.device("cpu"), 0).fetch([torch.arange(8)] * 40):
         pass
 run_program(program)
 """

@@ -40,7 +40,7 @@ SMALL: Mapping[str, object] = {
     **QUICK,
     "device": "cpu",
     "data.image_size": 16,
-    "data.crop_padding": 2,
+    "data.augmentation.crop.padding": 2,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.05,
     "teacher.training.epochs": 8,

@@ -22,7 +22,7 @@ from pipeline.training.teacher import make_teacher
 from tests.conftest import ROOT
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SIZE = (32, 32)
+SHAPE = (3, 32, 32)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def changed(block: NetworkParams, **changes: object) -> NetworkParams:
 
 def test_weights_of_other_classes_keep_a_fresh_classifier_and_are_named_by_their_hash(teacher, tmp_path):
     path = saved(tmp_path / "a.safetensors", "resnet8", 7)
-    found = initial_network(changed(teacher, network="resnet8", initial_weights=str(path)), "teacher", 5, SIZE)
+    found = initial_network(changed(teacher, network="resnet8", initial_weights=str(path)), "teacher", 5, SHAPE)
     state = found.network.state_dict()
     assert state["fc.weight"].shape == (5, 64)
     torch.manual_seed(5)
@@ -52,7 +52,7 @@ def test_weights_of_other_classes_keep_a_fresh_classifier_and_are_named_by_their
 
 
 def test_random_weights_have_no_lineage_and_the_normalisation_of_the_images(teacher):
-    found = initial_network(teacher, "teacher", 5, SIZE)
+    found = initial_network(teacher, "teacher", 5, SHAPE)
     assert (found.lineage, found.normalisation) == ({}, None)
 
 
@@ -60,9 +60,9 @@ def test_random_weights_have_no_lineage_and_the_normalisation_of_the_images(teac
 def test_weights_of_a_library_have_its_normalisation_unless_another_is_given(name, teacher, tmp_path):
     path = saved(tmp_path / "a.safetensors", name, 4)
     block = changed(teacher, network=name, initial_weights=str(path))
-    assert initial_network(block, "teacher", 5, SIZE).normalisation == IMAGENET
+    assert initial_network(block, "teacher", 5, SHAPE).normalisation == IMAGENET
     own = changed(block, mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
-    assert initial_network(own, "teacher", 5, SIZE).normalisation == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    assert initial_network(own, "teacher", 5, SHAPE).normalisation == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_weights_of_a_library_have_its_normalisation_unless_another_is_given(nam
 def test_positions_of_attention_networks_are_resampled_to_the_image_size(name, size, at, teacher, tmp_path):
     path = saved(tmp_path / "a.safetensors", name, 4)
     block = changed(teacher, network=name, initial_weights=str(path))
-    network = initial_network(block, "teacher", 5, size).network.eval()
+    network = initial_network(block, "teacher", 5, (3, *size)).network.eval()
     assert network(torch.zeros(2, 3, *size)).shape == (2, 5)
     torch.manual_seed(5)
     native, state = models.build(name, 4).state_dict(), network.state_dict()
@@ -84,20 +84,20 @@ def test_positions_of_attention_networks_are_resampled_to_the_image_size(name, s
     assert all(torch.equal(state[key], native[key]) for key in same if "index" not in key)
     assert at in state
     with pytest.raises(CheckpointError, match=r"head.*\[4, \d+\] in place of \[5, \d+\]"):
-        given_teacher(changed(teacher, network=name, checkpoint=str(path)), 5, size)
-    whole = given_teacher(changed(teacher, network=name, checkpoint=str(path)), 4, size)
+        given_teacher(changed(teacher, network=name, checkpoint=str(path)), 5, (3, *size))
+    whole = given_teacher(changed(teacher, network=name, checkpoint=str(path)), 4, (3, *size))
     assert torch.equal(list(whole.state_dict().values())[-1], list(native.values())[-1])
 
 
 def test_a_tag_without_its_weights_is_refused(teacher):
     with pytest.raises(ParamsError, match=r"teacher\.network timm:resnet18\.a1_in1k names the weights a1_in1k, but "):
-        initial_network(changed(teacher, network="timm:resnet18.a1_in1k"), "teacher", 5, SIZE)
+        initial_network(changed(teacher, network="timm:resnet18.a1_in1k"), "teacher", 5, SHAPE)
 
 
 def test_networks_without_pretrained_weights_are_refused(teacher):
     block = changed(teacher, network="resnet20", initial_weights="pretrained")
     with pytest.raises(CheckpointError, match=r"teacher\.initial_weights: only torchvision: and timm: names have"):
-        initial_network(block, "teacher", 5, SIZE)
+        initial_network(block, "teacher", 5, SHAPE)
 
 
 _PRETRAINED = """
@@ -235,3 +235,24 @@ def test_a_given_normalisation_that_fits_is_kept(taken):
 def test_contradictions_in_params_are_refused(teacher, changes, words):
     with pytest.raises(ValueError, match=words):
         changed(teacher, **changes)
+
+
+def test_a_normalisation_has_a_number_for_each_channel(params):
+    values = params.model_dump()
+    values["teacher"] |= {"mean": [0.5], "std": [0.5]}
+    with pytest.raises(ValueError, match=r"teacher\.mean has 1 numbers, but data\.channels is 3; give one for each"):
+        Params.model_validate(values)
+    values["data"]["channels"] = 1
+    assert Params.model_validate(values).teacher.mean == [0.5]
+
+
+def test_weights_for_rgb_images_are_summed_for_grey_ones_and_a_whole_teacher_of_them_is_refused(teacher, tmp_path):
+    path = saved(tmp_path / "a.safetensors", "timm:resnet18", 5)
+    block = changed(teacher, network="timm:resnet18", initial_weights=str(path))
+    rgb, grey = (initial_network(block, "teacher", 5, (channels, 32, 32)) for channels in (3, 1))
+    image = torch.rand(2, 1, 32, 32)
+    logits = rgb.network.eval()(image.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(grey.network.eval()(image), logits, rtol=1e-4, atol=1e-5)
+    assert grey.normalisation.mean == pytest.approx((0.449,), abs=1e-6)
+    with pytest.raises(CheckpointError, match=r"take 3 channels, but the images have 1; set data\.channels"):
+        given_teacher(changed(block, initial_weights=None, checkpoint=str(path)), 5, (1, 32, 32))

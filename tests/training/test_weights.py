@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from safetensors.torch import save_file
 import models
 from pipeline.errors import CheckpointError, LineageError, ParamsError
 from pipeline.store.documents import NetworkCard
-from pipeline.training.weights import build_network, load_pretrained, read_network, write_network
-from tests.conftest import CARD, state_hash
+from pipeline.training.weights import build_network, check_runs, load_pretrained, read_network, write_network
+from tests.conftest import CARD, squashed, state_hash
+
+FACTS = CARD | {"image": squashed(32)}
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def network():
 
 
 def test_weights_and_card_come_back_as_written(network, tmp_path):
-    card = write_network(tmp_path / "student", network, CARD)
+    card = write_network(tmp_path / "student", network, FACTS)
     assert NetworkCard.read(tmp_path / "student/card.json") == card
     read = read_network(tmp_path / "student", card)
     assert card.parameters == sum(parameter.numel() for parameter in network.parameters())
@@ -30,7 +33,7 @@ def test_weights_and_card_come_back_as_written(network, tmp_path):
 
 
 def test_weights_that_the_card_does_not_describe_are_refused(network, tmp_path):
-    card = write_network(tmp_path / "student", network, CARD)
+    card = write_network(tmp_path / "student", network, FACTS)
     save_file(models.build("resnet8", 5).state_dict(), tmp_path / "student/weights.safetensors")
     with pytest.raises(LineageError, match="its card was written for"):
         read_network(tmp_path / "student", card)
@@ -43,7 +46,7 @@ def test_weights_that_the_card_does_not_describe_are_refused(network, tmp_path):
 def test_own_weights_that_are_not_finite_are_to_be_made_anew(network, role, stage, tmp_path):
     with torch.no_grad():
         network.fc.bias[0] = torch.nan
-    card = write_network(tmp_path / role, network, CARD | {"role": role})
+    card = write_network(tmp_path / role, network, FACTS | {"role": role})
     with pytest.raises(CheckpointError, match=f"not finite; remove .checkpoints and run `dvc repro -f {stage}`$"):
         read_network(tmp_path / role, card)
 
@@ -142,3 +145,42 @@ def test_a_missing_checkpoint_is_named(network, tmp_path):
 def test_an_unknown_network_names_its_key():
     with pytest.raises(ParamsError, match=r"params\.yaml: distill\.network: .*resnet9"):
         build_network("resnet9", 3, "distill.network")
+
+
+def test_weights_for_colour_are_refused_for_grey_images_in_one_sentence(network, tmp_path):
+    save_file(network.state_dict(), tmp_path / "colour.safetensors")
+    grey = build_network("resnet8", 5, "teacher.network", (1, 32, 32))
+    with pytest.raises(
+        CheckpointError, match=r"colour\.safetensors take 3 channels, but the images have 1; set data\.channels to 3$"
+    ):
+        load_pretrained(grey, tmp_path / "colour.safetensors")
+
+
+def test_a_network_of_grey_images_comes_back_as_written(tmp_path):
+    image = squashed(32).model_copy(update={"channels": 1})
+    network = build_network("resnet8", 5, "distill.network", (1, 32, 32))
+    card = write_network(tmp_path / "student", network, FACTS | {"image": image, "mean": [0.5], "std": [0.25]})
+    assert state_hash(read_network(tmp_path / "student", card)) == state_hash(network)
+
+
+def test_a_network_that_takes_no_grey_images_is_named_with_its_key():
+    with pytest.raises(ParamsError, match=r"params\.yaml: distill\.network: TResNet has no convolution that reads"):
+        build_network("timm:tresnet_m", 5, "distill.network", (1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm:vit_tiny_patch16_224", r"Input height \(96\) doesn't match model \(224\)"),
+        ("torchvision:vit_b_16", r"Wrong image height! Expected 224 but got 96"),
+        ("timm:swin_tiny_patch4_window7_224", r"Input height \(96\) doesn't match model \(224\)"),
+    ],
+)
+def test_a_network_of_one_image_size_is_refused_with_its_own_words(name, words):
+    with torch.device("meta"):
+        network = models.build(name, 5)
+    network = network.to_empty(device="cpu")
+    with pytest.raises(ParamsError) as caught:
+        check_runs(network, "teacher.network", 5, (3, 96, 72))
+    start = r"params\.yaml: teacher\.network cannot take images of 96 x 72 pixels"
+    assert re.fullmatch(rf"{start} \({words}.*\); change it or data\.image_size", str(caught.value))

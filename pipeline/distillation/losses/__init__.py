@@ -17,6 +17,7 @@ from pipeline.distillation.losses.dkd import DkdLoss
 from pipeline.distillation.losses.features import FEATURE_LOSSES, FeatureLoss
 from pipeline.distillation.losses.kd import KdLoss
 from pipeline.distillation.losses.mlkd import MlkdLoss
+from pipeline.store.documents import Shape
 
 LOSSES: dict[str, type[BaseLoss]] = {
     "kd": KdLoss,
@@ -27,6 +28,6 @@ LOSSES: dict[str, type[BaseLoss]] = {
 }
 
 
-def make_loss(params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> BaseLoss:
+def make_loss(params: DistillParams, student: nn.Module, teacher: nn.Module, shape: Shape) -> BaseLoss:
     """The base loss that ``params.loss`` asks for; errors as of its class."""
-    return LOSSES[params.loss.name](params, student, teacher, image_size)
+    return LOSSES[params.loss.name](params, student, teacher, shape)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.config import DistillParams, LossParams
+from pipeline.store.documents import Shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class BaseLoss(nn.Module, ABC):
 
     Args:
         params: with the block of this loss.
-        student, teacher, image_size: for losses on feature maps, whose shapes are found by one pass of each network.
+        student, teacher: for losses on feature maps, whose shapes are found by one pass of each network.
+        shape: of an image.
 
     Attributes:
         ce_weight, kd_weight: of the cross-entropy, and of the distillation loss on logits.
@@ -54,7 +56,7 @@ class BaseLoss(nn.Module, ABC):
     strong_views: bool = False
     reads_features: bool = False
 
-    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> None:
+    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, shape: Shape) -> None:
         super().__init__()
         self.params: Any = params.loss
         loss: LossParams = params.loss

@@ -14,6 +14,7 @@ from pipeline.distillation.losses.fitnet import FitNet
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.reviewkd import ReviewKD
 from pipeline.errors import ParamsError
+from pipeline.store.documents import Shape
 
 # name -> makes the loss on feature maps from the channels of the student's and the teacher's stages
 FEATURE_LOSSES: dict[str, Callable[[Sequence[int], Sequence[int]], nn.Module]] = {
@@ -36,8 +37,8 @@ class FeatureLoss(BaseLoss):
 
     reads_features = True
 
-    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> None:
-        super().__init__(params, student, teacher, image_size)
+    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, shape: Shape) -> None:
+        super().__init__(params, student, teacher, shape)
         stages = [
             _stages("student", student, self.params.student_stages),
             _stages("teacher", teacher, self.params.teacher_stages),
@@ -52,7 +53,7 @@ class FeatureLoss(BaseLoss):
             stages = [names[middle : middle + 1] for names in stages]
         try:
             self._student_tap, self._teacher_tap = FeatureTap(student, stages[0]), FeatureTap(teacher, stages[1])
-            channels = _channels(student, stages[0], image_size), _channels(teacher, stages[1], image_size)
+            channels = _channels(student, stages[0], shape), _channels(teacher, stages[1], shape)
         except ValueError as error:
             raise ParamsError(f"params.yaml: distill.loss: {error}") from None
         self.loss = FEATURE_LOSSES[self.params.name](*channels)
@@ -83,13 +84,13 @@ def _stages(role: str, network: nn.Module, given: Sequence[str] | None) -> Seque
     return names
 
 
-def _channels(network: nn.Module, names: Sequence[str], image_size: int) -> list[int]:
+def _channels(network: nn.Module, names: Sequence[str], shape: Shape) -> list[int]:
     channels = []
-    for name, shape in zip(names, feature_shapes(network, names, image_size), strict=True):
-        if len(shape) != 3:
+    for name, found in zip(names, feature_shapes(network, names, shape), strict=True):
+        if len(found) != 3:
             raise ValueError(
-                f'submodule "{name}" of {type(network).__name__} returns {["B", *shape]}, not feature maps '
+                f'submodule "{name}" of {type(network).__name__} returns {["B", *found]}, not feature maps '
                 "[B, C, H, W]; name another"
             )
-        channels.append(shape[0])
+        channels.append(found[0])
     return channels

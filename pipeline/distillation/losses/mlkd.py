@@ -12,6 +12,7 @@ from pipeline.config import DistillParams
 from pipeline.distillation.losses.base import BaseLoss, Term, ViewLogits
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import as_column, widen
+from pipeline.store.documents import Shape
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -132,8 +133,8 @@ def low_confidence(teacher_logits: Tensor) -> Tensor:
 class MlkdLoss(BaseLoss):
     """kd_weight * MLKD of each view; the selection by confidence applies to the clean view only."""
 
-    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, image_size: int) -> None:
-        super().__init__(params, student, teacher, image_size)
+    def __init__(self, params: DistillParams, student: nn.Module, teacher: nn.Module, shape: Shape) -> None:
+        super().__init__(params, student, teacher, shape)
         self.strong_views = self.params.strong_view
         self._base = params.temperatures.mid
 

@@ -102,7 +102,7 @@ def test_the_term_of_a_loss_object_equals_the_reference_and_has_the_weight_of_pa
 ):
     warm = {"warmup_epochs": 5.0} if loss == "dkd" else {}
     chosen = params.distill.model_copy(update={"loss": loss_params(loss, kd_weight=0.7, **warm)})
-    base = make_loss(chosen, nn.Identity(), nn.Identity(), 32)
+    base = make_loss(chosen, nn.Identity(), nn.Identity(), (3, 32, 32))
 
     def values(student, teacher, labels, tau):
         [term] = base.terms(ViewLogits(student, teacher, teacher, labels, tau, strong=False), epoch=1)

@@ -319,7 +319,7 @@ def test_the_runtime_of_a_form_computes_its_graph_as_meant(kind: type[nn.Module]
     torch.manual_seed(0)
     network, images = kind().eval(), np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32)
     with quiet():
-        model = from_program(capture(network, 16, "student"), 18)
+        model = from_program(capture(network, (3, 16, 16), "student"), 18)
     found = Quantizer(model, images, CAREFUL).graph(form)
     assert found.fp32_layers == inspect(found.model).fp32_layers
     wanted = next(observe(model, ["logits"], images))[0]
