@@ -37,16 +37,16 @@ class Draws:
     """
 
     def __init__(self, batch: int, part: Part, generator: torch.Generator, device: torch.device) -> None:
-        self._batch, self._part, self._generator, self._device = batch, part, generator, device
+        self._batch, self._part, self._generator, self.device = batch, part, generator, device
 
     def integers(self, below: int, count: int = 1) -> Tensor:
         """int64 [count, M, 1] in [0, below)."""
         shape = count, self._batch, 1
-        return torch.randint(below, shape, generator=self._generator, device=self._device)[:, self._part]
+        return torch.randint(below, shape, generator=self._generator, device=self.device)[:, self._part]
 
     def uniform(self, count: int = 1) -> Tensor:
         """float32 [count, M, 1] in [0, 1)."""
-        return torch.rand((count, self._batch, 1), generator=self._generator, device=self._device)[:, self._part]
+        return torch.rand((count, self._batch, 1), generator=self._generator, device=self.device)[:, self._part]
 
 
 def view_count(params: AugmentationParams) -> int:
@@ -65,34 +65,41 @@ def crops(
     Returns:
         uint8 [M, H, W, C], and int64 [M], the number of each view in [0, :func:`view_count`), if that is defined.
     """
-    _, height, width = shape
-    rows, columns = (torch.arange(side, device=stored.device) for side in (height, width))
     if isinstance(params.crop, ResizedCropParams):
-        top, left, part_height, part_width = _boxes(params.crop, draws)
-        numbers = torch.zeros_like(places)
-    else:
-        offsets = draws.integers(2 * params.padding + 1, count=2)
-        numbers = ((2 * params.padding + 1) * offsets[0] + offsets[1])[:, 0]
-    mirrored = draws.uniform()[0] < 0.5 if params.horizontal_flip else None
-    inverted = draws.uniform()[0] < 0.5 if params.vertical_flip else None
-    turns = draws.integers(4)[0] if params.quarter_turns else None
+        boxes = _boxes(params.crop, draws)
+        rows, columns, _ = _turned(shape, params, draws)
+        return _sampled(stored[places], rows, columns, boxes), torch.zeros_like(places)
+    top, left = draws.integers(2 * params.padding + 1, count=2)
+    rows, columns, mirrored = _turned(shape, params, draws)
+    numbers = (2 * params.padding + 1) * top + left
     if mirrored is not None:
+        numbers = 2 * numbers + mirrored
+    cropped = stored[places[:, None, None], top[:, :, None] + rows, left[:, :, None] + columns]
+    return cropped, numbers[:, 0]
+
+
+def _turned(shape: Shape, params: AugmentationParams, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Flip and turn crops at random.
+
+    Returns:
+        Row and column in the crop of each pixel of a view, int64, which broadcast to [M, H, W]; and whether the view is
+        mirrored, bool [M, 1], None without horizontal flips.
+    """
+    _, height, width = shape
+    rows, columns = torch.arange(height, device=draws.device), torch.arange(width, device=draws.device)
+    mirrored = None
+    if params.horizontal_flip:
+        mirrored = draws.uniform()[0] < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
-        numbers = 2 * numbers + mirrored[:, 0]
-    if inverted is not None:
-        rows = torch.where(inverted, height - 1 - rows, rows)
-    if turns is not None:  # turned to the left: transposed and inverted once, both flips for twice
-        rows = torch.where((turns == 1) | (turns == 2), height - 1 - rows, rows)
-        columns = torch.where(turns >= 2, width - 1 - columns, columns)
-    rows, columns = rows.expand(len(places), -1)[:, :, None], columns.expand(len(places), -1)[:, None, :]
-    if turns is not None:
-        transposed = (turns % 2 == 1)[:, :, None]
-        rows, columns = torch.where(transposed, columns, rows), torch.where(transposed, rows, columns)
-    if isinstance(params.crop, ResizedCropParams):
-        y = top[:, :, None] + part_height[:, :, None] * (rows + 0.5) / height
-        x = left[:, :, None] + part_width[:, :, None] * (columns + 0.5) / width
-        return _sampled(stored[places], x, y), numbers
-    return stored[places[:, None, None], offsets[0][:, :, None] + rows, offsets[1][:, :, None] + columns], numbers
+    if params.vertical_flip:
+        rows = torch.where(draws.uniform()[0] < 0.5, height - 1 - rows, rows)
+    if not params.quarter_turns:
+        return rows[..., :, None], columns[..., None, :], mirrored
+    turns = draws.integers(4)[0]  # to the left: transposed and upside down for one, both flips for two
+    rows = torch.where((turns == 1) | (turns == 2), height - 1 - rows, rows)[:, :, None]
+    columns = torch.where(turns >= 2, width - 1 - columns, columns)[:, None, :]
+    transposed = (turns % 2 == 1)[:, :, None]
+    return torch.where(transposed, columns, rows), torch.where(transposed, rows, columns), mirrored
 
 
 def _boxes(crop: ResizedCropParams, draws: Draws) -> Tensor:
@@ -115,9 +122,19 @@ def _sides(
     return (share.sqrt() / root).clamp(max=1), (share.sqrt() * root).clamp(max=1)
 
 
-def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear samples of ``images``, uint8 [M, H, W, C], at places in [0, 1] that broadcast to [M, H, W]."""
-    grid = torch.stack([(2 * x - 1).expand(images.shape[:3]), (2 * y - 1).expand(images.shape[:3])], dim=-1)
+def _sampled(images: Tensor, rows: Tensor, columns: Tensor, boxes: Tensor) -> Tensor:
+    """Enlarge parts of images, uint8 [M, H, W, C], with bilinear interpolation.
+
+    Args:
+        rows, columns: of each pixel in the enlarged part; they broadcast to [M, H, W].
+        boxes: as of :func:`_boxes`.
+    """
+    _, height, width, _ = images.shape
+    top, left, part_height, part_width = boxes[..., None]
+    # in the coordinates of grid_sample, from -1 at the first edge of an image to 1 at the last
+    y = 2 * (top + part_height * (rows + 0.5) / height) - 1
+    x = 2 * (left + part_width * (columns + 0.5) / width) - 1
+    grid = torch.stack([x.expand(images.shape[:3]), y.expand(images.shape[:3])], dim=-1)
     values = images.permute(0, 3, 1, 2).float()
     sampled = F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

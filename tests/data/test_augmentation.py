@@ -64,7 +64,7 @@ def test_pad_crops_and_flips_of_images_that_are_not_square_are_cut_out_of_the_bo
     assert len(seen) > 15
 
 
-def test_views_of_crop_and_flip_are_those_that_earlier_versions_drew():
+def test_crops_and_flips_are_drawn_in_an_order_that_does_not_change():
     """The order of the draws: two offsets for each image of the batch, then whether it is mirrored."""
     pixels, made = noise(), generator(3)
     offsets = torch.randint(5, (2, len(pixels), 1), generator=made)[:, :, 0].tolist()

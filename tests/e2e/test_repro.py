@@ -108,7 +108,7 @@ def clone(tmp_path_factory, own_home) -> Path:
 
 def test_the_run_ends_in_a_summary_a_page_and_a_deploy_folder(clone):
     summary = json.loads((clone / "reports/summary.json").read_text())
-    assert summary["schema"] == 1
+    assert summary["schema"] == 2
     assert summary["recommended"]
     formats = {(row["format"], row["precision"], row["runtime"]) for row in summary["rows"] if row["top1"] is not None}
     assert {("onnx", "int8", "onnxruntime"), ("openvino", "int8", "openvino"), ("torch", "fp32", "torch")} <= formats
