@@ -44,6 +44,12 @@ def _named_once(names: list[str]) -> list[str]:
     return names
 
 
+def _number_of_stages(freeze: int | str) -> int | str:
+    if isinstance(freeze, int) and freeze < 0:
+        raise ValueError(f"it is {freeze}; give a number of stages, 0 or more, or backbone")
+    return freeze
+
+
 Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_named_once)]
 
 
@@ -96,7 +102,7 @@ class TrainingParams(Block):
     warmup_epochs: NonNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
-    freeze: Literal["backbone"] | Annotated[int, Field(ge=0)]
+    freeze: Annotated[Literal["backbone"] | int, AfterValidator(_number_of_stages)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]
