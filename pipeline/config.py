@@ -65,6 +65,12 @@ def _image_size(value: Any) -> Any:
     return value
 
 
+def _number_of_stages(freeze: int | str) -> int | str:
+    if isinstance(freeze, int) and freeze < 0:
+        raise ValueError(f"it is {freeze}; give a number of stages, 0 or more, or backbone")
+    return freeze
+
+
 Runtimes = Annotated[list[RuntimeName], Field(min_length=1), AfterValidator(_named_once)]
 ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_image_size)]
 ResizeName = Literal["squash", "crop", "letterbox"]
@@ -176,7 +182,7 @@ class TrainingParams(Block):
     drop_path: Fraction
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
-    freeze: Literal["backbone"] | Annotated[int, Field(ge=0)]
+    freeze: Annotated[Literal["backbone"] | int, AfterValidator(_number_of_stages)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]

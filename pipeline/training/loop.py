@@ -51,8 +51,10 @@ def train(
         TrainingError: the loss or the weights were not finite, or the network has collapsed: it predicts one class for
             all validation images after the last epoch, or for a tenth of the epochs. Names step, learning rate and
             sample indices.
-        ValueError: the network has no such stages to freeze, or there is no such optimizer.
+        ValueError: the network has no such stages to freeze, there is no such optimizer, or no checkpoint for the best.
     """
+    if params.keep == "best" and checkpoint is None:
+        raise ValueError("the best epoch is kept in a checkpoint, but there is none")
     if params.precision == "bf16" and not has_bf16(session.device):
         logging.warning("training.precision is bf16, which this processor emulates: many times slower than auto")
     network.to(session.device).to(memory_format=torch.channels_last)
@@ -69,9 +71,7 @@ def train(
                 session.on_step()
             yield record
         yield from _further_epochs(network, task, params, session, checkpoint, update, records)
-    if params.keep == "best":
-        if checkpoint is None:
-            raise ValueError("the best epoch is kept in a checkpoint, but there is none")
+    if params.keep == "best" and checkpoint is not None:
         with session.world.barrier():  # the first process has written it
             pass
         checkpoint.load_best(task.kept)

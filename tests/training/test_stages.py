@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from pipeline.config import Params
+from pipeline.config import Params, validated
 from pipeline.errors import ParamsError
 from pipeline.training.optimizer import check_trainable
 from pipeline.training.stages import classifier, frozen, stages, train_mode
@@ -76,6 +76,14 @@ def test_more_stages_than_there_are_before_the_classifier_are_refused(params, fr
     with pytest.raises(ParamsError, match=words):
         check_trainable(models.build("resnet8", 4), settings(params, freeze=freeze), "distill.training")
     check_trainable(models.build("resnet8", 4), settings(params, freeze=4), "distill.training")
+
+
+@pytest.mark.parametrize(("freeze", "words"), [(-1, "it is -1; give a number"), ("bakbone", "'backbone'")])
+def test_what_is_no_number_of_stages_is_refused(params, freeze, words):
+    values = params.model_dump()
+    values["distill"]["training"]["freeze"] = freeze
+    with pytest.raises(ParamsError, match=rf"^params\.yaml: distill\.training\.freeze.*{words}"):
+        validated(Params, values, "params.yaml")
 
 
 def test_weights_that_are_drawn_at_random_are_not_frozen(params):
