@@ -13,8 +13,8 @@ from pipeline.training.session import Session
 from pipeline.training.stages import train_mode
 from pipeline.training.task import S, Task
 
-_FEWEST, _MOST = 3, 15  # timed steps of each precision
-_SECONDS = 3.0  # after which no further round begins
+_ROUNDS = 15  # timed steps of each precision, at most
+_SECONDS = 5.0  # after which no further round begins
 _GAIN = 0.9  # bf16 is chosen at this share of the time of fp32, which is exact, or less
 
 
@@ -51,7 +51,7 @@ def faster_precision(forward: nn.Module, network: nn.Module, task: Task[S], sess
         for precision in precisions:  # untimed: choice of kernels, compilation
             seconds(precision)
         spent = 0.0
-        while len(times["bf16"]) < _FEWEST or (spent < _SECONDS and len(times["bf16"]) < _MOST):
+        while not times["bf16"] or (spent < _SECONDS and len(times["bf16"]) < _ROUNDS):
             for precision in precisions:
                 # summed, so that all processes do equally many rounds
                 found = float(world.total(torch.tensor(seconds(precision), device=device))) / world.size
