@@ -125,12 +125,10 @@ def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, 
     }
     best = max(top1, key=lambda name: top1[name])  # the first of equals
     if given is None:
-        logging.warning(
-            "checkpoint %s fits the normalisation of %s best: validation top-1 %.4f (%s)",
-            params.checkpoint,
-            best,
-            top1[best],
-            ", ".join(f"{name} {value:.4f}" for name, value in top1.items() if name != best),
+        others = ", ".join(f"{name} {value:.4f}" for name, value in top1.items() if name != best)
+        session.tell(
+            f"normalisation: that of {best}, in which checkpoint {params.checkpoint} fits best: validation top-1 "
+            f"{top1[best]:.4f} ({others})"
         )
         return candidates[best]
     if top1[best] - top1["params.yaml"] >= _MUCH_WORSE:

@@ -197,21 +197,26 @@ def digits_teacher(params, tiny_run_once, tmp_path_factory):
 
 
 @pytest.fixture
-def taken(tiny_run, params, digits_teacher, tmp_path):
+def said():
+    return []
+
+
+@pytest.fixture
+def taken(tiny_run, params, digits_teacher, tmp_path, said):
     def make(**changes):
         block = changed(params.teacher, network="resnet8", checkpoint=str(digits_teacher), **changes)
-        session = Session(torch.device("cpu"), checkpoints=tmp_path / "checkpoints")
+        session = Session(torch.device("cpu"), checkpoints=tmp_path / "checkpoints", tell=said.append)
         return make_teacher(tiny_run, params.model_copy(update={"teacher": block}), session)
 
     return make
 
 
-def test_the_normalisation_that_fits_a_checkpoint_is_found_and_said(taken, caplog):
+def test_the_normalisation_that_fits_a_checkpoint_is_found_and_said(taken, said):
     card = taken()
-    assert "teacher.safetensors fits the normalisation of " in caplog.text
-    assert "CIFAR-100 0." in caplog.text
-    found, best = card.val_top1, caplog.text.partition("validation top-1 ")[2][:6]
-    assert float(best) == pytest.approx(found, abs=1e-4)
+    (sentence,) = said
+    assert "teacher.safetensors fits best: validation top-1 " in sentence
+    assert "CIFAR-100 0." in sentence
+    assert float(sentence.partition("validation top-1 ")[2][:6]) == pytest.approx(card.val_top1, abs=1e-4)
 
 
 def test_a_normalisation_in_which_a_checkpoint_is_much_worse_is_refused(taken):
