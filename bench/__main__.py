@@ -12,12 +12,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import models
-from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS, measure_memory
+from bench.arms import ARMS, COMPARISONS, MEMORY_ARMS, Ours, measure_memory
 from bench.common import Result, interleaved, machine_sentence, run, span, table, yes_no
 from bench.setting import Setting, make_stores
 from pipeline.compute.device import choose_device
@@ -32,8 +32,8 @@ _MEMORY_OF = {
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", default="wrn_40_2", choices=models.available(), metavar="NETWORK")
-    parser.add_argument("--student", default="wrn_16_2", choices=models.available(), metavar="NETWORK")
+    parser.add_argument("--teacher", type=_network, default="wrn_40_2", metavar="NETWORK", help="as in params.yaml")
+    parser.add_argument("--student", type=_network, default="wrn_16_2", metavar="NETWORK", help="likewise")
     parser.add_argument("--batch-size", type=_count, default=64, help="images in a step")
     parser.add_argument("--image-size", type=_count, default=32, help="pixels, at least 8")
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of an arm in a round")
@@ -46,6 +46,14 @@ def main(arguments: Sequence[str]) -> None:
     if "--quick" in arguments:
         parser.set_defaults(**_QUICK)
     run(parser, arguments, measure, report)
+
+
+def _network(name: str) -> str:
+    try:
+        models.build(name, 2)
+    except models.UnknownNetworkError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _count(text: str) -> int:
@@ -62,6 +70,7 @@ def measure(options: argparse.Namespace) -> Result:
         images = make_stores(options.images, setting)
         if options.images is None:
             print("no --images: these are digits, not photographs; speed hardly depends on what is in them")
+        setting = replace(setting, precision=Ours(setting).chosen_precision())  # the same in all arms but the reference
         samples = interleaved({name: ARMS[name](setting) for name in options.arms}, options.rounds, "bench")
         compared = [each for each in COMPARISONS if {each.numerator, each.denominator} <= set(samples)]
         return {
@@ -107,7 +116,7 @@ def report(result: Mapping[str, Any]) -> str:
     return f"""# Speed of the pipeline's own code
 
 {setting["teacher"]} to {setting["student"]}, batch {setting["batch_size"]}, {setting["image_size"]} x \
-{setting["image_size"]} pixels, on {setting["device"]}. Images: {result["images"]}. Medians of {result["rounds"]} \
+{setting["image_size"]} pixels, in {setting["precision"]} (the reference mode in fp32), on {setting["device"]}. Images: {result["images"]}. Medians of {result["rounds"]} \
 interleaved rounds of {setting["steps"]} timed steps per arm; a value is the ratio of the medians, and min to max are \
 the ratios within a round.
 

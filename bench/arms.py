@@ -12,14 +12,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +28,18 @@ from torch import Tensor, nn
 from bench.common import Comparison
 from bench.reference import Reference
 from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, ROOT, TEMPERATURES, Setting
-from pipeline.compute.device import autocast, compiled, fastest_kernels, full_fp32
+from pipeline.compute.device import TrainingPrecision, autocast, compiled, fastest_kernels, full_fp32
 from pipeline.config import PadCropParams
 from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, steps_per_epoch
+from pipeline.data.pixels import StreamedPixels
+from pipeline.data.store import FileSplit, read_card, read_split
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
 from pipeline.energy.scoring import score_images
 from pipeline.energy.subset import select_subset
+from pipeline.training.card import EpochRecord
 from pipeline.training.session import Session
 
 ENERGY_TEMPERATURE = 4.0
@@ -78,10 +81,17 @@ class Ours:
         self._scored = ScoredImages(images, groups, ENERGY_TEMPERATURE, select_subset(energy, fraction or 1.0))
 
     def __call__(self) -> float:
+        *_, last = self._epochs()
+        return self._image_count / last.seconds
+
+    def chosen_precision(self) -> TrainingPrecision:
+        """The precision that the pipeline chooses by timing."""
+        return next(self._epochs()).precision
+
+    def _epochs(self) -> Iterator[EpochRecord]:
         student, teacher = (self._setting.network(name) for name in (self._setting.student, self._setting.teacher))
         session = Session(self._device)
-        *_, last = train_student(student, teacher, self._scored, self._validation, self._params, session)
-        return self._image_count / last.seconds
+        return train_student(student, teacher, self._scored, self._validation, self._params, session)
 
 
 class Scoring:
@@ -156,6 +166,22 @@ class BareStep:
         return setting.image_count / (setting.clock() - started)
 
 
+class BareDecoder:
+    """Images/s of the worker processes that decode files; nothing is made of the images."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        folder = setting.store("files")
+        paths = cast(FileSplit, read_split(folder, "train")).paths
+        self._pixels = StreamedPixels(paths, read_card(folder).image, torch.device("cpu"), padding=0)
+        self._indices = torch.split(torch.arange(len(paths)), setting.batch_size)
+
+    def __call__(self) -> float:
+        started = self._setting.clock()
+        count = sum(len(places) for _, places in self._pixels.fetch(self._indices))
+        return count / (self._setting.clock() - started)
+
+
 class BareForward:
     """Images/s of the teacher's forward pass alone, in the precision and batch sizes of the scoring pass."""
 
@@ -204,6 +230,7 @@ ARMS: dict[str, Callable[[Setting], Callable[[], float]]] = {
     "ours, teacher_cache half known": partial(Ours, half_known=True),
     "ours, compiled, teacher_cache half known": partial(Ours, compiled=True, half_known=True),
     "ours, files": partial(Ours, storage="files"),
+    "bare decoder": BareDecoder,
     **{_heda(fraction): partial(Ours, fraction=fraction) for fraction in FRACTIONS},
     "scoring": Scoring,
     "bare forward": BareForward,
@@ -223,6 +250,8 @@ COMPARISONS = (
         for f in FRACTIONS
     ),
     Comparison("(e) packed store / files decoded in workers", "ours", "ours, files"),
+    Comparison("(f) files decoded in workers / bare decoder", "ours, files", "bare decoder"),
+    Comparison("(f) files decoded in workers / bare step on resident data", "ours, files", "bare step"),
 )
 
 MEMORY_ARMS = ("reference", "ours", "scoring")

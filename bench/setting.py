@@ -15,7 +15,6 @@ from PIL import Image
 from torch import nn
 
 import models
-from pipeline.compute.device import has_bf16
 from pipeline.config import AugmentationParams, DataParams, KdParams, Params, TemperatureParams, load_params
 from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, open_images
@@ -43,6 +42,7 @@ class Setting:
         warmup_steps: untimed steps before them, where an arm does not warm up by a whole epoch.
         device: where to compute.
         stores: folder of both stores, ``packed`` and ``files``.
+        precision: of the pipeline's arms.
     """
 
     teacher: str
@@ -53,6 +53,7 @@ class Setting:
     warmup_steps: int
     device: Literal["cpu", "cuda"]
     stores: str
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @property
     def image_count(self) -> int:
@@ -71,7 +72,8 @@ class Setting:
     def network(self, name: str) -> nn.Module:
         """A network on the device, contiguous; random weights, equal in each arm, are as fast as trained ones."""
         torch.manual_seed(0)
-        return models.build(name, len(read_card(self.store()).class_names)).to(self.device)
+        shape = 3, self.image_size, self.image_size
+        return models.build(name, len(read_card(self.store()).class_names), shape=shape).to(self.device)
 
     def clock(self) -> float:
         """Time in seconds, after the device has finished all queued work."""
@@ -91,7 +93,7 @@ class Setting:
                 "momentum": MOMENTUM,
                 "weight_decay": WEIGHT_DECAY,
                 "warmup_epochs": 0.0,
-                "precision": "bf16" if has_bf16(torch.device(self.device)) else "fp32",  # the same in all arms
+                "precision": self.precision,
                 "compile": "on" if compiled else "off",
             }
         )
