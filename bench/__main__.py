@@ -116,7 +116,8 @@ def report(result: Mapping[str, Any]) -> str:
     return f"""# Speed of the pipeline's own code
 
 {setting["teacher"]} to {setting["student"]}, batch {setting["batch_size"]}, {setting["image_size"]} x \
-{setting["image_size"]} pixels, in {setting["precision"]} (the reference mode in fp32), on {setting["device"]}. Images: {result["images"]}. Medians of {result["rounds"]} \
+{setting["image_size"]} pixels, in {setting["precision"]} (the reference mode in fp32), on {setting["device"]}. \
+Images: {result["images"]}. Medians of {result["rounds"]} \
 interleaved rounds of {setting["steps"]} timed steps per arm; a value is the ratio of the medians, and min to max are \
 the ratios within a round.
 
