@@ -86,7 +86,8 @@ def pretrained(name: str) -> State:
         if library == "torchvision":
             from torchvision.models import get_model
 
-            return dict(get_model(plain, weights="DEFAULT").state_dict())
+            options = {"aux_logits": False} if plain in _LOGITS_ONLY else {}
+            return dict(get_model(plain, weights="DEFAULT", **options).state_dict())
         import timm
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every try; the error says it once
@@ -110,6 +111,10 @@ def input_statistics(name: str) -> Statistics | None:
     if library == "torchvision":
         from torchvision.models import get_model_weights
 
+        if (
+            plain in _LOGITS_ONLY
+        ):  # their weights are of Inception's normalisation, to which the library's networks change
+            return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
         transforms = get_model_weights(plain).DEFAULT.transforms()
         return tuple(transforms.mean), tuple(transforms.std)
     return None
