@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from operator import mod
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,18 +54,22 @@ def build(
     if library == "torchvision":
         options |= _LOGITS_ONLY.get(plain, {})
     try:
-        return _create(library, plain, num_classes, options | size)
+        network = _create(library, plain, num_classes, options | size)
+        _refuse_unseen_border(name, network, image_size if size else None)
+        return network
     except TypeError:  # an option that the network does not have
         if not dropout and not drop_path:
             raise
-        missing = " and ".join(what for what, rate in (("dropout", dropout), ("drop_path", drop_path)) if rate)
-        raise NetworkOptionError(f"{name} does not have {missing}; set it to 0") from None
+        if dropout and drop_path:  # one of them may be there
+            build(name, num_classes, image_size, dropout)
+            build(name, num_classes, image_size, 0.0, drop_path)
+        raise NetworkOptionError(f"{name} has no {'dropout' if dropout else 'drop_path'}; set it to 0") from None
     except (AssertionError, ValueError) as error:
         if not size:
             raise
         reason = str(error).partition("\n")[0] or "its parts would not fit"
         raise NetworkOptionError(
-            f"{name} cannot be built for images of {_times(image_size)} pixels ({reason})"
+            f"{name} cannot be built for images of {_times(image_size)} pixels ({reason}); change data.image_size"
         ) from None
 
 
@@ -93,7 +98,7 @@ def pretrained(name: str) -> State:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every try; the error says it once
         return dict(timm.create_model(plain, pretrained=True).state_dict())
     except Exception as error:  # the libraries let errors of several HTTP clients through
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200] or type(error).__name__
         raise NoWeightsError(
             f"the weights of {name} could not be downloaded ({reason}); get {address} on another machine, and name the "
             "file"
@@ -173,9 +178,16 @@ def _check_known(library: str, plain: str) -> None:
         return
     import timm
 
-    # timm rejects a wrong tag even if it loads no weights
-    if not timm.is_model(plain) or ("." in plain and plain not in timm.list_pretrained()):
+    if not timm.is_model(plain):
         raise unknown(plain, "timm:", timm.list_models(), "python -c 'import timm; print(*timm.list_models())'")
+    architecture, separator, _ = plain.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*") if separator else []
+    if separator and plain not in tags:  # timm rejects it too, even if it loads no weights
+        known = ", ".join(each.partition(".")[2] for each in tags) or "none"
+        listing = f"python -c 'import timm; print(*timm.list_pretrained(\"{architecture}.*\"))'"
+        raise UnknownNetworkError(
+            f"timm:{plain} names weights that timm does not have, but {known}; {listing} lists them."
+        )
 
 
 def _create(library: str, plain: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
@@ -207,6 +219,18 @@ def _size_option(library: str, plain: str, image_size: tuple[int, int] | None) -
 
     config = get_pretrained_cfg(plain)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def _refuse_unseen_border(name: str, network: nn.Module, image_size: tuple[int, int] | None) -> None:
+    """Refuse image sizes that patches do not fill: networks of timm ignore the rest without a word."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if image_size is None or not isinstance(patch, tuple) or not any(map(mod, image_size, patch)):
+        return
+    fitting = [side - side % part or part for side, part in zip(image_size, patch, strict=True)]
+    raise NetworkOptionError(
+        f"{name} sees patches of {_times(patch)} pixels, which do not fill images of {_times(image_size)}; set "
+        f"data.image_size to [{fitting[0]}, {fitting[1]}] or other multiples"
+    )
 
 
 def _address(library: str, plain: str) -> str | None:

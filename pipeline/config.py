@@ -170,7 +170,7 @@ class TrainingParams(Block):
     batch_size: BatchSize
     optimizer: Annotated[str, Field(min_length=1)]
     learning_rate: Positive
-    layer_decay: PositiveFraction
+    layer_decay: Annotated[float, Field(ge=0.01, le=1)]
     momentum: Fraction
     weight_decay: NonNegative
     decay_norms_and_biases: bool
@@ -178,8 +178,8 @@ class TrainingParams(Block):
     schedule: Literal["cosine", "step"]
     milestones: list[Count]
     warmup_epochs: NonNegative
-    dropout: Fraction
-    drop_path: Fraction
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
     freeze: Annotated[Literal["backbone"] | int, AfterValidator(_number_of_stages)]
@@ -203,10 +203,10 @@ class NetworkParams(Block):
     """What teacher and student have in common."""
 
     network: Annotated[str, Field(min_length=1)]
-    initial_weights: str | None
-    checkpoint_entry: str | None
+    initial_weights: Annotated[str, Field(min_length=1)] | None
+    checkpoint_entry: Annotated[str, Field(min_length=1)] | None
     mean: list[Fraction] | None
-    std: list[PositiveFraction] | None
+    std: list[Annotated[float, Field(ge=1e-3, le=1)]] | None
     training: TrainingParams
 
     @property
@@ -228,7 +228,7 @@ class NetworkParams(Block):
 
     @model_validator(mode="after")
     def _frozen_weights_are_given(self) -> Self:
-        if self.training.freeze != 0 and self.initial_weights is None:
+        if self.training.freeze != 0 and self.initial_weights is None and self.weights_file is None:
             raise ValueError(
                 f"training.freeze is {self.training.freeze}, but these weights are drawn at random; give "
                 "initial_weights, or set it to 0"
@@ -237,7 +237,7 @@ class NetworkParams(Block):
 
 
 class TeacherParams(NetworkParams):
-    checkpoint: str | None
+    checkpoint: Annotated[str, Field(min_length=1)] | None
     minimum_top1: Fraction
 
     @property
@@ -246,6 +246,10 @@ class TeacherParams(NetworkParams):
 
     @model_validator(mode="after")
     def _begins_once(self) -> Self:
+        if self.checkpoint == PRETRAINED:
+            raise ValueError(
+                f"checkpoint is the file of a trained teacher; set initial_weights to {PRETRAINED} instead"
+            )
         if self.checkpoint is not None and self.initial_weights is not None:
             raise ValueError(
                 "checkpoint is a trained teacher and initial_weights the start of a training; set one of them to null"

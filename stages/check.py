@@ -1,6 +1,6 @@
 """Checks params.yaml as far as possible without computing, before DVC removes outputs or trains anything.
 
-`make repro` runs it first. The stages check what requires decoding every image or a download.
+`make repro` runs it first. The stages check what requires decoding every image or downloading images.
 """
 
 import logging
@@ -35,7 +35,7 @@ def check(params: Params) -> None:
         refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
     check_networks(params, classes, ImageFormat.of(params.data))
-    for path in filter(None, (params.teacher.checkpoint, params.distill.initial_weights)):
+    for path in filter(None, (params.teacher.weights_file, params.distill.weights_file)):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
 

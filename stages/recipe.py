@@ -4,7 +4,6 @@ python -m stages.recipe NAME
 """
 
 import argparse
-import shutil
 from itertools import count
 from pathlib import Path
 
@@ -21,14 +20,16 @@ def recipe(name: str) -> None:
         raise ParamsError(f"{RECIPES} has no recipe {name!r}; choose from {', '.join(names)}")
     source = RECIPES / f"{name}.yaml"
     load_params(source)
+    if PARAMS.exists() and not PARAMS.is_file():
+        raise ParamsError(f"{PARAMS} is not a file; move it away")
     if PARAMS.exists() and PARAMS.read_bytes() == source.read_bytes():
         print(f"{PARAMS} is the recipe {name} already")
         return
     kept = next(path for number in count(1) if not (path := Path(f"{PARAMS}.{number}")).exists())
-    if PARAMS.exists():
-        shutil.copyfile(PARAMS, kept)
-    with atomic_file(PARAMS) as temporary:
-        shutil.copyfile(source, temporary)
+    for copy, of in ((kept, PARAMS), (PARAMS, source)):
+        if of.exists():
+            with atomic_file(copy) as temporary:
+                temporary.write_bytes(of.read_bytes())
     old = f"; the old file is {kept}" if kept.exists() else ""
     print(f"{PARAMS} is the recipe {name}{old}; read its first lines, then run `make repro`")
 

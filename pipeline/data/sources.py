@@ -219,18 +219,17 @@ def split(source: Source, params: DataParams) -> Members:
     labels, names = source.splits["train"].labels, source.class_names
     remaining = np.arange(len(labels))
     result = {name: (name, np.arange(len(part.labels))) for name, part in source.splits.items()}
-    _check_class_sizes(labels, names)
     for name, key in (("test", "test_fraction"), ("val", "validation_fraction")):
         if name in source.splits:
             continue
         fraction: float = getattr(params, key)
+        _check_class_sizes(labels[remaining], names)
         count = round(fraction * len(remaining))
         if count < len(names):
             raise DataError(
                 f"data.{key} {fraction} of {len(remaining)} images holds out {count}, fewer than the {len(names)} "
                 f"classes; raise it, or add a {name}/ folder"
             )
-        _check_class_sizes(labels[remaining], names)
         kept, held_out = train_test_split(
             remaining, test_size=count, stratify=labels[remaining], random_state=params.seed
         )

@@ -27,7 +27,7 @@ from pipeline.store.space import require_space
 from pipeline.training.card import EpochRecord
 from pipeline.training.weights import state_bytes
 
-_FILE, _BEST = "epoch.pt", "best.pt"
+_FILE = "epoch.pt"
 _FINISHED = "finished"
 _SHARE = 0.015  # of the training time, at most, for storing all epochs but the last
 _CODE = Path(__file__).parents[2]
@@ -49,12 +49,16 @@ class TrainingState:
 
 
 class Checkpoint:
-    """The last stored epoch of one run: weights, optimizer state and records, in one file of torch."""
+    """The last stored epoch of one run: weights, optimizer state, records and the best weights, in one file of torch.
+
+    One file, so that a killed run never goes on with the best weights of epochs that it then trains anew.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._opened = time.perf_counter()
         self._spent = self._latest = 0.0
+        self._best: dict[str, Any] | None = None  # epoch and weights
 
     @property
     def worth_saving(self) -> bool:
@@ -72,7 +76,7 @@ class Checkpoint:
         Args:
             copies: number of tensors that are stored for each weight.
         """
-        stored = sum(path.stat().st_size for path in (self.folder / _FILE, self.folder / _BEST) if path.exists())
+        stored = (self.folder / _FILE).stat().st_size if (self.folder / _FILE).exists() else 0
         needed = max(0, 2 * copies * state_bytes(network) - stored)
         require_space(self.folder / _FILE, needed, "the stored epochs of this training")
 
@@ -87,15 +91,20 @@ class Checkpoint:
         """
         best_before = max((record.val_top1 for record in records[:-1]), default=-1.0)
         if best is not None and records[-1].val_top1 > best_before:
-            _write(self.folder / _BEST, {"epoch": records[-1].epoch, "network": best.state_dict()})
+            weights = {name: value.detach().cpu().clone() for name, value in best.state_dict().items()}
+            self._best = {"epoch": records[-1].epoch, "network": weights}
         if last or self.worth_saving:
             self.save(state, records)
 
     def load_best(self, network: nn.Module) -> int:
-        """Put the best weights into the network and return their epoch. Raises TrainingError: the file is damaged."""
-        stored = _read(self.folder / _BEST)
-        network.load_state_dict(stored["network"])
-        return int(stored["epoch"])
+        """Put the best weights into the network and return their epoch; after the last epoch, which is always stored.
+
+        Raises:
+            TrainingError: the file is damaged.
+        """
+        best = _read(self.folder / _FILE)["best"]
+        network.load_state_dict(best["network"])
+        return int(best["epoch"])
 
     def save(self, state: TrainingState, records: Sequence[EpochRecord]) -> None:
         """Replace the stored epoch. Atomic: a kill leaves the one before."""
@@ -104,6 +113,7 @@ class Checkpoint:
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "average": None if state.average is None else state.average.state_dict(),
+            "best": self._best,
             "records": [vars(record) for record in records],
         }
         _write(self.folder / _FILE, content)
@@ -124,6 +134,7 @@ class Checkpoint:
             records = [EpochRecord(**record) for record in stored["records"]]
             state.network.load_state_dict(stored["network"])
             _restore_optimizer(state.optimizer, stored["optimizer"])
+            self._best = stored["best"]
             if state.average is not None:
                 state.average.load_state_dict(stored["average"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

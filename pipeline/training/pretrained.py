@@ -29,8 +29,10 @@ _WRAPPERS = (
 )
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; only its momentum schedule, which no network here uses
 _NO_WEIGHTS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")  # added by profilers and by weight averaging
+_BESIDE = re.compile(r"\w*(loss|criterion|aux)\w*\.", re.IGNORECASE)  # parts of a training, not of the network
 _UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 CONVERT = "`python -m stages.convert`"
+RUN_CODE = "`python -m stages.convert --run-code`, if you trust it"
 
 
 class Placeholder:
@@ -55,7 +57,8 @@ def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         CheckpointError: the file is missing, is none of these, needs code to be read, or holds no tensors; names the
             cause.
     """
-    return find_tensors(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path), path, entry)
+    safe = path.suffix.lower() == ".safetensors"
+    return find_tensors(_read_safetensors(path) if safe else _read_torch(path), path, entry)
 
 
 def find_tensors(content: Any, path: Path, entry: str | None = None) -> dict[str, Tensor]:
@@ -67,9 +70,13 @@ def find_tensors(content: Any, path: Path, entry: str | None = None) -> dict[str
         key = entry if entry is not None and entry in content else _usual_key(content, path)
         if key is None:
             break
-        content, entry = content[key], None if key == entry else entry
+        content = content[key]
+        if key == entry:
+            keys, entry = list(content) if isinstance(content, Mapping) else [], None
+    if isinstance(content, nn.Module):  # where code of the file may be run
+        content = content.state_dict()
     if isinstance(content, Placeholder):
-        raise CheckpointError(f"{path} holds a whole pickled network; write its weights with {CONVERT}")
+        raise CheckpointError(f"{path} holds a whole pickled network; write its weights with {RUN_CODE}")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a state dict; save the state dict")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -86,42 +93,61 @@ def matched(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> di
     """The tensors by the names of the network: prefixes of wrappers are taken off, counters are added.
 
     A prefix is what stands before a name of the network in most names of the checkpoint (``module.``, ``_orig_mod.``,
-    ``model.``, ``backbone.``). Tensors outside of it that fit no name of the network, such as a loss, are left out with
-    a warning; others are kept, so that loading names them.
+    ``model.``, ``backbone.``). Tensors outside of it, of a loss or of auxiliary classifiers are left out with a
+    warning; others are kept, so that loading names them.
 
     Raises:
         CheckpointError: the checkpoint holds two networks that fit.
     """
     own = network.state_dict()
     tensors = {name: value for name, value in tensors.items() if not _NO_WEIGHTS.search(name)}
-    found: dict[str, list[str]] = {}  # name of the network -> names in the checkpoint that end with it
+    found = _ends(own, tensors)
+    prefixes = Counter(name.removesuffix(key) for key, names in found.items() for name in names)
+    # names such as conv1.weight are parts of others in any network, so a prefix must stand before most names
+    prefix = _best_prefix({prefix: count for prefix, count in prefixes.items() if 2 * count >= len(own)}, path)
+    result = {key: tensors[prefix + key] for key in found if prefix + key in tensors}
+    alone = {key: names[0] for key, names in found.items() if key not in result and len(names) == 1 and prefix}
+    for key, name in alone.items():
+        logging.warning("%s: took %s as %s, which is missing under %s", path, name, key, prefix)
+        result[key] = tensors[name]
+    used = {prefix + key for key in result} | set(alone.values())
+    rest = {name: name.removeprefix(prefix) for name in tensors if name not in used}
+    outside = [
+        name
+        for name, inner in rest.items()
+        if not name.startswith(prefix) or (inner not in own and _BESIDE.match(inner))
+    ]
+    if result and outside:
+        logging.warning("%s: left out %d tensors beside the network, such as %s", path, len(outside), outside[0])
+    left_out = set(outside) if result else set()
+    result |= {inner: tensors[name] for name, inner in rest.items() if name not in left_out}
+    return result | {name: own[name] for name in own if name.endswith(_COUNTER) and name not in result}
+
+
+def _ends(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """For each name of the network the names of the checkpoint that end with it."""
+    found: dict[str, list[str]] = {}
     for name in tensors:
         parts = name.split(".")
         for start in range(len(parts)):
             if (key := ".".join(parts[start:])) in own:
                 found.setdefault(key, []).append(name)
-    prefixes = Counter(name.removesuffix(key) for key, names in found.items() for name in names)
-    (prefix, most), *others = prefixes.most_common() or [("", 0)]
-    if 2 * most < len(own):  # names such as conv1.weight, which are parts of others in any network
-        return dict(tensors)
-    rivals = [other for other, count in others if count == most and prefix and other]
-    if rivals:
+    return found
+
+
+def _best_prefix(prefixes: Mapping[str, int], path: Path) -> str:
+    """The most frequent prefix; of equals that of averaged weights, which is said, or none."""
+    tied = [prefix for prefix, count in prefixes.items() if count == max(prefixes.values())] or [""]
+    averaged = [prefix for prefix in tied if prefix.rstrip(".") in _AVERAGED]
+    if len(tied) > 1 and averaged:
+        logging.warning("%s: took the averaged weights %s; checkpoint_entry chooses others", path, averaged[0])
+        return averaged[0]
+    if len(tied) > 1 and "" not in tied:
         raise CheckpointError(
-            f"{path} holds two networks that fit, {brief(prefix)} and {brief(rivals[0])}; name one with "
+            f"{path} holds two networks that fit, {brief(tied[0])} and {brief(tied[1])}; name one with "
             "checkpoint_entry, without the last dot"
         )
-    result = {}
-    for key, names in found.items():
-        chosen = f"{prefix}{key}" if f"{prefix}{key}" in names else names[0] if len(names) == 1 else None
-        if chosen is not None:
-            result[key] = tensors[chosen]
-    used = {id(value) for value in result.values()}
-    rest = [name for name, value in tensors.items() if id(value) not in used]
-    outside = [name for name in rest if not name.startswith(prefix)]
-    if outside:
-        logging.warning("%s: left out %d tensors beside the network, such as %s", path, len(outside), outside[0])
-    result |= {name.removeprefix(prefix): tensors[name] for name in rest if name.startswith(prefix)}
-    return result | {name: own[name] for name in own if name.endswith(_COUNTER) and name not in result}
+    return "" if "" in tied else tied[0]
 
 
 def by_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -138,7 +164,7 @@ def _usual_key(content: Mapping[Any, Any], path: Path) -> str | None:
     """The key of the state dict; None if ``content`` is one itself, or holds none."""
     for key in (*_AVERAGED, *_WRAPPERS):
         inner = content.get(key)
-        if isinstance(inner, Placeholder) or (isinstance(inner, Mapping) and inner):
+        if isinstance(inner, Placeholder | nn.Module) or (isinstance(inner, Mapping) and inner):
             others = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
             if key in _AVERAGED and others:
                 logging.warning(
@@ -186,9 +212,9 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     elif start.startswith((b"<!doctype html", b"<html")):
         sentence = "is a saved web page; download the file behind its link"
     elif any(name.endswith("constants.pkl") for name in names):
-        sentence = f"is a TorchScript program; write its weights with {CONVERT}"
+        sentence = f"is a TorchScript program; write its weights with {RUN_CODE}"
     elif any("serialized_exported_program" in name or "archive_format" in name for name in names):
         sentence = "is a torch.export program; save the state dict of its network instead"
     elif "weights_only" in str(error):
-        sentence = f"can only be read by running code in it; if you trust it, write its weights with {CONVERT}"
+        sentence = f"can only be read by running code in it; write its weights with {RUN_CODE}"
     return CheckpointError(f"checkpoint {path} {sentence}")

@@ -13,8 +13,8 @@ def stages(network: nn.Module, *, coarse: bool = True) -> list[list[str]]:
     """Names of the parameters of each stage, shallow to deep; the last stage holds the classifier.
 
     Networks of timm declare their stages. In others, the children in the order of their registration are the stages.
-    One that holds nearly all parameters before the last child, as torchvision's ``features`` do, counts by its own
-    children if it is a list of layers; a child with vectors only, such as a batch norm, belongs to the one before it.
+    One that holds nearly all parameters before the last child, as torchvision's ``features`` and ``encoder`` do, counts
+    by its own children; a child with vectors only, such as a batch norm, belongs to the one before it.
 
     Args:
         coarse: False for single blocks in place of stages, where the network declares them.
@@ -38,14 +38,13 @@ def stages(network: nn.Module, *, coarse: bool = True) -> list[list[str]]:
 
 def _children(network: nn.Module) -> list[tuple[str, nn.Module]]:
     *body, last = network.named_children()
-    sizes = [sum(value.numel() for value in child.parameters()) for _, child in body]
-    found: list[tuple[str, nn.Module]] = []
-    for (name, child), size in zip(body, sizes, strict=True):
-        if size > _NEARLY_ALL * sum(sizes) and isinstance(child, nn.Sequential | nn.ModuleList):
-            found += [(f"{name}.{inner}", part) for inner, part in child.named_children()]
-        else:
-            found.append((name, child))
-    return [*found, last]
+    while True:
+        sizes = [sum(value.numel() for value in child.parameters()) for _, child in body]
+        place = max(range(len(body)), key=lambda number: sizes[number], default=0)
+        if not body or sizes[place] <= _NEARLY_ALL * sum(sizes) or len(list(body[place][1].children())) < 2:
+            return [*body, last]
+        name, largest = body[place]
+        body[place : place + 1] = [(f"{name}.{inner}", part) for inner, part in largest.named_children()]
 
 
 def classifier(network: nn.Module) -> list[nn.Module]:

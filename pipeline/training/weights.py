@@ -17,6 +17,7 @@ from pipeline.portable.text import brief, first_line
 from pipeline.store.documents import MAKERS, NetworkCard, Shape
 from pipeline.store.paths import CARD
 from pipeline.training.pretrained import CONVERT, by_order, matched, read_checkpoint
+from pipeline.training.stages import classifier
 
 WEIGHTS = "weights.safetensors"
 Resample = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor] | None]
@@ -148,8 +149,8 @@ def load_tensors(
 
     Args:
         source: of the tensors, for the message.
-        new_classes: number of classes of a network that is to be trained further: tensors that differ from the
-            network's in the number of classes alone are left out, and the network's own stay; weights for RGB images
+        new_classes: number of classes of a network that is to be trained further: a classifier that is missing, or
+            differs from the network's in the number of classes alone, stays the network's own; weights for RGB images
             are summed for grey ones.
         resample: makes tensors of another image size fit, or returns None.
 
@@ -157,27 +158,27 @@ def load_tensors(
         CheckpointError: they are those of another network, or hold values that are not finite.
     """
     _check_plain(tensors, source)
-    classifier = {}
-    if new_classes is not None:
-        tensors = for_grey(tensors, network)
-        classifier = _class_tensors(network, tensors, new_classes)
-    shapes = {name: value.shape for name, value in network.state_dict().items() if name not in classifier}
+    fresh = {} if new_classes is None else _fresh_classifier(network, tensors, new_classes)
+    shapes = {name: value.shape for name, value in network.state_dict().items() if name not in fresh}
     if resample is not None and any(shapes[name] != tensors[name].shape for name in shapes.keys() & tensors.keys()):
         tensors = resample(tensors) or tensors
-    load_state(network, {**tensors, **classifier}, source)
+    if new_classes is not None:
+        tensors = for_grey(tensors, network)
+    load_state(network, {**tensors, **fresh}, source)
 
 
-def _class_tensors(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """The network's tensors [num_classes, ...] whose namesakes in ``tensors`` differ only in the first size."""
-    return {
-        name: own
-        for name, own in network.state_dict().items()
-        if own.ndim > 0
-        and own.shape[0] == num_classes
-        and name in tensors
-        and tensors[name].shape[:1] != own.shape[:1]
-        and tensors[name].shape[1:] == own.shape[1:]
+def _fresh_classifier(network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """The network's own tensors [num_classes, ...] that ``tensors`` lack, all of the classifier, or have for another
+    number of classes."""
+    own = {name: value for name, value in network.state_dict().items() if value.shape[:1] == (num_classes,)}
+    ends = {id(value) for part in classifier(network) for value in part.parameters()}
+    missing = {name for name, value in network.named_parameters() if id(value) in ends and name not in tensors}
+    other = {
+        name
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape[:1] != own[name].shape[:1] and tensors[name].shape[1:] == own[name].shape[1:]
     }
+    return {name: own[name] for name in own.keys() & (missing | other)}
 
 
 def load_state(network: nn.Module, state: Mapping[str, Any], path: Path | str) -> None:
@@ -191,6 +192,9 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path | str) -
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    kinds = [
+        name for name in own if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     grey = {f"{name}.weight" for name, layer in network.named_modules() if getattr(layer, "in_channels", None) == 1}
     if any(name in grey and state[name].shape[1:2] == (3,) for name in shapes):
         raise CheckpointError(f"the weights of {path} take 3 channels, but the images have 1; set data.channels to 3")
@@ -199,6 +203,8 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path | str) -
         problems.append(f"lacks {len(missing)} tensors such as {missing[0]}")
     if unexpected:
         problems.append(f"has {len(unexpected)} others such as {brief(unexpected[0])}")
+    if kinds:
+        problems.append(f"has {kinds[0]} as {str(state[kinds[0]].dtype).removeprefix('torch.')} numbers, not floats")
     if shapes:
         name = shapes[0]
         problems.append(f"has {name} as {list(state[name].shape)} in place of {list(own[name].shape)}")

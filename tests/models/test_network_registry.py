@@ -41,7 +41,7 @@ def test_networks_with_auxiliary_heads_return_only_logits_in_training_mode(name:
         ("torchvision:resnet19", "torchvision:resnet18", "list_models"),
         ("torchvision:fcn_resnet50", "torchvision:", "list_models"),
         ("timm:mobilenetv3_smal_050", "timm:mobilenetv3_small_050", "timm.list_models()"),
-        ("timm:resnet18.no_such_tag", "timm:resnet18", "timm.list_models()"),
+        ("timm:resnet18.no_such_tag", "a1_in1k", "timm.list_pretrained("),
     ],
 )
 def test_unknown_name_is_one_sentence_with_the_closest_names_and_how_to_list_them(

@@ -235,6 +235,8 @@ def test_a_given_normalisation_that_fits_is_kept(taken):
         ({"checkpoint_entry": "model"}, "checkpoint_entry names a part of a file, but no file"),
         ({"checkpoint": "a.pth", "initial_weights": "b.pth"}, "set one of them to null"),
         ({"checkpoint_entry": "model", "initial_weights": "pretrained"}, "no file of weights is given"),
+        ({"checkpoint": "pretrained"}, "set initial_weights to pretrained"),
+        ({"mean": (0.5,) * 3, "std": (1e-30,) * 3}, "greater than or equal to 0.001"),
     ],
 )
 def test_contradictions_in_params_are_refused(teacher, changes, words):
@@ -261,3 +263,44 @@ def test_weights_for_rgb_images_are_summed_for_grey_ones_and_a_whole_teacher_of_
     assert grey.normalisation.mean == pytest.approx((0.449,), abs=1e-6)
     with pytest.raises(CheckpointError, match=r"take 3 channels, but the images have 1; set data\.channels"):
         given_teacher(changed(block, initial_weights=None, checkpoint=str(path)), 5, (1, 32, 32))
+
+
+def test_a_backbone_without_classifier_is_a_start_and_whole_numbers_are_no_weights(teacher, tmp_path):
+    path = tmp_path / "a.safetensors"
+    state = models.build("resnet8", 7).state_dict()
+    save_file({name: value for name, value in state.items() if not name.startswith("fc")}, path)
+    block = changed(teacher, network="resnet8", initial_weights=str(path))
+    network = initial_network(block, "teacher", 5, SHAPE).network
+    assert torch.equal(network.conv1.weight, state["conv1.weight"])
+    save_file({name: value for name, value in state.items() if not name.startswith("bn1")}, path)
+    with pytest.raises(CheckpointError, match=r"lacks 4 tensors such as bn1\.weight"):
+        initial_network(block, "teacher", 5, SHAPE)
+    save_file({name: value.to(torch.int8) for name, value in state.items()}, path)
+    with pytest.raises(CheckpointError, match=r"has conv1\.weight as int8 numbers, not floats"):
+        initial_network(block, "teacher", 5, SHAPE)
+
+
+def test_resampled_positions_and_grey_images_go_together(teacher, tmp_path):
+    path = saved(tmp_path / "a.safetensors", "timm:vit_tiny_patch16_224", 4)
+    block = changed(teacher, network="timm:vit_tiny_patch16_224", initial_weights=str(path))
+    network = initial_network(block, "teacher", 5, (1, 32, 32)).network.eval()
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("size", "fitting"), [((40, 60), r"\[32, 48\]"), ((31, 32), r"\[16, 32\]")])
+def test_images_whose_border_a_network_would_not_see_are_refused(size, fitting, teacher):
+    block = changed(teacher, network="timm:vit_tiny_patch16_224")
+    with pytest.raises(ParamsError, match=rf"sees patches of 16 x 16 pixels, .*set data\.image_size to {fitting}"):
+        initial_network(block, "teacher", 5, (3, *size))
+
+
+def test_an_unknown_tag_is_answered_with_the_tags_that_there_are(teacher):
+    with pytest.raises(ParamsError, match=r"names weights that timm does not have, but a1_in1k, "):
+        initial_network(changed(teacher, network="timm:resnet18.nope"), "teacher", 5, SHAPE)
+
+
+def test_a_rate_that_a_network_does_not_have_is_named(teacher):
+    training = teacher.training.model_copy(update={"dropout": 0.1, "drop_path": 0.1})
+    block = teacher.model_copy(update={"network": "torchvision:vit_b_16", "training": training})
+    with pytest.raises(ParamsError, match=r"torchvision:vit_b_16 has no drop_path; set it to 0"):
+        initial_network(block, "teacher", 5, SHAPE)

@@ -160,6 +160,44 @@ def test_tensors_beside_the_network_are_left_out_and_said(
     assert f"{path}: left out 1 tensors beside the network, such as loss.weight" in caplog.text
 
 
+def test_a_loss_and_auxiliary_classifiers_beside_a_bare_network_are_left_out_but_a_further_block_is_not(
+    trained: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = dict.fromkeys(("my_loss.weight", "AuxLogits.fc.bias", "layer5.0.weight"), torch.ones(3))
+    found = matched(Network(), trained.state_dict() | beside, tmp_path)
+    assert set(found) - set(trained.state_dict()) == {"layer5.0.weight"}
+    assert "left out 2 tensors beside the network, such as my_loss.weight" in caplog.text
+
+
+def test_a_classifier_outside_the_backbone_is_taken_and_said(
+    trained: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = matched(Network(), in_two_parts(trained.state_dict()), Path("a.pth"))
+    assert set(found) == set(trained.state_dict())
+    assert "a.pth: took head.fc.weight as fc.weight, which is missing under backbone." in caplog.text
+
+
+@pytest.mark.parametrize("averaged_first", [True, False])
+def test_averaged_weights_beside_raw_ones_in_one_state_dict_are_taken_and_said(
+    averaged_first: bool, trained: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, average = trained.state_dict() | NOISE, named("ema.", trained.state_dict())
+    found = matched(Network(), {**average, **raw} if averaged_first else {**raw, **average}, Path("a.pth"))
+    assert torch.equal(found["conv1.weight"], trained.conv1.weight)
+    assert "a.pth: took the averaged weights ema.; checkpoint_entry chooses others" in caplog.text
+
+
+def test_a_suffix_in_capitals_is_a_suffix(trained: Network, tmp_path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in trained.state_dict().items()}, tmp_path / "A.SAFETENSORS")
+    assert set(read_checkpoint(tmp_path / "A.SAFETENSORS")) == set(trained.state_dict())
+
+
+def test_a_wrong_entry_is_answered_with_the_keys_that_are_there(trained: Network, tmp_path: Path) -> None:
+    torch.save({"a": {"b": {"c": {"d": trained.state_dict()}}}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"holds no state dict, but b; name the right one"):
+        read_checkpoint(tmp_path / "a.pth", "a")
+
+
 def test_tensors_of_another_network_stay_to_be_named(trained: Network) -> None:
     state = named("model.", trained.state_dict() | {"conv2.weight": torch.ones(3)})
     assert "conv2.weight" in matched(Network(), state, Path("a.pth"))
@@ -194,9 +232,15 @@ REFUSED: dict[str, tuple[Callable[[Network, Path], object], str]] = {
         lambda network, path: (torch.save(network.state_dict(), path), path.write_bytes(path.read_bytes()[:900])),
         "is not a safetensors file or a plain state dict",
     ),
-    "TorchScript": (_torchscript, r"is a TorchScript program; write its weights with `python -m stages\.convert`"),
+    "TorchScript": (
+        _torchscript,
+        r"is a TorchScript program; write its weights with `python -m stages\.convert --run-c",
+    ),
     "torch.export": (_exported, "is a torch.export program"),
-    "whole network": (torch.save, r"holds a whole pickled network; write its weights with `python -m stages\.convert`"),
+    "whole network": (
+        torch.save,
+        r"holds a whole pickled network; write its weights with `python -m stages\.convert --",
+    ),
     "network inside": (lambda network, path: torch.save({"model": network}, path), "holds a whole pickled network"),
     "list": (lambda network, path: torch.save([1, 2], path), "holds list, not a state dict"),
     "numbers": (lambda network, path: torch.save({"epoch": 3}, path), "holds no state dict, but epoch; name"),

@@ -23,7 +23,7 @@ from tests.training.helpers import network, run, settings
         ("ShuffleV2", 6, "conv1.weight", "linear.weight"),
         ("torchvision:resnet18", 6, "conv1.weight", "fc.weight"),
         ("torchvision:mobilenet_v3_small", 14, "features.0.0.weight", "classifier.3.weight"),
-        ("torchvision:vit_b_16", 3, "class_token", "heads.head.weight"),
+        ("torchvision:vit_b_16", 14, "class_token", "heads.head.weight"),
         ("timm:resnet18", 6, "conv1.weight", "fc.weight"),
         ("timm:efficientnet_lite0", 9, "conv_stem.weight", "classifier.weight"),
         ("timm:convnext_atto", 6, "stem.0.weight", "head.fc.weight"),
