@@ -106,13 +106,15 @@ def report(result: Mapping[str, Any]) -> str:
             for name, rates in result["images_per_second"].items()
         ),
     )
-    memory = table(
+    peaks = table(
         ("peak memory, MiB", "imported", "peak", "added"),
         (
             (arm, f"{found['imported']:,.0f}", f"{found['peak']:,.0f}", f"{found['peak'] - found['imported']:,.0f}")
             for arm, found in result["memory_mib"].items()
         ),
     )
+    in_children = f"of one arm in a fresh process, for {setting['steps']} steps a pass; {_MEMORY_OF[setting['device']]}"
+    memory = f"{peaks}\n\nEach peak is {in_children}.\n\n" if result["memory_mib"] else ""
     return f"""# Speed of the pipeline's own code
 
 {setting["teacher"]} to {setting["student"]}, batch {setting["batch_size"]}, {setting["image_size"]} x \
@@ -125,10 +127,7 @@ the ratios within a round.
 
 {rates}
 
-{memory}
-
-Images/s of training are those of the clean batches. Each peak is of one arm in a fresh process, for \
-{setting["steps"]} steps a pass; {_MEMORY_OF[setting["device"]]}.
+{memory}Images/s of training are those of the clean batches.
 
 {machine_sentence(result["machine"])}
 
