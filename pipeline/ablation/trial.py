@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.ablation.study import Trial
 from pipeline.compute.device import TrainingPrecision
-from pipeline.config import Params
+from pipeline.config import PRETRAINED, NetworkParams, Params
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.store import make_store
@@ -90,8 +90,7 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
         seed: of the student, for a subset drawn at random.
     """
     packing = params.data.model_dump(mode="json", exclude={"augmentation"})
-    teacher = params.teacher.model_dump(mode="json") | {"weights": content_hash(params.teacher.weights_file)}
-    taught = [packing, params.data.augmentation.model_dump(mode="json"), teacher, params.seed]
+    taught = [packing, params.data.augmentation.model_dump(mode="json"), _by_content(params.teacher), params.seed]
     scored = [*taught, params.energy.model_dump(mode="json")]
     energy = root / f"energy-{_key(scored)}"
     return Places(
@@ -107,8 +106,7 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
 def result_path(trial: Trial, root: Path) -> Path:
     """Place of a trial's result, named by a hash of all parameters that decide it, not by its arm."""
     params = trial.params
-    student = params.distill.model_dump(mode="json")
-    student["weights"] = content_hash(params.distill.weights_file)
+    student = _by_content(params.distill)
     shots = [params.evaluate.many_shot_above, params.evaluate.few_shot_below]
     inputs = places_of(params, root).energy.parent.name
     return root / "runs" / f"{_key([inputs, student, params.heda.model_dump(mode='json'), shots, trial.seed])}.json"
@@ -216,11 +214,15 @@ def measure(
     }
 
 
-def content_hash(checkpoint: str | None) -> str | None:
-    """Hash of a given checkpoint; None for None, "" for a missing file, which loading reports."""
-    if checkpoint is None:
-        return None
-    return sha256_file(Path(checkpoint)) if Path(checkpoint).is_file() else ""
+def _by_content(params: NetworkParams) -> dict[str, Any]:
+    """A block of params.yaml as JSON, with the hash of a file of weights in place of its path; a missing file, which
+    loading reports, has none."""
+    values = params.model_dump(mode="json")
+    for key in {"checkpoint", "initial_weights"} & values.keys():
+        if values[key] not in (None, PRETRAINED):
+            path = Path(values[key])
+            values[key] = sha256_file(path) if path.is_file() else ""
+    return values
 
 
 def _made_from(run: Run) -> dict[str, str]:

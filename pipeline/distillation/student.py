@@ -146,7 +146,7 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
     initial = initial_network(params.distill, "distill", len(data.class_names), data.image.shape)
-    student, normalisation = initial.network, initial.normalisation or Normalisation.of(data)
+    student, normalisation = initial.network, initial.normalised(data, "student", session)
     lineage |= initial.lineage
     scored = ScoredImages.of(run, params, session.device, normalisation)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image.shape)

@@ -12,7 +12,8 @@ from pipeline.config import PRETRAINED, NetworkParams, TeacherParams
 from pipeline.data.normalisation import Normalisation
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.portable.files import sha256_file
-from pipeline.store.documents import Shape
+from pipeline.store.documents import DataCard, Role, Shape
+from pipeline.training.session import Session
 from pipeline.training.weights import build_network, load_pretrained, load_tensors
 
 
@@ -28,6 +29,12 @@ class Initial:
     network: nn.Module
     normalisation: Normalisation | None
     lineage: dict[str, str]
+
+    def normalised(self, data: DataCard, role: Role, session: Session) -> Normalisation:
+        """The normalisation to train in; the session is told that of given weights."""
+        if self.normalisation is not None:
+            session.tell(f"normalisation of the {role}: mean {self.normalisation.mean}, std {self.normalisation.std}")
+        return self.normalisation or Normalisation.of(data)
 
 
 def initial_network(params: NetworkParams, block: str, num_classes: int, shape: Shape) -> Initial:

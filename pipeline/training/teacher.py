@@ -77,7 +77,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
 
 def _train(initial: Initial, run: Run, params: Params, session: Session) -> NetworkCard | None:
     teacher, data, augmentation, network = params.teacher, run.data, params.data.augmentation, initial.network
-    normalisation = initial.normalisation or Normalisation.of(data)
+    normalisation = initial.normalised(data, "teacher", session)
     key_parts = {
         "network": teacher.network,
         "training": teacher.training.model_dump(mode="json"),
