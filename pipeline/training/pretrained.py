@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = brief(first_line(error).partition(". ")[0])
     sentence = f"is not a safetensors file or a plain state dict ({reason}); save it as one of those"
     start = path.open("rb").read(512).lstrip().lower() if path.is_file() else b""
-    names = zipfile.ZipFile(path).namelist() if path.is_file() and zipfile.is_zipfile(path) else []
+    names: list[str] = []
+    if path.is_file() and zipfile.is_zipfile(path):
+        with suppress(zipfile.BadZipFile, ValueError, OSError):  # of a damaged archive
+            names = zipfile.ZipFile(path).namelist()
     if path.is_dir():
         sentence = "is a folder; name the file in it"
     elif start.startswith(b"version https://git-lfs"):
