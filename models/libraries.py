@@ -55,8 +55,6 @@ def build(
         options |= _LOGITS_ONLY.get(plain, {})
     try:
         network = _create(library, plain, num_classes, options | size)
-        _refuse_unseen_border(name, network, image_size if size else None)
-        return network
     except TypeError:  # an option that the network does not have
         if not dropout and not drop_path:
             raise
@@ -71,6 +69,8 @@ def build(
         raise NetworkOptionError(
             f"{name} cannot be built for images of {_times(image_size)} pixels ({reason}); change data.image_size"
         ) from None
+    _refuse_unseen_border(name, network, image_size if size else None)
+    return network
 
 
 def pretrained(name: str) -> State:
@@ -116,9 +116,8 @@ def input_statistics(name: str) -> Statistics | None:
     if library == "torchvision":
         from torchvision.models import get_model_weights
 
-        if (
-            plain in _LOGITS_ONLY
-        ):  # their weights are of Inception's normalisation, to which the library's networks change
+        # with weights the library's own networks change their input from ImageNet's normalisation to this one
+        if plain in _LOGITS_ONLY:
             return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
         transforms = get_model_weights(plain).DEFAULT.transforms()
         return tuple(transforms.mean), tuple(transforms.std)

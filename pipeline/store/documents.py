@@ -198,7 +198,7 @@ class DataCard(Document):
         storage: packed, or files, which are listed and stay where they are.
         class_names: in the order of the labels.
         mean, std: per channel, on the scale [0, 1].
-        fingerprint: hash of all that training sees: pixels or files, their form, labels, class names and normalisation.
+        fingerprint: hash of all that training sees: pixels or files, their form, labels and class names.
     """
 
     FORMAT = 2

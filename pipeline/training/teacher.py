@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.config import Params, TeacherParams
 from pipeline.data.loader import open_images
-from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation
+from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation, taking
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
@@ -119,8 +119,9 @@ def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, 
     given = given_normalisation(params)
     if given is not None:
         candidates = {"params.yaml": given} | candidates
+    images = open_images(run.places.data, "val", session.device, Normalisation.of(run.data))
     top1 = {
-        name: sampled_top1(network, open_images(run.places.data, "val", session.device, candidate), _SAMPLE)
+        name: sampled_top1(taking(images.normalisation, network, candidate), images, _SAMPLE)
         for name, candidate in candidates.items()
     }
     best = max(top1, key=lambda name: top1[name])  # the first of equals
