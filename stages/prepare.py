@@ -4,7 +4,8 @@ from pipeline.config import Params
 from pipeline.data.store import make_store
 from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import BAD_IMAGES, DATA
-from stages.common import counted, run_stage
+from stages.common import run_stage
+from stages.progress import counted
 
 
 def prepare(params: Params) -> None:

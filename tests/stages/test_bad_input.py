@@ -192,6 +192,14 @@ def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(wor
     assert "params.yaml: distill.network cannot take images of 32 x 32 pixels" in sentence(workspace, "check")
 
 
+@pytest.mark.parametrize(("block", "stage"), [("teacher", "check"), ("distill", "check"), ("teacher", "train_teacher")])
+def test_batches_of_one_image_that_a_network_cannot_be_trained_on(workspace, block, stage):
+    set_params(workspace, {f"{block}.network": "torchvision:mobilenet_v2", f"{block}.training.batch_size": 1})
+    message = sentence(workspace, stage)
+    assert f"params.yaml: {block}.training.batch_size is 1, but MobileNetV2 cannot be trained on single" in message
+    assert "; set it to 2 or more" in message
+
+
 @pytest.mark.parametrize("stage", ["check", "prepare"])
 def test_a_tail_longer_than_the_data(workspace, stage):
     set_params(workspace, {"data.imbalance_factor": 500})
