@@ -235,7 +235,8 @@ def check_single_images(params, name: str, side: int, **changes) -> nn.Module:
 def test_single_images_are_refused_where_a_batch_norm_sees_one_pixel(params):
     words = (
         r"^params\.yaml: teacher\.training\.batch_size is 1, but VGG cannot be trained on single images of 8 x 8 "
-        r"pixels \(Expected more than 1 value per channel .*\); set it to 2 or more, or choose a network without BatchNorm$"
+        r"pixels \(Expected more than 1 value per channel .*\); set it to 2 or more, or choose a network without "
+        r"BatchNorm$"
     )
     for changes in ({}, {"freeze": 1}):
         with pytest.raises(ParamsError, match=words):
