@@ -74,8 +74,8 @@ def make_store(
     form, classes = ImageFormat.of(params), list(source.class_names)
     total = sum(len(indices) for _, indices in members.values())
     packed = _is_packed(source, params.storage, total * form.bytes)
-    if bad_list is not None:
-        bad_list.unlink(missing_ok=True)
+    if bad_list is not None and bad_list.exists():  # a disk that is read-only refuses to remove even what is not there
+        bad_list.unlink()
     needed = total * (form.bytes if packed else _MANIFEST_BYTES) + 8 * total
     remedy = "free space, lower data.image_size, or set data.storage to files" if packed else "free space there"
     require_space(folder, needed, f"the {'packed images' if packed else 'lists of images'}", remedy, output=needed)

@@ -63,7 +63,8 @@ def check_ready(device: Device, bundle: Bundle, facts: Facts, missing_bytes: int
             f"install one there: {installs}."
         )
     if not facts["writable"]:
-        raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; set address.folder to another.")
+        remedy = "set address.folder to another, or HOME for the stage benchmark"
+        raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; {remedy}.")
     needed = missing_bytes + bundle.data_bytes + _ROOM
     if facts["free"] < needed:
         raise RemoteError(

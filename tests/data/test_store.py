@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,18 @@ def test_the_list_of_an_earlier_run_goes(params, image_folder, tmp_path):
     listed.write_text("old.jpg cannot be decoded\n")
     make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     assert not listed.exists()
+
+
+def test_a_list_that_is_not_there_is_not_removed_from_a_read_only_folder(params, image_folder, tmp_path, monkeypatch):
+    listed, unlink = tmp_path / "bad.txt", Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == listed:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
 
 
 def test_the_images_are_named_even_if_their_list_cannot_be_written(params, image_folder, tmp_path, monkeypatch):
