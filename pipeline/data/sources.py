@@ -21,7 +21,7 @@ from pipeline.data.image_files import (
     name_problems,
     shared_file_problems,
 )
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NoImagesError
 from pipeline.portable.text import first_line
 from pipeline.store.documents import ImageFormat
 
@@ -188,9 +188,9 @@ def _from_folders(root: Path, folders: Mapping[str, Path], origin: str, licence:
 
 def _folder(root: Path, name: str = "") -> Path:
     if not root.is_dir():
-        raise DataError(f"data.root {root} is not a folder; set it to the folder that holds train/<class>/<image>")
+        raise NoImagesError(f"data.root {root} is not a folder; set it to the folder that holds train/<class>/<image>")
     if not (root / name).is_dir():
-        raise DataError(f"{root} has no folder {name}/; put the images there or correct data.root and data.name")
+        raise NoImagesError(f"{root} has no folder {name}/; put the images there or correct data.root and data.name")
     return root / name
 
 
