@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -182,7 +183,7 @@ class TrainingParams(Block):
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
-    freeze: Annotated[Literal["backbone"] | int, AfterValidator(_number_of_stages)]
+    freeze: Annotated[Literal["backbone"] | StrictInt, AfterValidator(_number_of_stages)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]

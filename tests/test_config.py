@@ -115,6 +115,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("data", "validation_fraction"), 0.9, "data.validation_fraction is 0.9"),
         (("data", "name"), "mnist", "data.name is 'mnist'"),
         (("energy", "temperature"), float("nan"), "energy.temperature"),
+        (("teacher", "training", "freeze"), True, "teacher.training.freeze"),
         (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
         (("teacher", "std"), [0.5, 0.5, 0], "teacher.std.2 is 0"),
         (("data", "image_size"), 7, "data.image_size: it is neither a whole number of pixels from 8 to 1024 nor [h"),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import pixels_at
 from pipeline.data.sources import open_source, split
 from pipeline.data.store import make_store, read_card, read_split
 from pipeline.errors import DataError, SpaceError
+from tests.conftest import squashed
 
 
 def folder_params(params, root, **changes):
@@ -29,7 +29,7 @@ def test_pixels_labels_and_card_survive_packing(params, image_folder, tmp_path):
     assert train.images.shape == (card.counts.train, 16, 16, 3)
     source = open_source(data_params)
     index = split(source, data_params)["train"][1][0]
-    expected = source.splits["train"].read(int(index)).resize((16, 16), Image.Resampling.BILINEAR)
+    expected = source.splits["train"].pixels(int(index), squashed(16))
     np.testing.assert_array_equal(train.images[0], np.asarray(expected))
 
 
@@ -45,7 +45,7 @@ def test_images_are_packed_in_the_form_that_is_asked_for(params, image_folder, t
     assert val.shape[1:] == (20, 12, channels)
     source = open_source(data_params)
     index = int(split(source, data_params)["val"][1][0])
-    np.testing.assert_array_equal(val[0], pixels_at(source.splits["train"].read(index), card.image))
+    np.testing.assert_array_equal(val[0], source.splits["train"].pixels(index, card.image))
 
 
 def test_the_fingerprint_changes_with_the_form_of_the_images(params, image_folder, tmp_path):
@@ -105,7 +105,7 @@ def test_bad_names_are_listed_with_the_bad_images(params, image_folder, tmp_path
         make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     reasons = listed.read_text().splitlines()
     assert len(reasons) == 2
-    assert "differ in case only" in reasons[0]
+    assert "differ in capitals" in reasons[0]
     assert "it is empty" in reasons[1]
 
 

@@ -114,7 +114,7 @@ def test_a_teacher_of_fewer_classes_than_the_images_have(workspace, stage):
 
 def test_files_whose_names_differ_in_case_only_are_refused_before_dvc_removes_anything(workspace):
     shutil.copy(workspace / "photos/train/ant/1.jpg", workspace / "photos/train/ant/1.JPG")
-    assert "1.jpg and photos/train/ant/1.JPG differ in case only" in sentence(workspace, "check")
+    assert "1.jpg and photos/train/ant/1.JPG differ in capitals, " in sentence(workspace, "check")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
