@@ -19,7 +19,10 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 # hidden files and folders, and those that macOS, Windows, network drives and file systems make
-_OF_SYSTEMS = re.compile(r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found)$")
+_OF_SYSTEMS = re.compile(
+    r"(?i)\.|(__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|~snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found)$"
+)
 # control characters would break a message into several lines; surrogates are bytes outside of UTF-8
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 LOOK = "capitals, the encoding of accents or blanks"
@@ -45,9 +48,9 @@ class ImageTree:
 
     Attributes:
         problems: one sentence for each file that cannot be used.
-        links: whether an image file is a link.
+        links: whether an image file is a link or has further names (hard links).
 
-    All methods raise DataError if a folder cannot be read, or is reached a second time.
+    All methods raise DataError if a folder cannot be read, is missing behind a link, or is reached a second time.
     """
 
     def __init__(self, root: Path) -> None:
@@ -64,26 +67,33 @@ class ImageTree:
         folders = []
         for entry in self._entries(parent):
             path = parent / entry.name
-            if _is_folder(entry):
+            if is_folder(entry):
                 folders.append(path)
             elif path.suffix.lower() in IMAGE_SUFFIXES:
                 self._leave_out("images that lie in no class folder", path)
+            else:
+                refuse_broken_link(path)
         return sorted(folders)
 
     def images(self, folder: Path) -> list[Path]:
         """All image files below ``folder``, sorted by path."""
-        found = list[Path]()
-        for entry in self._entries(folder):
-            path = folder / entry.name
-            if _is_folder(entry):
-                found += self.images(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
-                self.links |= entry.is_symlink()
-                if not entry.is_file(follow_symlinks=False) and (problem := decoding.file_problem(path)) is not None:
+        found, waiting = list[Path](), [folder]
+        while waiting:
+            parent = waiting.pop()
+            for entry in self._entries(parent):
+                path = parent / entry.name
+                if is_folder(entry):
+                    waiting.append(path)
+                    continue
+                is_image = path.suffix.lower() in IMAGE_SUFFIXES
+                problem = None if entry.is_file(follow_symlinks=False) else decoding.file_problem(path)
+                if problem is not None and (is_image or entry.is_symlink()):  # such a link may have led to a folder
                     self.problems.append(problem)
-            else:
-                self._leave_out(f"files without one of the suffixes {' '.join(sorted(IMAGE_SUFFIXES))}", path)
+                if is_image:
+                    found.append(path)
+                    self.links |= entry.is_symlink() or entry.stat().st_nlink > 1
+                elif problem is None:
+                    self._leave_out(f"files without one of the suffixes {' '.join(sorted(IMAGE_SUFFIXES))}", path)
         return sorted(found)
 
     def enter(self, folder: Path) -> None:
@@ -93,14 +103,13 @@ class ImageTree:
         except OSError as error:
             raise _unreadable(error) from None
         if known is not folder:
-            raise DataError(
-                f"{folder} and {known} are the same folder, whose images would be taken twice; remove the link"
-            )
+            names = f"{decoding.shown(folder)} and {decoding.shown(known)}"
+            raise DataError(f"{names} are the same folder, whose images would be taken twice; remove the link")
 
     def warn(self) -> None:
         """Say what was left out, each kind once."""
         for what, paths in self._left_out.items():
-            logging.warning("%s: left out %d %s, such as %s", self._root, len(paths), what, min(paths))
+            logging.warning("%s: left out %d %s, such as %s", self._root, len(paths), what, decoding.shown(min(paths)))
 
     def _entries(self, folder: Path) -> Iterable[os.DirEntry[Any]]:
         self.enter(folder)
@@ -109,7 +118,7 @@ class ImageTree:
                 for entry in entries:
                     if not _OF_SYSTEMS.match(entry.name):
                         yield entry
-                    elif _is_folder(entry) or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                    elif is_folder(entry) or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
                         self._leave_out("hidden files and folders of systems", Path(entry.path))
         except OSError as error:
             raise _unreadable(error) from None
@@ -137,21 +146,33 @@ def shared_file_problems(groups: Iterable[Iterable[Path]]) -> list[str]:
     problems = []
     first: dict[tuple[int, int], tuple[int, Path]] = {}
     for number, paths in enumerate(groups):
-        for path in filter(Path.exists, paths):
+        for path in paths:
+            if decoding.file_problem(path) is not None:  # told already
+                continue
             group, other = first.setdefault(_identity(path), (number, path))
             if group != number:
-                problems.append(f"{path} and {other} are the same file in two classes or splits; remove one of them")
+                names = f"{decoding.shown(path)} and {decoding.shown(other)}"
+                problems.append(f"{names} are the same file, which would be in two classes or splits; remove one")
     return problems
+
+
+def is_folder(entry: Path | os.DirEntry[Any]) -> bool:
+    """False for a link in a circle, and for what may not be read, too."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Raise DataError for a link that leads to nothing, because a class or a split would be missing without a word."""
+    if path.is_symlink() and (problem := decoding.file_problem(path)) is not None:
+        raise DataError(problem)
 
 
 def look(name: str) -> str:
     """Equal for names that differ in ``LOOK`` only, which macOS and Windows take for one."""
     return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _is_folder(entry: os.DirEntry[Any]) -> bool:
-    # of a link that leads in a circle, DirEntry raises an error
-    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -160,4 +181,5 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(error: OSError) -> DataError:
-    return DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable or fix data.root")
+    path = decoding.shown(error.filename)
+    return DataError(f"{path} cannot be read ({error.strerror}); make it readable or fix data.root")

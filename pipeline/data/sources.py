@@ -4,6 +4,7 @@ import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataParams
-from pipeline.data.decoding import pixels_of
+from pipeline.data.decoding import pixels_of, shown
 from pipeline.data.image_files import (
     IMAGE_SUFFIXES,
     LOOK,
     ImageTree,
     decode_at,
+    is_folder,
     look,
     name_problems,
+    refuse_broken_link,
     shared_file_problems,
 )
 from pipeline.errors import DataError, NoImagesError
@@ -158,7 +161,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split that there is; train must be."""
     found = {}
     for name, names in _FOLDERS.items():
-        folders = sorted(each for each in _folder(root).iterdir() if each.name.casefold() in names and each.is_dir())
+        named = sorted(each for each in _folder(root).iterdir() if each.name.casefold() in names)
+        folders = [each for each in named if is_folder(each)]
+        for each in named:
+            if each not in folders:
+                refuse_broken_link(each)
         if len(folders) > 1:
             raise DataError(f"{folders[0]} and {folders[1]} are both the split {name}; merge them or rename one")
         if folders:
@@ -177,8 +184,8 @@ def _from_folders(root: Path, folders: Mapping[str, Path], origin: str, licence:
     for split_name, folder in folders.items():
         _check_classes(folder, classes[split_name], names)
     for other in root.iterdir():
-        if other not in folders.values() and other.is_dir() and any((other / name).is_dir() for name in names):
-            logging.warning("%s holds classes of train/ but is not read; name it val or test to use it", other)
+        if other not in folders.values() and any(is_folder(other / name) for name in names):
+            logging.warning("%s holds classes of train/ but is not read; name it val or test to use it", shown(other))
     files = {
         name: (folder, [tree.images(classes[name][each]) if each in classes[name] else [] for each in names])
         for name, folder in folders.items()
@@ -242,7 +249,11 @@ def _from_files(
     groups = [found for _, by_class in files.values() for found in by_class]
     problems = tree.problems + [problem for found in groups for problem in name_problems(found)]
     if tree.links:
-        problems += shared_file_problems(groups)
+        train = files["train"][1]
+        if len(files) < len(SPLITS):  # the missing splits will be drawn out of train, image by image
+            train = [[path] for path in chain(*train)]
+        others = [found for name, (_, by_class) in files.items() if name != "train" for found in by_class]
+        problems += shared_file_problems([*train, *others])
     splits = {name: _split_of_files(folder, by_class, class_names) for name, (folder, by_class) in files.items()}
     return Source(tuple(class_names), splits, origin, licence, problems)
 

@@ -87,7 +87,7 @@ def make_store(
         values, squares = sums["train"] / (len(train) * form.height * form.width)
         mean, std = (values / 255).round(6), (np.sqrt(np.maximum(squares - np.square(values), 0)) / 255).round(6)
         if std.min() < 1e-4:
-            raise DataError("all training images have the same value in one channel; check the images")
+            raise DataError(f"all training images of {params.root} have the same value in one channel; check them")
         return DataCard(
             name=params.name,
             storage="packed" if packed else "files",
@@ -132,7 +132,7 @@ def preprocessing(card: NetworkCard) -> dict[str, Any]:
         **form.of_decoding,
         "steps": [
             "decode; a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, but not below twice image_size",
-            "turn upright by EXIF orientation, keep the upper 8 of 16 bits, convert to RGB without transparency",
+            "turn upright by EXIF orientation, keep the upper 8 of 12 or 16 bits, convert to RGB without transparency",
             *(["convert to grey: 0.299 R + 0.587 G + 0.114 B"] if form.channels == 1 else []),
             f"{_RESIZING[form.resize]}; Pillow {form.interpolation} with antialiasing",
             "divide by 255",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pipeline.data.decoding import ImageError, decode
 from pipeline.data.sources import open_source
+from pipeline.data.store import refuse_unusable
 from pipeline.errors import DataError
 from tests.conftest import squashed
 
@@ -209,6 +211,74 @@ def test_transparency_of_a_palette_is_left_out_without_a_warning(params, image_f
     assert not recwarn.list
 
 
+def _write_tiff(path, size, bits, strips, photometric=1):
+    """A TIFF, byte by byte, with one strip for each channel."""
+    count, body, entries = len(strips), b"".join(strips), b""
+    places = [8 + sum(map(len, strips[:i])) for i in range(count)]
+    tags = {256: [size[0]], 257: [size[1]], 258: [bits] * count, 259: [1], 262: [photometric], 273: places}
+    tags |= {277: [count], 278: [size[1]], 279: list(map(len, strips)), 284: [2 if count > 1 else 1]}
+    for tag, values in tags.items():
+        content = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            content, body = struct.pack("<I", 8 + len(body)), body + content
+        entries += struct.pack("<HHI", tag, 4, len(values)) + content
+    start = struct.pack("<I", 8 + len(body))
+    path.write_bytes(b"II*\0" + start + body + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_of_12_bits_the_upper_8_are_kept(tmp_path):
+    pairs = [(2 * i * 16 + 9) << 12 | ((2 * i + 1) * 16 + 9) for i in range(128)]
+    _write_tiff(tmp_path / "deep.tif", (256, 1), 12, [b"".join(pair.to_bytes(3, "big") for pair in pairs)])
+    np.testing.assert_array_equal(np.asarray(decode(tmp_path / "deep.tif"))[0, :, 0], np.arange(256))
+
+
+def test_white_may_be_zero_in_16_bits_as_in_8(tmp_path):
+    ramp = np.arange(256)
+    for bits, kind, values in ((16, "<u2", ramp * 256 + 200), (8, "u1", ramp)):
+        _write_tiff(tmp_path / "negative.tif", (256, 1), bits, [values.astype(kind).tobytes()], photometric=0)
+        np.testing.assert_array_equal(np.asarray(decode(tmp_path / "negative.tif"))[0, :, 0], 255 - ramp)
+
+
+def test_what_pillow_would_turn_into_other_colours_is_named(tmp_path):
+    plane = (np.arange(256) * 256).astype("<u2").tobytes()
+    _write_tiff(tmp_path / "planes.tif", (256, 1), 16, [plane] * 3, photometric=2)
+    with pytest.raises(ImageError, match=r"planes\.tif has 16 bits per channel in planes, .*; convert it to 8"):
+        decode(tmp_path / "planes.tif")
+    for values in (np.full((4, 4), 200, np.int32), np.full((4, 4), -1, np.int16)):
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / "whole.tif")
+        with pytest.raises(ImageError, match=r"whole\.tif holds integers that are signed or .*; convert it to 8 bits"):
+            decode(tmp_path / "whole.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_tiff_files_are_turned_upright_once(tmp_path, mode, compression):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8), dtype=np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    for orientation, turns in ((1, 0), (3, 2), (6, -1), (8, 1)):
+        image.save(tmp_path / "photo.tif", tiffinfo={274: orientation}, compression=compression)
+        expected = np.rot90(pixels, turns)
+        np.testing.assert_array_equal(np.asarray(decode(tmp_path / "photo.tif"))[..., 1], expected, err_msg=turns)
+
+
+def test_an_orientation_in_xmp_alone_does_not_count_whatever_the_version_of_pillow(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    for name in ("photo.jpg", "photo.webp"):
+        Image.new("RGB", (30, 10)).save(tmp_path / name, xmp=xmp)
+        assert decode(tmp_path / name).size == (30, 10)
+
+
+def test_a_file_of_a_format_that_is_read_but_of_a_kind_that_is_not_is_named(tmp_path):
+    _write_tiff(tmp_path / "bands.tif", (4, 1), 16, [bytes(8)] * 5)
+    Image.new("RGB", (4, 4)).save(tmp_path / "damaged.png")
+    content = bytearray((tmp_path / "damaged.png").read_bytes())
+    content[29] ^= 1  # the check sum of the header
+    (tmp_path / "damaged.png").write_bytes(content)
+    for name in ("bands.tif", "damaged.png"):
+        with pytest.raises(ImageError, match="its header is damaged or of a kind that Pillow does not read"):
+            decode(tmp_path / name)
+
+
 def test_an_image_of_floats_is_named(params, image_folder):
     path = image_folder / "train" / "ant" / "floats.tif"
     Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
@@ -231,7 +301,8 @@ def folder_source(params, root):
 
 
 @pytest.mark.parametrize(
-    "name", [".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"]
+    "name",
+    [".ipynb_checkpoints", "__MACOSX", "@eaDir", "@Recycle", "#snapshot", "$Recycle.Bin", "System Volume Information"],
 )
 def test_hidden_folders_and_those_of_systems_are_no_classes_and_hold_no_images(params, image_folder, caplog, name):
     for parent in (image_folder, image_folder / "train", image_folder / "train/bee"):
@@ -261,7 +332,7 @@ def test_a_link_to_a_folder_that_is_read_already_is_named(params, image_folder, 
 def test_a_link_in_a_circle_is_named(params, image_folder):
     (image_folder / "train/cat/circle.png").symlink_to("circle.png")
     (problem,) = folder_source(params, image_folder).problems
-    assert "circle.png is a link to 'circle.png', which is missing" in problem
+    assert "circle.png is a link to 'circle.png' (Too many levels of symbolic links); " in problem
 
 
 def test_two_splits_or_classes_that_are_one_folder_are_named(params, image_folder):
@@ -288,23 +359,73 @@ def test_folders_and_files_elsewhere_are_read_by_links(params, image_folder, tmp
     assert not source.problems
 
 
-def test_an_image_of_two_classes_or_splits_is_a_problem_and_one_of_a_class_twice_is_not(params, image_folder):
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_an_image_of_two_classes_or_splits_is_a_problem_and_one_of_a_class_twice_is_not(params, image_folder, kind):
+    add_split(image_folder, "val")
+    add_split(image_folder, "test")
     train = image_folder / "train"
-    image = next(path for path in (train / "ant").rglob("*.*") if path.is_file())
-    (train / "ant" / f"again{image.suffix}").symlink_to(image)
+    getattr(train / "ant/again.png", kind)(train / "ant/nested/0.png")
     assert not folder_source(params, image_folder).problems
-    (train / "bee" / f"again{image.suffix}").symlink_to(image)
+    for other in (train / "bee/again.png", image_folder / "test/ant/again.png"):
+        getattr(other, kind)(train / "ant/nested/0.png")
+        (problem,) = folder_source(params, image_folder).problems
+        assert f"{other} and" in problem
+        assert "are the same file, which would be in two classes or splits" in problem
+        other.unlink()
+
+
+def test_an_image_twice_in_train_is_a_problem_where_images_of_train_become_the_test(params, image_folder):
+    add_split(image_folder, "val")
+    (image_folder / "train/ant/again.png").symlink_to("nested/0.png")
     (problem,) = folder_source(params, image_folder).problems
-    assert f"bee/again{image.suffix} and" in problem
-    assert "are the same file in two classes or splits" in problem
+    assert "are the same file, which would be in two classes or splits" in problem
+
+
+def test_a_link_that_leads_to_nothing_in_place_of_a_folder_is_told(params, image_folder):
+    for name in ("val", "train/dog"):
+        (image_folder / name).symlink_to("/nowhere/dog")
+        with pytest.raises(DataError, match=f"{name} is a link to '/nowhere/dog' .*; restore that or remove the link"):
+            folder_source(params, image_folder)
+        (image_folder / name).unlink()
+    (image_folder / "notes").symlink_to("n" * 300)  # no class, and no name that there may be
+    (image_folder / "train/ant/more").symlink_to("/nowhere/dog")
+    (problem,) = folder_source(params, image_folder).problems
+    assert "ant/more is a link to '/nowhere/dog'" in problem
+
+
+def test_folders_may_be_nested_deeply(params, image_folder):
+    deep = image_folder / "train/ant" / "/".join("d" * 1100)
+    with contextlib.chdir(image_folder / "train/ant"):
+        for _ in range(1100):
+            os.mkdir("d")  # noqa: PTH102  in steps, because Path.mkdir is recursive
+            os.chdir("d")
+    image = deep / "image.png"
+    Image.new("RGB", (4, 4)).save(image)
+    try:
+        assert len(folder_source(params, image_folder).splits["train"].labels) == 49
+    finally:
+        image.unlink()
+        os.removedirs(deep)  # pytest removes its folders by recursion
+
+
+def test_messages_escape_what_a_terminal_or_a_list_cannot_hold(params, image_folder, caplog):
+    folder = os.fsencode(image_folder / "train/ant")
+    os.mkfifo(folder + b"/\xff\n.png")
+    Path(os.fsdecode(folder + b"/\xff\x1b[2J.txt")).touch()
+    source = folder_source(params, image_folder)
+    assert r"ant/\udcff\x1b[2J.txt" in caplog.text
+    with pytest.raises(DataError, match="images cannot be used"):
+        refuse_unusable(source.problems, 49, image_folder / "bad.txt")
+    assert all(line.isprintable() for line in (image_folder / "bad.txt").read_text(encoding="utf-8").splitlines())
 
 
 def test_broken_links_and_pipes_are_listed_without_being_opened(params, image_folder):
     (image_folder / "train/ant/gone.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(image_folder / "train/bee/pipe.png")
-    gone, pipe = folder_source(params, image_folder).problems
-    assert "gone.jpg is a link to 'nowhere.jpg', which is missing; restore that file or remove the link" in gone
-    assert "pipe.png is no regular file; remove it" in pipe
+    (image_folder / "train/cat/pipe.png").symlink_to("../bee/pipe.png")
+    gone, pipe, _ = folder_source(params, image_folder).problems
+    assert "gone.jpg is a link to 'nowhere.jpg' (No such file or directory); restore that or remove the link" in gone
+    assert "pipe.png is no regular file; leave it out" in pipe
     with pytest.raises(ImageError, match="no regular file"):
         decode(image_folder / "train/bee/pipe.png")
 
@@ -328,6 +449,19 @@ def test_a_folder_of_the_classes_that_is_no_split_is_warned_of(params, image_fol
     folder_source(params, image_folder)
     (message,) = caplog.messages
     assert "holdout holds classes of train/ but is not read; name it val or test to use it" in message
+
+
+def test_a_folder_beside_the_splits_that_may_not_be_read_does_not_matter(params, image_folder, monkeypatch):
+    (image_folder / "lost+found").mkdir()  # at the top of every disk, for root alone
+    real = Path.is_dir
+
+    def is_dir(path):
+        if path.parent.name == "lost+found":
+            raise PermissionError
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert len(folder_source(params, image_folder).splits["train"].labels) == 48
 
 
 def test_images_outside_of_the_class_folders_are_warned_of(params, image_folder, caplog):
@@ -398,6 +532,7 @@ def test_whatever_a_decoder_raises_is_one_sentence_with_the_path(tmp_path, monke
         (b"\0\0\0\x0cJXL \r\n", "is a JPEG XL file"),
         (b"\0\0\0\x0cjP  \r\n", "is a JPEG 2000 file"),
         (b"8BPS\0\1", "is a Photoshop file"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "is a camera's raw file"),
         (b"%PDF-1.7", "is a PDF file"),
         (b"<?xml version='1.0'?>\n<svg>", "is an SVG drawing"),
         (b"\n<!DOCTYPE html><html>", "is a saved web page, .*; download the file behind its link"),

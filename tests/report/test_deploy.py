@@ -4,6 +4,7 @@ import ast
 import copy
 import hashlib
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -169,6 +170,38 @@ def test_a_bad_image_does_not_keep_the_others_from_an_answer(deployed: Path, pic
     assert "bad.png is a GIF file" in done.stderr
 
 
+def test_a_path_is_one_line_whatever_it_holds_and_a_folder_is_not_to_be_removed(
+    deployed: Path, picture: Path, tmp_path: Path
+) -> None:
+    odd = picture.rename(tmp_path / "a\tb\n\x1b[2J.png")
+    done = run_predict(deployed, str(odd), str(tmp_path / "\n*.jpg"), str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout.startswith(str(tmp_path / r"a\tb\n\x1b[2J.png") + "\t")
+    missing, folder = done.stderr.splitlines()
+    assert missing == f"{tmp_path}/\\n*.jpg cannot be read (No such file or directory); correct the path"
+    assert folder == f"{tmp_path} is a folder; name the images in it"
+
+
+def test_a_folder_that_was_changed_or_lacks_something_is_told_before_the_first_answer(
+    deployed: Path, picture: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(deployed, tmp_path / "deploy")
+    labels = (folder / "labels.txt").read_text(encoding="utf-8")
+    answer = run_predict(deployed, str(picture)).stdout
+    (folder / "labels.txt").write_text(labels.partition("\n")[2], encoding="utf-8")
+    done = run_predict(folder, str(picture))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"{folder} is .* changed \(labels.txt has 9 lines for 10 classes\); copy .*\n", done.stderr)
+    (folder / "labels.txt").write_bytes(b"\xef\xbb\xbf" + labels.replace("\n", "\r\n").encode())  # as Windows writes it
+    assert run_predict(folder, str(picture)).stdout == answer
+    (folder / "preprocessing.json").unlink()
+    assert re.fullmatch(r".* \(.*No such file.*preprocessing.json.*; copy .*\n", run_predict(folder, "a.png").stderr)
+    (folder / "decoding.py").write_text("from PIL import Absent")  # as from an old version
+    done = run_predict(folder, str(picture))
+    assert done.returncode == 2
+    assert re.fullmatch(r".*Absent.*; run `pip install --upgrade numpy pillow .*\n", done.stderr)
+
+
 def test_predict_answers_in_any_encoding_of_the_terminal(
     deployed: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +209,7 @@ def test_predict_answers_in_any_encoding_of_the_terminal(
         shutil.copy(deployed / name, tmp_path)
     for model in deployed.glob("student*"):
         shutil.copy(model, tmp_path)
-    count = len((deployed / "labels.txt").read_text(encoding="utf-8").split("\n"))
+    count = len((deployed / "labels.txt").read_text(encoding="utf-8").split("\n")) - 1
     (tmp_path / "labels.txt").write_text("\U0001f600\n" * count, encoding="utf-8")
     command = [sys.executable, str(tmp_path / "predict.py"), str(picture)]
     for encoding in ("latin-1", "ascii", "utf-8"):
@@ -270,7 +303,7 @@ def test_predict_is_short_and_has_no_template_left(deployed: Path) -> None:
     program = (deployed / "predict.py").read_text(encoding="utf-8")
     assert "{{" not in program
     assert "{%" not in program
-    assert len(program.splitlines()) < 55
+    assert len(program.splitlines()) < 60
 
 
 def test_readme_of_a_tensorrt_recommendation_says_what_predict_runs(
