@@ -141,19 +141,17 @@ def name_problems(paths: Iterable[Path]) -> list[str]:
     return problems
 
 
-def shared_file_problems(groups: Iterable[Iterable[Path]]) -> list[str]:
-    """Describe in one sentence each file that is in two groups, the classes of all splits, by way of links."""
-    problems = []
+def shared_files(groups: Iterable[Iterable[Path]]) -> list[tuple[Path, Path]]:
+    """Pairs of paths in two groups that links make one file; broken links are left out."""
+    pairs = []
     first: dict[tuple[int, int], tuple[int, Path]] = {}
     for number, paths in enumerate(groups):
         for path in paths:
-            if decoding.file_problem(path) is not None:  # told already
-                continue
-            group, other = first.setdefault(_identity(path), (number, path))
-            if group != number:
-                names = f"{decoding.shown(path)} and {decoding.shown(other)}"
-                problems.append(f"{names} are the same file, which would be in two classes or splits; remove one")
-    return problems
+            if decoding.file_problem(path) is None:
+                group, other = first.setdefault(_identity(path), (number, path))
+                if group != number:
+                    pairs.append((path, other))
+    return pairs
 
 
 def is_folder(entry: Path | os.DirEntry[Any]) -> bool:

@@ -22,7 +22,7 @@ from pipeline.data.image_files import (
     look,
     name_problems,
     refuse_broken_link,
-    shared_file_problems,
+    shared_files,
 )
 from pipeline.errors import DataError, NoImagesError
 from pipeline.portable.text import first_line
@@ -249,13 +249,22 @@ def _from_files(
     groups = [found for _, by_class in files.values() for found in by_class]
     problems = tree.problems + [problem for found in groups for problem in name_problems(found)]
     if tree.links:
-        train = files["train"][1]
-        if len(files) < len(SPLITS):  # the missing splits will be drawn out of train, image by image
-            train = [[path] for path in chain(*train)]
-        others = [found for name, (_, by_class) in files.items() if name != "train" for found in by_class]
-        problems += shared_file_problems([*train, *others])
+        _warn_of_shared_files({name: by_class for name, (_, by_class) in files.items()})
     splits = {name: _split_of_files(folder, by_class, class_names) for name, (folder, by_class) in files.items()}
     return Source(tuple(class_names), splits, origin, licence, problems)
+
+
+def _warn_of_shared_files(files: Mapping[str, Sequence[Sequence[Path]]]) -> None:
+    train = files["train"]
+    if len(files) < len(SPLITS):  # the missing splits will be drawn out of train, image by image
+        train = [[path] for path in chain(*train)]
+    others = [found for name, by_class in files.items() if name != "train" for found in by_class]
+    if pairs := shared_files([*train, *others]):
+        logging.warning(
+            "%d images are in two classes or splits by links, such as %s and %s, so the accuracy may be overstated",
+            len(pairs),
+            *map(shown, pairs[0]),
+        )
 
 
 def _split_of_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequence[str]) -> SourceSplit:
