@@ -181,7 +181,7 @@ def test_following_shows_signs_of_life_and_ends_when_its_reader_is_gone(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detached, "ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(detached, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(detached, "POLL_SECONDS", 0.05)
     run.create()
     descriptor = DeviceLock(run.folder).take(Holder.now("a@b", run.bundle, RUN))
     heard: list[Any] = []
