@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
@@ -157,7 +156,7 @@ def progress(label: str, total: int, unit: str, *, shown: bool = True) -> Iterat
 @contextmanager
 def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on stderr; yields the function that sets it: done, total (0: unknown), label of the next step."""
-    with logging_redirect_tqdm(), tqdm(desc=label, unit=unit, dynamic_ncols=True) as bar:
+    with tqdm(desc=label, unit=unit, dynamic_ncols=True) as bar:
 
         def on_progress(done: int, total: int, what: str) -> None:
             if total:
