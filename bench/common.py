@@ -18,7 +18,8 @@ from tabulate import tabulate
 from pipeline.compute.device import choose_device, has_bf16
 from pipeline.device.machine.probe import describe_machine
 from pipeline.store.json_files import write_json
-from stages.common import progress, run_program
+from stages.common import run_program
+from stages.progress import progress
 
 Result = dict[str, Any]
 K = TypeVar("K")

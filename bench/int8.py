@@ -51,7 +51,7 @@ from pipeline.runtimes.openvino_runtime import openvino_core
 from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import model_files
 from pipeline.training.weights import build_network, load_pretrained
-from stages.common import progress
+from stages.progress import progress
 
 Images = NDArray[np.float32]
 

@@ -21,6 +21,7 @@ from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.store import make_store, read_card
+from pipeline.store.documents import ImageFormat
 
 ROOT = Path(__file__).parent.parent
 CROP_PADDING = 4  # pixels, as in public CIFAR recipes
@@ -147,12 +148,13 @@ def make_stores(images: Path | None, setting: Setting) -> str:
 
 
 def _write_digits(folder: Path, size: int) -> None:
-    source = open_source(data_params("digits", folder, size))
+    params = data_params("digits", folder, size)
+    source, form = open_source(params), ImageFormat.of(params)
     digits = source.splits["train"]
     for index, label in enumerate(digits.labels.tolist()):
         path = folder / source.class_names[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        digits.read(index).resize((size, size), Image.Resampling.BILINEAR).save(path)
+        Image.fromarray(digits.pixels(index, form)).save(path)
 
 
 def _choose(published: Path, folder: Path, setting: Setting) -> None:
@@ -163,9 +165,12 @@ def _choose(published: Path, folder: Path, setting: Setting) -> None:
     source = open_source(data_params("imagefolder", published, setting.image_size))
     train = source.splits["train"]
     files = np.array(train.paths, dtype=object)
+    held_out = sum(_HELD_OUT.values())
     for label, name in enumerate(source.class_names):
-        for part, wanted in {"train": max(2, -(-setting.image_count // len(source.class_names))), **_HELD_OUT}.items():
+        own = files[train.labels == label]
+        kept = cycle(own[:held_out]), cycle(own[held_out:])  # an image is in one split alone
+        for part, wanted in {**_HELD_OUT, "train": max(2, -(-setting.image_count // len(source.class_names)))}.items():
             linked = folder / part / name
             linked.mkdir(parents=True)
-            for number, path in enumerate(islice(cycle(files[train.labels == label]), wanted)):
+            for number, path in enumerate(islice(kept[part == "train"], wanted)):
                 (linked / f"{number:06d}{path.suffix}").symlink_to(path.absolute())

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -182,7 +183,7 @@ class TrainingParams(Block):
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
-    freeze: Annotated[Literal["backbone"] | int, AfterValidator(_number_of_stages)]
+    freeze: Annotated[Literal["backbone"] | StrictInt, AfterValidator(_number_of_stages)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]
@@ -530,6 +531,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ParamsError: the file is missing, is not YAML, or holds something else.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait
+            raise ParamsError(f"{path} is not a file; put the parameters there")
         if path.stat().st_size > _LARGEST:
             raise ParamsError(f"{path} has {path.stat().st_size:,} bytes, more than {_LARGEST:,}; correct it")
         values = YAML(typ="safe", pure=True).load(path)
@@ -539,7 +542,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path} is not readable as YAML (it is nested too deeply); correct it") from None
     except (YAMLError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         # ruamel also lets errors of its conversions through, for example for a date that does not exist
-        raise ParamsError(f"{path} is not readable as YAML ({brief(error, 400)}); correct it") from None
+        reason = brief(str(error).partition("To suppress this check")[0], 400)  # advice for programs, not for files
+        raise ParamsError(f"{path} is not readable as YAML ({reason}); correct it") from None
+    if values is None:
+        raise ParamsError(f"{path} is empty; restore the blocks of keys")
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold blocks of keys, but holds {type(values).__name__}; restore the blocks")
     return values

@@ -13,6 +13,10 @@ class DataError(EnergyKDError):
     """The images cannot be used: a folder is missing, a class is too small, a file is truncated."""
 
 
+class NoImagesError(DataError):
+    """The folder of the images is not there at all."""
+
+
 class CheckpointError(EnergyKDError):
     """A weights file does not fit the network or cannot be read safely."""
 

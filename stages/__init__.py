@@ -2,6 +2,12 @@
 
 import os
 
+# a program that starts with closed streams (`>&-`) would open files under their numbers, and what libraries print would
+# be written into these files
+while (_descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+    os.set_inheritable(_descriptor, True)
+os.close(_descriptor)
+
 # GNU OpenMP lets the idle threads of torch spin for milliseconds. Beside a busy process they hold the core that the
 # other threads wait for, and training suffers far more than by the share it loses (bench/openmp_spin.py measures it).
 # The limit is read when torch is imported, which is after this line.

@@ -4,20 +4,19 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline.ablation.results import StudyResult, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_inputs, run_study
 from pipeline.ablation.study import load_study
 from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS
 from stages.common import run_program
+from stages.progress import Bar
 
 
 def ablation(study_file: Path, jobs: int, out: Path) -> None:
     study = load_study(study_file, PARAMS)
     epochs = sum(trial.params.distill.training.epochs for trial in study.trials())
-    with tqdm(total=epochs, unit="epoch", mininterval=0.5, dynamic_ncols=True) as bar:
-        results = run_study(study, ABLATIONS, jobs, on_start=bar.set_description, on_epochs=bar.update)
+    with Bar("ablation", "epoch", epochs) as bar:
+        results = run_study(study, ABLATIONS, jobs, on_start=bar.tell, on_epochs=bar.update)
     inputs = distinct_inputs(study, ABLATIONS)
     result = StudyResult.of(study, ABLATIONS, inputs, results)
     for path in write_results(out, study.name, result, energy_picture(inputs[0], ABLATIONS)):
@@ -32,4 +31,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("argument --jobs: must be at least 1")
-    run_program(partial(ablation, arguments.study, arguments.jobs, arguments.out))
+    run_program(partial(ablation, arguments.study, arguments.jobs, arguments.out), log="ablation")

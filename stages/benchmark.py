@@ -8,7 +8,8 @@ from pipeline.remote import Address
 from pipeline.runtimes import RuntimesError
 from pipeline.store.paths import BENCHMARK, BENCHMARK_SAMPLES, DEVICE_RUNS, PARAMS
 from pipeline.store.space import require_space
-from stages.common import counted, run_stage
+from stages.common import run_stage
+from stages.progress import counted
 
 FOLDER = DEVICE_RUNS / "_this_machine"  # no device of targets/ can have this name
 KEY = f"{PARAMS}: benchmark.runtimes"

@@ -18,6 +18,7 @@ from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHE
 from stages.common import run_program
 from stages.curves import check_repository
 from stages.dvc_files import repair_dvc_files
+from stages.missing_images import check_pulled, missing_images
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
@@ -29,11 +30,13 @@ def check(params: Params) -> None:
     check_available(params.benchmark.runtimes, "params.yaml: benchmark.runtimes")
     classes = CLASSES_OF_DOWNLOADS.get(params.data.name)
     if classes is None:
-        source = open_source(params.data)
+        with missing_images(Path(params.data.root)):
+            source = open_source(params.data)
         split(source, params.data)
         total = sum(len(part.labels) for part in source.splits.values())
         refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
+    check_pulled(FOREIGN_CHECKPOINTS)
     check_networks(params, classes, ImageFormat.of(params.data))
     for path in filter(None, (params.teacher.weights_file, params.distill.weights_file)):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:

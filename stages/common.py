@@ -1,4 +1,4 @@
-"""How every stage starts, shows progress, and ends: with its result, one sentence about bad input, or a signal."""
+"""How every stage starts and ends: with its result, one sentence about bad input, or a signal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
-from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.config import Params, load_params
 from pipeline.errors import EnergyKDError, StoppedError
@@ -23,6 +23,7 @@ from pipeline.store.lock import exclusive
 from pipeline.store.paths import CHECKPOINTS
 from stages import restore_environment
 from stages.environment_error import environment_error
+from stages.output import open_output
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -38,7 +39,7 @@ def run_stage(stage: Callable[[Params], None], *bad_input: type[Exception]) -> N
         with only_one(stage):
             stage(load_params())
 
-    run_program(program, *bad_input)
+    run_program(program, *bad_input, log=stage.__name__)
 
 
 def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
@@ -51,17 +52,19 @@ def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
     return exclusive(CHECKPOINTS / f"{stage.__name__}.lock", f"running stage {stage.__name__} here")
 
 
-def run_program(program: Callable[[], None], *bad_input: type[Exception]) -> None:
+def run_program(program: Callable[[], None], *bad_input: type[Exception], log: str | None = None) -> None:
     """Run a program; bad input and a lack of disk space or memory end with one sentence on stderr and exit code 2.
     SIGTERM and SIGHUP end it as Ctrl-C does, so that locks are released and temporary files removed.
 
     Args:
         bad_input: further error classes that are reported like EnergyKDError.
+        log: name of the file in ``.checkpoints/logs`` that also gets what the program says; None: there is none.
     """
     restore_environment()
+    open_output(log)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with _Signals() as signals:
+    with logging_redirect_tqdm(), _Signals() as signals:
         try:
             program()
         except BaseException as error:
@@ -144,23 +147,3 @@ def _show(sentence: str) -> None:
             temporary.write_text(sentence, encoding="utf-8")
     else:
         print(f"error: {sentence}", file=sys.stderr)
-
-
-@contextmanager
-def progress(label: str, total: int, unit: str, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields the function that advances it."""
-    with tqdm(total=total, desc=label, unit=unit, mininterval=0.5, dynamic_ncols=True, disable=not shown) as bar:
-        yield bar.update
-
-
-@contextmanager
-def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; yields the function that sets it: done, total (0: unknown), label of the next step."""
-    with tqdm(desc=label, unit=unit, dynamic_ncols=True) as bar:
-
-        def on_progress(done: int, total: int, what: str) -> None:
-            if total:
-                bar.total, bar.n = total, done
-            bar.set_postfix_str(what)
-
-        yield on_progress

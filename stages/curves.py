@@ -1,5 +1,6 @@
 """The frame of the two training stages: crash checkpoint, progress bar, and learning curves as DVCLive files."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -10,7 +11,6 @@ from tempfile import TemporaryDirectory
 import torch
 from dvclive import Live
 from scmrepo.exceptions import SCMError
-from tqdm import tqdm
 
 from pipeline.compute.distributed import join
 from pipeline.data.loader import steps_per_epoch
@@ -21,13 +21,16 @@ from pipeline.store.paths import CHECKPOINTS, CURVES_CARD
 from pipeline.store.space import require_space
 from pipeline.training.card import EpochRecord
 from pipeline.training.session import Session
+from stages.progress import Bar
 
 
 class Curves:
     """The learning curves in a folder, which is emptied before the first epoch is written."""
 
-    def __init__(self, folder: Path, opened: ExitStack, bar: tqdm) -> None:
+    def __init__(self, folder: Path, opened: ExitStack, bar: Bar) -> None:
         self._folder, self._opened, self._bar = folder, opened, bar
+        self._best: EpochRecord | None = None
+        self._ended = time.perf_counter()
 
     @cached_property
     def live(self) -> Live:
@@ -39,7 +42,16 @@ class Curves:
         for name in ("train_loss", "val_top1", "learning_rate"):
             self.live.log_metric(name, getattr(record, name))
         self.live.next_step()
-        self._bar.set_postfix(epoch=record.epoch + 1, loss=f"{record.train_loss:.3f}", val=f"{record.val_top1:.2%}")
+        if self._best is None or record.val_top1 > self._best.val_top1:
+            self._best = record
+        now = time.perf_counter()
+        if now - self._ended < record.seconds:  # it was restored
+            self._bar.restart()
+        self._ended = now
+        self._bar.tell(
+            f"val {record.val_top1:.2%}, best {self._best.val_top1:.2%} in epoch {self._best.epoch + 1}",
+            f"epoch {record.epoch + 1}, loss {record.train_loss:.3f}",
+        )
 
 
 @contextmanager
@@ -57,18 +69,16 @@ def training_session(run: Run, role: Role, device: torch.device, epochs: int, ba
     with join(device) as world:
         session = Session(device, world, CHECKPOINTS, keep=True)
         with world.barrier():
-            total = epochs * steps_per_epoch(run.data.counts.train, batch_size)
+            count = run.data.counts.train
+            images, steps = min(batch_size, count), epochs * steps_per_epoch(count, batch_size)
             if world.is_main:
                 require_space(folder, 0, "the learning curves")
         if not world.is_main:
             yield session
             return
-        with (
-            ExitStack() as opened,
-            tqdm(total=total, desc=role, unit="step", mininterval=0.5, dynamic_ncols=True) as bar,
-        ):
+        with ExitStack() as opened, Bar(role, "image", steps * images) as bar:
             curves = Curves(folder, opened, bar)
-            yield replace(session, on_step=lambda: bar.update() and None, on_epoch=curves.add, tell=bar.write)
+            yield replace(session, on_step=lambda: bar.update(images) and None, on_epoch=curves.add, tell=bar.write)
             _ = curves.live  # a teacher from a checkpoint has no epochs, and the curves of an earlier one must go
 
 

@@ -7,7 +7,8 @@ from pipeline.lineage import Run
 from pipeline.runtimes import RuntimesError
 from pipeline.store.paths import EVALUATION
 from pipeline.store.space import require_space
-from stages.common import progress, run_stage
+from stages.common import run_stage
+from stages.progress import progress
 
 KEY = "params.yaml: evaluate.runtimes"
 

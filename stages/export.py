@@ -3,7 +3,8 @@
 from pipeline.config import Params
 from pipeline.export.files import make_export
 from pipeline.lineage import Run
-from stages.common import counted, run_stage
+from stages.common import run_stage
+from stages.progress import counted
 
 
 def export(params: Params) -> None:

@@ -50,7 +50,7 @@ def run_together(stage: Callable[[Params], None], module: str) -> None:
             else:
                 _start(module, processes, params.launcher, device)
 
-    run_program(program)
+    run_program(program, log=stage.__name__)
 
 
 def _processes(launcher: LauncherParams, device: torch.device) -> int:

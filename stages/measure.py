@@ -8,7 +8,8 @@ from pipeline.evaluation.runnable import runnable_files
 from pipeline.lineage import Run
 from pipeline.store.paths import DEVICE_RUNS
 from pipeline.targets import device_files, find_target
-from stages.common import counted, device_argument, run_program
+from stages.common import device_argument, run_program
+from stages.progress import counted
 
 PROCESS_SECONDS = 900.0  # smallest limit of one process, because a slow device may build an engine for so long
 
@@ -34,4 +35,4 @@ def measure_device(name: str) -> None:
 
 if __name__ == "__main__":
     device = device_argument("stages.measure", __doc__)
-    run_program(lambda: measure_device(device))
+    run_program(lambda: measure_device(device), log="measure")

@@ -12,8 +12,8 @@ from pipeline.store.json_files import write_json
 from pipeline.store.paths import CHECKPOINTS, ENERGY_HISTOGRAM, ENERGY_METRICS
 from pipeline.store.space import require_space
 from pipeline.training.session import Session
-from stages.common import progress
 from stages.launcher import run_together
+from stages.progress import progress
 
 
 def score_energy(params: Params) -> None:

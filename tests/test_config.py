@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -34,6 +36,40 @@ def message_of(path) -> str:
 
 def test_the_shipped_parameters_are_valid():
     assert load_params(ROOT / "params.yaml").data.name == "digits"
+
+
+@pytest.mark.parametrize("start", ["", "# all the rest is gone\n"])
+def test_an_empty_file(tmp_path, start):
+    (tmp_path / "params.yaml").write_text(start)
+    assert message_of(tmp_path / "params.yaml").endswith("params.yaml is empty; restore the blocks of keys")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_read(tmp_path, make):
+    make(tmp_path / "params.yaml")
+    assert message_of(tmp_path / "params.yaml").endswith("params.yaml is not a file; put the parameters there")
+
+
+@pytest.mark.parametrize("written", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+def test_a_file_of_a_windows_editor(tmp_path, written):
+    (tmp_path / "params.yaml").write_bytes(written((ROOT / "params.yaml").read_bytes()))
+    assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        (b"# caf\xe9\n", "#x00e9"),
+        (b"seed: 3\n", 'found duplicate key "seed" with value "3"'),
+        (b"\tseed: 3\n", "'\\t' that cannot start any token"),
+    ],
+)
+def test_what_yaml_does_not_allow(tmp_path, added, words):
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes() + added)
+    message = message_of(tmp_path / "params.yaml")
+    assert words in message
+    assert message.endswith("; correct it")
+    assert "suppress" not in message
 
 
 def test_every_shipped_knob_has_a_comment():
@@ -79,6 +115,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("data", "validation_fraction"), 0.9, "data.validation_fraction is 0.9"),
         (("data", "name"), "mnist", "data.name is 'mnist'"),
         (("energy", "temperature"), float("nan"), "energy.temperature"),
+        (("teacher", "training", "freeze"), True, "teacher.training.freeze"),
         (("distill", "training", "epochs"), "many", "distill.training.epochs is 'many'"),
         (("teacher", "std"), [0.5, 0.5, 0], "teacher.std.2 is 0"),
         (("data", "image_size"), 7, "data.image_size: it is neither a whole number of pixels from 8 to 1024 nor [h"),

@@ -1,141 +1,163 @@
-"""List the image files of a folder, decode a file to an upright RGB image, and bring it into the form of networks."""
+"""The class folders and image files of a data set, and what is left out of them."""
 
 import logging
 import os
 import re
-import warnings
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from pipeline.data import decoding
 from pipeline.errors import DataError
-from pipeline.portable.text import brief
 from pipeline.store.documents import ImageFormat
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-# Pillow detects the format by the content, not by the suffix, and tries no other decoder on untrusted files
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 64_000_000
-_MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# hidden files and folders, and those that macOS, Windows, network drives and file systems make
+_OF_SYSTEMS = re.compile(r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found)$")
 # control characters would break a message into several lines; surrogates are bytes outside of UTF-8
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-# Pillow warns from 89 megapixels on, in addition to the error below
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+LOOK = "capitals, the encoding of accents or blanks"
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List all image files below ``folder``, sorted by path; skip files with other suffixes, with one warning.
+def decode_at(path: str | Path, form: ImageFormat) -> NDArray[np.uint8]:
+    """Decode an image file to the pixels that networks see: uint8 [height, width, channels].
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: as of :func:`pipeline.data.decoding.decode`.
     """
-    images, others = list[Path](), list[Path]()
-    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders.sort()
-        for name in names:
-            path = Path(parent) / name
-            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    others = [path for path in others if not path.name.startswith(".")]
-    if others:
-        logging.warning("%s: skipped %d files without an image suffix, such as %s", folder, len(others), min(others))
-    return sorted(images)
+    try:
+        return decoding.read_pixels(path, **form.of_decoding)
+    except decoding.ImageError as error:
+        raise DataError(str(error)) from None
+
+
+class ImageTree:
+    """Lists the folders and image files of a data set; each folder counts once, however many links lead to it.
+
+    Args:
+        root: folder of the data set.
+
+    Attributes:
+        problems: one sentence for each file that cannot be used.
+        links: whether an image file is a link.
+
+    All methods raise DataError if a folder cannot be read, or is reached a second time.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        # a link to a folder above the data set would lead back into it
+        above = [root.resolve(), *root.resolve().parents]
+        self._known = {_identity(folder): folder for folder in above}
+        self._left_out: dict[str, list[Path]] = {}
+        self.problems: list[str] = []
+        self.links = False
+
+    def folders(self, parent: Path) -> list[Path]:
+        """The folders in ``parent``, sorted, without hidden ones; images beside them are left out."""
+        folders = []
+        for entry in self._entries(parent):
+            path = parent / entry.name
+            if _is_folder(entry):
+                folders.append(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                self._leave_out("images that lie in no class folder", path)
+        return sorted(folders)
+
+    def images(self, folder: Path) -> list[Path]:
+        """All image files below ``folder``, sorted by path."""
+        found = list[Path]()
+        for entry in self._entries(folder):
+            path = folder / entry.name
+            if _is_folder(entry):
+                found += self.images(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+                self.links |= entry.is_symlink()
+                if not entry.is_file(follow_symlinks=False) and (problem := decoding.file_problem(path)) is not None:
+                    self.problems.append(problem)
+            else:
+                self._leave_out(f"files without one of the suffixes {' '.join(sorted(IMAGE_SUFFIXES))}", path)
+        return sorted(found)
+
+    def enter(self, folder: Path) -> None:
+        """Count a folder; DataError if it was counted before."""
+        try:
+            known = self._known.setdefault(_identity(folder), folder)
+        except OSError as error:
+            raise _unreadable(error) from None
+        if known is not folder:
+            raise DataError(
+                f"{folder} and {known} are the same folder, whose images would be taken twice; remove the link"
+            )
+
+    def warn(self) -> None:
+        """Say what was left out, each kind once."""
+        for what, paths in self._left_out.items():
+            logging.warning("%s: left out %d %s, such as %s", self._root, len(paths), what, min(paths))
+
+    def _entries(self, folder: Path) -> Iterable[os.DirEntry[Any]]:
+        self.enter(folder)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not _OF_SYSTEMS.match(entry.name):
+                        yield entry
+                    elif _is_folder(entry) or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                        self._leave_out("hidden files and folders of systems", Path(entry.path))
+        except OSError as error:
+            raise _unreadable(error) from None
+
+    def _leave_out(self, what: str, path: Path) -> None:
+        self._left_out.setdefault(what, []).append(path)
 
 
 def name_problems(paths: Iterable[Path]) -> list[str]:
-    """Describe in one sentence each path that has control characters or differs from another path in case only."""
+    """Describe in one sentence each path that has control characters or looks like another one to some systems."""
     problems = []
-    by_case: dict[str, Path] = {}
+    by_look: dict[str, Path] = {}
     for path in paths:
         if _UNUSABLE.search(str(path)):
             problems.append(f"{str(path)!a} is a file name with characters that cannot be shown; rename the file")
             continue
-        other = by_case.setdefault(str(path).casefold(), path)
+        other = by_look.setdefault(look(str(path)), path)
         if other is not path:
-            problems.append(f"{path} and {other} differ in case only; rename or remove one of them")
+            problems.append(f"{path} and {other} differ in {LOOK} only; rename or remove one of them")
     return problems
 
 
-def subfolders(folder: Path) -> list[str]:
-    """List the names of the folders in ``folder``, sorted. Raises DataError: it cannot be read."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir())
-    except OSError as error:
-        _unreadable(error)
+def shared_file_problems(groups: Iterable[Iterable[Path]]) -> list[str]:
+    """Describe in one sentence each file that is in two groups, the classes of all splits, by way of links."""
+    problems = []
+    first: dict[tuple[int, int], tuple[int, Path]] = {}
+    for number, paths in enumerate(groups):
+        for path in filter(Path.exists, paths):
+            group, other = first.setdefault(_identity(path), (number, path))
+            if group != number:
+                problems.append(f"{path} and {other} are the same file in two classes or splits; remove one of them")
+    return problems
 
 
-def decode(path: Path, least: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image file to RGB, upright by its EXIF orientation; 16-bit channels keep their upper 8 bits.
-
-    The alpha channel is dropped and the colours stay, as in torchvision's ImageFolder.
-
-    Args:
-        least: width and height that are needed, in pixels; a large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size,
-            which takes a fraction of the time, but not below these.
-
-    Raises:
-        DataError: the file is unreadable, empty, damaged, of another format, above 64 megapixels, or contains floats.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _too_large(path, f"{width} x {height} pixels, more than")
-            if least is not None:
-                image.draft(None, least[::-1] if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else least)
-            upright = _upper_8_bits(ImageOps.exif_transpose(image), path)
-            # by way of RGBA, because Pillow warns when it converts a palette with transparency directly
-            return (upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB")
-    except Image.DecompressionBombError:  # Pillow raises from 179 megapixels on, before the size is known
-        raise _too_large(path, "more than") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(f"{path} cannot be read ({error.strerror}); make it readable or remove it") from None
-        reason = brief(error) if path.stat().st_size else "it is empty"
-        raise DataError(f"{path} cannot be decoded ({reason}); replace or remove the file") from None
+def look(name: str) -> str:
+    """Equal for names that differ in ``LOOK`` only, which macOS and Windows take for one."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
-def decode_at(path: str | Path, form: ImageFormat) -> NDArray[np.uint8]:
-    """Decode an image file to the pixels of :func:`pixels_at`."""
-    # twice the size, from which the antialiased resize makes the same pixels but for rounding: 0.3 of 255 on average
-    return pixels_at(decode(Path(path), (2 * form.width, 2 * form.height)), form)
+def _is_folder(entry: os.DirEntry[Any]) -> bool:
+    # of a link that leads in a circle, DirEntry raises an error
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
-def pixels_at(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
-    """An RGB image in the form that networks see: uint8 [height, width, channels]; predict.py.txt does the same."""
-    image, size = image.convert(_MODES[form.channels]), (form.width, form.height)
-    method = Image.Resampling[form.interpolation.upper()]
-    match form.resize:
-        case "squash":
-            image = image.resize(size, method)
-        case "crop":
-            image = ImageOps.fit(image, size, method)
-        case "letterbox":
-            image = ImageOps.pad(image, size, method, color=0)
-    # a writable copy, because torch warns about read-only arrays
-    return np.array(image).reshape(form.height, form.width, form.channels)
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
-def _too_large(path: Path, size: str) -> DataError:
-    return DataError(f"{path} has {size} {MAX_PIXELS / 1e6:.0f} megapixels; scale it down or remove it")
-
-
-def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Reduce 16-bit grey images to 8 bits; Pillow would clip them at 255. It reduces 16-bit colours by itself."""
-    if image.mode == "F":
-        raise DataError(f"{path} holds floats of an unknown range; convert it to 8 bits per channel")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise DataError(f"{path} has more than 16 bits per channel; convert it to 8")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable or fix data.root") from None
+def _unreadable(error: OSError) -> DataError:
+    return DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable or fix data.root")

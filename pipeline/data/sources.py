@@ -1,6 +1,8 @@
 """Data sources, which read images as Pillow RGB images with labels, and their split into train, val and test."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,20 +11,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataParams
+from pipeline.data.decoding import pixels_of
 from pipeline.data.image_files import (
     IMAGE_SUFFIXES,
-    decode,
+    LOOK,
+    ImageTree,
     decode_at,
-    list_images,
+    look,
     name_problems,
-    pixels_at,
-    subfolders,
+    shared_file_problems,
 )
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NoImagesError
 from pipeline.portable.text import first_line
 from pipeline.store.documents import ImageFormat
 
 SPLITS = ("train", "val", "test")
+_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Members = dict[str, tuple[str, NDArray[np.int64]]]  # split -> name of the source split, ascending indices in it
 _IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education"
 
@@ -32,28 +36,34 @@ class SourceSplit:
     """One published split of N images."""
 
     labels: NDArray[np.int64]
-    read: Callable[[int], Image.Image]  # image i in full size; safe to call from several threads
-    paths: Sequence[Path] | None = None  # None if the images are not files
-    problems: Sequence[str] = ()  # one sentence for each file with an unusable name
+    images: Sequence[Path] | NDArray[np.uint8]  # files, or pixels: uint8 [N, H, W] or [N, H, W, 3]
+
+    @property
+    def paths(self) -> Sequence[Path] | None:
+        """None if the images are not files."""
+        return None if isinstance(self.images, np.ndarray) else self.images
 
     def pixels(self, index: int, form: ImageFormat) -> NDArray[np.uint8]:
         """Image ``index`` as networks see it: uint8 [height, width, channels]; safe to call from several threads."""
-        return pixels_at(self.read(index), form) if self.paths is None else decode_at(self.paths[index], form)
+        image = self.images[index]
+        if isinstance(image, Path):
+            return decode_at(image, form)
+        return pixels_of(Image.fromarray(image).convert("RGB"), **form.of_decoding)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set: class names, splits (at least train), origin and licence."""
+    """A published data set: class names, splits (at least train), origin and licence.
+
+    Attributes:
+        problems: one sentence for each file that cannot be used, as far as is seen without decoding it.
+    """
 
     class_names: tuple[str, ...]
     splits: dict[str, SourceSplit]
     origin: str
     licence: str
-
-    @property
-    def problems(self) -> list[str]:
-        """Problems of all splits."""
-        return [problem for split in self.splits.values() for problem in split.problems]
+    problems: Sequence[str] = ()
 
 
 def open_source(params: DataParams) -> Source:
@@ -72,10 +82,10 @@ def open_source(params: DataParams) -> Source:
             return _tiny_imagenet(root)
         case "imagenet":  # the official val split, the only other labelled one, is the test split here
             origin = f"ImageNet in folder {root.name}; its validation split is the test split"
-            return _from_folders(root, {"test": "val", "train": "train"}, origin, _IMAGENET_LICENCE)
+            folders = {"train": _folder(root, "train"), "test": _folder(root, "val")}
+            return _from_folders(root, folders, origin, _IMAGENET_LICENCE)
         case "imagefolder":
-            folders = {name: name for name in SPLITS if name == "train" or (root / name).is_dir()}
-            return _from_folders(root, folders, f"folder {root.name}", "that of the images in data.root")
+            return _from_folders(root, _split_folders(root), f"folder {root.name}", "that of the images in data.root")
 
 
 def _digits() -> Source:
@@ -111,7 +121,7 @@ def _cifar(name: str, root: Path) -> Source:
 
 
 def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> SourceSplit:
-    return SourceSplit(labels.astype(np.int64), lambda i: Image.fromarray(images[i]).convert("RGB"))
+    return SourceSplit(labels.astype(np.int64), images)
 
 
 def _tiny_imagenet(root: Path) -> Source:
@@ -120,10 +130,11 @@ def _tiny_imagenet(root: Path) -> Source:
     The folders of train/ are the classes; the check of the annotations of val/ finds a missing one. wnids.txt is not
     read, because it is incomplete in some copies of the data set.
     """
-    wnids = _class_names(_folder(root, "train"))
+    folder, tree = _folder(root, "train"), ImageTree(root)
+    wnids = _class_folders(tree, folder)
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    train = [list_images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
+    train = [tree.images(_folder(root, f"train/{wnid}/images")) for wnid in wnids]
     annotations = [line.split("\t")[:2] for line in _lines(root / "val/val_annotations.txt")]
     unknown = [name for name, *wnid in annotations if not wnid or wnid[0] not in label_of]
     if unknown:
@@ -133,26 +144,53 @@ def _tiny_imagenet(root: Path) -> Source:
     test = [[root / "val/images" / name for name, wnid in annotations if wnid == own] for own in wnids]
     # the id distinguishes classes with the same first word
     names = [f"{words.get(wnid, wnid).split(',')[0]} ({wnid})" for wnid in wnids]
-    return Source(
-        tuple(names),
-        {"train": _from_files(root / "train", train, names), "test": _from_files(root / "val", test, names)},
-        origin=f"Tiny ImageNet in folder {root.name}; its validation split is the test split",
-        licence=_IMAGENET_LICENCE,
+    files = {"train": (folder, train), "test": (root / "val", test)}
+    return _from_files(
+        tree,
+        files,
+        names,
+        f"Tiny ImageNet in folder {root.name}; its validation split is the test split",
+        _IMAGENET_LICENCE,
     )
 
 
-def _from_folders(root: Path, folders: Mapping[str, str], origin: str, licence: str) -> Source:
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that there is; train must be."""
+    found = {}
+    for name, names in _FOLDERS.items():
+        folders = sorted(each for each in _folder(root).iterdir() if each.name.casefold() in names and each.is_dir())
+        if len(folders) > 1:
+            raise DataError(f"{folders[0]} and {folders[1]} are both the split {name}; merge them or rename one")
+        if folders:
+            found[name] = folders[0]
+    return found if "train" in found else {"train": _folder(root, "train")}
+
+
+def _from_folders(root: Path, folders: Mapping[str, Path], origin: str, licence: str) -> Source:
     """Read <folder>/<class>/<image> for each split."""
-    names = _class_names(_folder(root, "train"))
-    splits = {name: _folder_split(_folder(root, folder), names) for name, folder in folders.items()}
-    return Source(names, splits, origin, licence)
+    tree = ImageTree(root)
+    classes = {name: _class_folders(tree, folder) for name, folder in folders.items()}
+    names = list(classes["train"])
+    if len(names) < 2:
+        train = folders["train"]
+        raise DataError(f"{train} has {len(names)} class folder(s), but a classifier needs at least 2; add a class")
+    for split_name, folder in folders.items():
+        _check_classes(folder, classes[split_name], names)
+    for other in root.iterdir():
+        if other not in folders.values() and other.is_dir() and any((other / name).is_dir() for name in names):
+            logging.warning("%s holds classes of train/ but is not read; name it val or test to use it", other)
+    files = {
+        name: (folder, [tree.images(classes[name][each]) if each in classes[name] else [] for each in names])
+        for name, folder in folders.items()
+    }
+    return _from_files(tree, files, names, origin, licence)
 
 
-def _folder(root: Path, name: str) -> Path:
+def _folder(root: Path, name: str = "") -> Path:
     if not root.is_dir():
-        raise DataError(f"data.root {root} is not a folder; set it to the folder that holds train/<class>/<image>")
+        raise NoImagesError(f"data.root {root} is not a folder; set it to the folder that holds train/<class>/<image>")
     if not (root / name).is_dir():
-        raise DataError(f"{root} has no folder {name}/; put the images there or correct data.root and data.name")
+        raise NoImagesError(f"{root} has no folder {name}/; put the images there or correct data.root and data.name")
     return root / name
 
 
@@ -164,33 +202,52 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read ({reason}); set data.root to the unpacked data set") from None
 
 
-def _class_names(train: Path) -> tuple[str, ...]:
-    names = tuple(subfolders(train))
-    if len(names) < 2:
-        raise DataError(f"{train} has {len(names)} class folder(s), but a classifier needs at least 2; add a class")
-    by_case: dict[str, str] = {}
-    for name in names:
+def _class_folders(tree: ImageTree, parent: Path) -> dict[str, Path]:
+    """The folder of each class, sorted by name; accents in names are encoded in one way (NFC)."""
+    found: dict[str, Path] = {}
+    by_look: dict[str, str] = {}
+    for folder in tree.folders(parent):
+        name = unicodedata.normalize("NFC", folder.name)
         if not name.isprintable():
-            raise DataError(f"{train / ascii(name)} is a class name with characters that cannot be shown; rename it")
-        other = by_case.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(f"the classes {other!r} and {name!r} in {train} differ in case only; rename or merge them")
-    return names
+            raise DataError(f"{parent / ascii(name)} is a class name with characters that cannot be shown; rename it")
+        if (other := by_look.setdefault(look(name), folder.name)) != folder.name:
+            raise DataError(
+                f"the classes {other!r} and {name!r} in {parent} differ in {LOOK} only; rename or merge them"
+            )
+        found[name] = folder
+    return dict(sorted(found.items()))
 
 
-def _folder_split(folder: Path, class_names: Sequence[str]) -> SourceSplit:
-    class_folders = subfolders(folder)
-    if not class_folders:
-        raise DataError(f"{folder} has no class folders; sort its images into {folder}/<class>/ first")
-    unknown = sorted(set(class_folders) - set(class_names))
-    if unknown:
-        raise DataError(f"{folder / unknown[0]} is a class that train/ does not have; remove it or add it to train/")
-    files = [list_images(folder / name) if (folder / name).is_dir() else [] for name in class_names]
-    return _from_files(folder, files, class_names)
+def _check_classes(parent: Path, found: Mapping[str, Path], class_names: Sequence[str]) -> None:
+    """Refuse a split without class folders, or with one that train/ does not have."""
+    if not found:
+        raise DataError(f"{parent} has no class folders; sort its images into {parent}/<class>/ first")
+    looks = {look(name): name for name in class_names}
+    for name, folder in found.items():
+        if name not in class_names:
+            alike = looks.get(look(name))
+            remedy = f"rename it to {alike!r}" if alike else "remove it or add it to train/"
+            raise DataError(f"{folder} is a class that train/ does not have; {remedy}")
 
 
-def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequence[str]) -> SourceSplit:
-    """Make a split of image files; ``files`` has one list per class."""
+def _from_files(
+    tree: ImageTree,
+    files: Mapping[str, tuple[Path, Sequence[Sequence[Path]]]],
+    class_names: Sequence[str],
+    origin: str,
+    licence: str,
+) -> Source:
+    """Make a source of image files; ``files`` has the folder of each split and a list of files for each class."""
+    tree.warn()
+    groups = [found for _, by_class in files.values() for found in by_class]
+    problems = tree.problems + [problem for found in groups for problem in name_problems(found)]
+    if tree.links:
+        problems += shared_file_problems(groups)
+    splits = {name: _split_of_files(folder, by_class, class_names) for name, (folder, by_class) in files.items()}
+    return Source(tuple(class_names), splits, origin, licence, problems)
+
+
+def _split_of_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequence[str]) -> SourceSplit:
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         more = f" and {len(empty) - 1} other classes" if len(empty) > 1 else ""
@@ -198,10 +255,8 @@ def _from_files(folder: Path, files: Sequence[Sequence[Path]], class_names: Sequ
             f"{folder} holds no image of class {empty[0]!r}{more} ({', '.join(sorted(IMAGE_SUFFIXES))}); add some, or "
             "remove the class everywhere"
         )
-    paths = [path for found in files for path in found]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
-    problems = [problem for found in files for problem in name_problems(found)]
-    return SourceSplit(labels, lambda i: decode(paths[i]), paths, problems)
+    return SourceSplit(labels, [path for found in files for path in found])
 
 
 def split(source: Source, params: DataParams) -> Members:

@@ -74,13 +74,13 @@ def make_store(
     form, classes = ImageFormat.of(params), list(source.class_names)
     total = sum(len(indices) for _, indices in members.values())
     packed = _is_packed(source, params.storage, total * form.bytes)
-    if bad_list is not None:
-        bad_list.unlink(missing_ok=True)
+    if bad_list is not None and bad_list.exists():  # a disk that is read-only refuses to remove even what is not there
+        bad_list.unlink()
     needed = total * (form.bytes if packed else _MANIFEST_BYTES) + 8 * total
     remedy = "free space, lower data.image_size, or set data.storage to files" if packed else "free space there"
     require_space(folder, needed, f"the {'packed images' if packed else 'lists of images'}", remedy, output=needed)
     with atomic_folder(folder) as temporary:
-        writer = _Writer(temporary, packed, form, total, on_images, source.problems)
+        writer = _Writer(temporary, packed, form, total, on_images, list(source.problems))
         sums = {name: writer.write(name, source.splits[members[name][0]], members[name][1]) for name in SPLITS}
         refuse_unusable(writer.problems, total, bad_list)
         train = source.splits["train"].labels[members["train"][1]]
@@ -107,7 +107,7 @@ def refuse_unusable(problems: Sequence[str], total: int, bad_list: Path | None) 
     """Raise DataError if there are ``problems``, one sentence per unusable image; ``bad_list`` as in make_store."""
     if not problems:
         return
-    problems = sorted(problems)
+    problems = sorted(set(problems))
     if len(problems) == 1 or bad_list is None:
         raise DataError(problems[0])
     try:
@@ -129,10 +129,7 @@ def preprocessing(card: NetworkCard) -> dict[str, Any]:
     form = card.image
     return {
         "schema": 2,
-        "image_size": [form.height, form.width],
-        "channels": form.channels,
-        "resize": form.resize,
-        "interpolation": form.interpolation,
+        **form.of_decoding,
         "steps": [
             "decode; a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, but not below twice image_size",
             "turn upright by EXIF orientation, keep the upper 8 of 16 bits, convert to RGB without transparency",

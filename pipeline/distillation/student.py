@@ -52,18 +52,19 @@ def check_networks(params: Params, num_classes: int, image: ImageFormat) -> None
 
     Raises:
         ParamsError: a network does not exist or cannot take the images, or an optimizer, stages to freeze or those of
-            a feature loss do not fit.
+            a feature loss do not fit, or batches of one image.
         CheckpointError: the given weights do not fit their network.
     """
     if params.teacher.checkpoint is None:
         teacher = initial_network(params.teacher, "teacher", num_classes, image.shape).network
-        check_trainable(teacher, params.teacher.training, "teacher.training")
     else:
         teacher = given_teacher(params.teacher, num_classes, image.shape)
     weights.check_runs(teacher, "teacher.network", num_classes, image.shape)
+    if params.teacher.checkpoint is None:
+        check_trainable(teacher, params.teacher.training, "teacher.training", image.shape)
     student = initial_network(params.distill, "distill", num_classes, image.shape).network
     weights.check_runs(student, "distill.network", num_classes, image.shape)
-    check_trainable(student, params.distill.training, "distill.training")
+    check_trainable(student, params.distill.training, "distill.training", image.shape)
     make_loss(params.distill, student, teacher, image.shape)
 
 
@@ -150,7 +151,7 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
     lineage |= initial.lineage
     scored = ScoredImages.of(run, params, session.device, normalisation)
     weights.check_runs(student, "distill.network", len(data.class_names), data.image.shape)
-    check_trainable(student, params.distill.training, "distill.training")
+    check_trainable(student, params.distill.training, "distill.training", data.image.shape)
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)

@@ -66,7 +66,8 @@ def check_ready(device: Device, bundle: Bundle, facts: Facts, missing_bytes: int
             f"install one there: {installs}."
         )
     if not facts["writable"]:
-        raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; set address.folder to another.")
+        remedy = "set address.folder to another, or HOME for the stage benchmark"
+        raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; {remedy}.")
     if facts["locked"]:
         who = occupant(facts)
         raise OccupiedError(f"{device.name} is locked by {who}; wait for its end or ask its owner to stop it.")

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from pipeline import runtimes
-from pipeline.data.image_files import FORMATS, MAX_PIXELS
+from pipeline.data import decoding
 from pipeline.data.store import preprocessing
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import Run
@@ -51,13 +51,10 @@ def write_deploy(folder: Path, row: Row, export_folder: Path, run: Run) -> None:
     names = {"input": runtimes.INPUT, "output": runtimes.LOGITS, "energy": runtimes.ENERGY}
     texts = {
         "labels.txt": "".join(f"{name}\n" for name in data.class_names),
-        **{
-            name: _rendered(f"{name}.txt", row=row, data=data, image_format=run.student.image, **names)
-            for name in ("predict.py", "README.md")
-        },
+        **{name: _rendered(f"{name}.txt", row=row, data=data, **names) for name in ("predict.py", "README.md")},
     }
     with atomic_folder(folder) as temporary:
-        for source in model_files(model):
+        for source in (*model_files(model), Path(decoding.__file__)):
             shutil.copyfile(source, temporary / source.name)
         spec = preprocessing(run.student) | names | {"energy_threshold": row.energy_threshold}
         write_json(temporary / "preprocessing.json", spec)
@@ -82,7 +79,5 @@ def _rendered(template: str, *, row: Row, **values: Any) -> str:
         row=row,
         package="openvino" if row.format == "openvino" else "onnxruntime",
         hint=precision_hint(row.precision, has_fp16=row.precision_executed == "fp16"),
-        formats=FORMATS,
-        most_pixels=MAX_PIXELS,
         **values,
     )

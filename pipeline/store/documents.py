@@ -181,6 +181,11 @@ class ImageFormat(Part):
         )
 
     @property
+    def of_decoding(self) -> dict[str, Any]:
+        """As pipeline/data/decoding.py takes it, which is delivered without this class."""
+        return self.model_dump(exclude={"height", "width"}) | {"image_size": [self.height, self.width]}
+
+    @property
     def shape(self) -> Shape:
         """As networks take it."""
         return self.channels, self.height, self.width

@@ -5,6 +5,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 BAD_IMAGES = Path("bad_images.txt")
 CHECKPOINTS = Path(".checkpoints")
+LOGS = CHECKPOINTS / "logs"  # one file for each stage
 DEVICE_RUNS = CHECKPOINTS / "devices"  # one folder for each, while it is measured
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")

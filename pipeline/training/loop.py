@@ -57,6 +57,10 @@ def train(
         raise ValueError("the best epoch is kept in a checkpoint, but there is none")
     if params.precision == "bf16" and not has_bf16(session.device):
         logging.warning("training.precision is bf16, which this processor emulates: many times slower than auto")
+    if params.warmup_epochs >= params.epochs and session.world.is_main:
+        logging.warning(
+            "training.warmup_epochs is not below training.epochs, so the learning rate never reaches its peak"
+        )
     network.to(session.device).to(memory_format=torch.channels_last)
     with frozen(task.kept, params.freeze):
         update = Update(network, task.kept, params)

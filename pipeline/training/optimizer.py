@@ -8,10 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pipeline.config import TrainingParams
 from pipeline.errors import ParamsError
-from pipeline.training.stages import frozen_parameters, stages
+from pipeline.portable.text import first_line
+from pipeline.store.documents import Shape
+from pipeline.training.stages import frozen, frozen_parameters, stages, train_mode
 
 _TORCH = ("sgd", "adamw")  # these need no look at timm's, which takes two seconds to import
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
@@ -117,11 +120,12 @@ def _groups(network: nn.Module, kept: nn.Module, params: TrainingParams) -> list
     )
 
 
-def check_trainable(network: nn.Module, params: TrainingParams, key: str) -> None:
-    """Refuse an optimizer or a number of frozen stages that this network cannot be trained with.
+def check_trainable(network: nn.Module, params: TrainingParams, key: str, shape: Shape) -> None:
+    """Refuse an optimizer, a number of frozen stages or batches of one image that this network cannot be trained with.
 
     Args:
         key: the block of params.yaml that holds ``params``, for the message.
+        shape: of an image.
 
     Raises:
         ParamsError: one of them is refused.
@@ -129,8 +133,35 @@ def check_trainable(network: nn.Module, params: TrainingParams, key: str) -> Non
     try:
         check_optimizer(params.optimizer)
         frozen_parameters(network, params.freeze)
+        # larger batches are never cut down to one image: the incomplete batch of an epoch is left out
+        if params.batch_size == 1:
+            _check_single_images(network, params, shape)
     except ValueError as error:
         raise ParamsError(f"params.yaml: {key}.{error}") from None
+
+
+def _check_single_images(network: nn.Module, params: TrainingParams, shape: Shape) -> None:
+    """Refuse a network whose layers need several images in training: batch norms of maps of one pixel do.
+
+    The weights, the batch statistics and the state of the random generator stay as they are.
+
+    Raises:
+        ValueError: one sentence that begins with the key.
+    """
+    modes = {part: part.training for part in network.modules()}
+    statistics = {name: value.clone() for name, value in network.named_buffers()}
+    with frozen(network, params.freeze), torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            train_mode(network)
+            functional_call(network, statistics, (torch.zeros(1, *shape),))
+        except Exception as error:  # networks raise whatever their layers raise
+            raise ValueError(
+                f"batch_size is 1, but {type(network).__name__} cannot be trained on single images of {shape[1]} x "
+                f"{shape[2]} pixels ({first_line(error)}); set it to 2 or more, or choose a network without BatchNorm"
+            ) from None
+        finally:
+            for part, training in modes.items():
+                part.training = training
 
 
 def check_optimizer(name: str) -> None:

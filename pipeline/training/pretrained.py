@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -80,14 +81,23 @@ def find_tensors(content: Any, path: Path, entry: str | None = None) -> dict[str
         raise CheckpointError(f"{path} holds a whole pickled network; write its weights with {RUN_CODE}")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a state dict; save the state dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    numbers = {name: torch.from_numpy(value) for name, value in content.items() if _is_weights(value)}
+    tensors = {str(name): value for name, value in {**content, **numbers}.items() if isinstance(value, Tensor)}
     if entry is not None:
         tensors = {name: value for name, value in tensors.items() if name.startswith(f"{entry}.")}
+    if not tensors and any(isinstance(value, Placeholder) for value in content.values()):
+        raise CheckpointError(
+            f"{path} holds objects in place of tensors, such as arrays of numpy; convert it with {RUN_CODE}"
+        )
     if not tensors:
         there = ", ".join(brief(str(key), 40) for key in keys[:12]) or "nothing"
         wanted = "no state dict" if entry is None else f"no state dict {brief(entry)}"
         raise CheckpointError(f"{path} holds {wanted}, but {there}; name the right one with checkpoint_entry")
     return tensors
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def matched(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

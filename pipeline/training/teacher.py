@@ -59,7 +59,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
         if session.world.is_main:
             require_space(folder, state_bytes(network), "the weights of the teacher", output=state_bytes(network))
     if checkpoint is None:
-        check_trainable(network, params.teacher.training, "teacher.training")
+        check_trainable(network, params.teacher.training, "teacher.training", shape)
         return _train(initial, run, params, session)
     normalisation = _fitting_normalisation(network.to(session.device), run, params.teacher, session)
     validation = open_images(run.places.data, "val", session.device, normalisation)

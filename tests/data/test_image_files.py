@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import decode, decode_at, pixels_at
+from pipeline.data.decoding import decode, pixels_of
+from pipeline.data.image_files import decode_at
 from pipeline.data.store import preprocessing
 from pipeline.store.documents import ImageFormat
 from tests.conftest import squashed
@@ -15,6 +16,10 @@ from tests.report.conftest import data_card
 
 def form(height=24, width=16, channels=3, resize="squash", interpolation="bilinear") -> ImageFormat:
     return ImageFormat(height=height, width=width, channels=channels, resize=resize, interpolation=interpolation)
+
+
+def pixels_at(image: Image.Image, form: ImageFormat) -> np.ndarray:
+    return pixels_of(image, **form.of_decoding)
 
 
 def photograph(width: int, height: int) -> Image.Image:

@@ -4,15 +4,16 @@ import errno
 import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import pixels_at
 from pipeline.data.sources import open_source, split
 from pipeline.data.store import make_store, read_card, read_split
 from pipeline.errors import DataError, SpaceError
+from tests.conftest import squashed
 
 
 def folder_params(params, root, **changes):
@@ -28,7 +29,7 @@ def test_pixels_labels_and_card_survive_packing(params, image_folder, tmp_path):
     assert train.images.shape == (card.counts.train, 16, 16, 3)
     source = open_source(data_params)
     index = split(source, data_params)["train"][1][0]
-    expected = source.splits["train"].read(int(index)).resize((16, 16), Image.Resampling.BILINEAR)
+    expected = source.splits["train"].pixels(int(index), squashed(16))
     np.testing.assert_array_equal(train.images[0], np.asarray(expected))
 
 
@@ -44,7 +45,7 @@ def test_images_are_packed_in_the_form_that_is_asked_for(params, image_folder, t
     assert val.shape[1:] == (20, 12, channels)
     source = open_source(data_params)
     index = int(split(source, data_params)["val"][1][0])
-    np.testing.assert_array_equal(val[0], pixels_at(source.splits["train"].read(index), card.image))
+    np.testing.assert_array_equal(val[0], source.splits["train"].pixels(index, card.image))
 
 
 def test_the_fingerprint_changes_with_the_form_of_the_images(params, image_folder, tmp_path):
@@ -104,7 +105,7 @@ def test_bad_names_are_listed_with_the_bad_images(params, image_folder, tmp_path
         make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     reasons = listed.read_text().splitlines()
     assert len(reasons) == 2
-    assert "differ in case only" in reasons[0]
+    assert "differ in capitals" in reasons[0]
     assert "it is empty" in reasons[1]
 
 
@@ -113,6 +114,18 @@ def test_the_list_of_an_earlier_run_goes(params, image_folder, tmp_path):
     listed.write_text("old.jpg cannot be decoded\n")
     make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
     assert not listed.exists()
+
+
+def test_a_list_that_is_not_there_is_not_removed_from_a_read_only_folder(params, image_folder, tmp_path, monkeypatch):
+    listed, unlink = tmp_path / "bad.txt", Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == listed:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    make_store(tmp_path / "store", folder_params(params, image_folder), bad_list=listed)
 
 
 def test_the_images_are_named_even_if_their_list_cannot_be_written(params, image_folder, tmp_path, monkeypatch):

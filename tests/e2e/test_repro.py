@@ -39,7 +39,7 @@ STAGES = [
 INFRASTRUCTURE = [
     *("pipeline/errors.py", "pipeline/config.py", "pipeline/store", "pipeline/portable", "pipeline/lineage.py"),
     *("pipeline/targets.py", "pipeline/report", "stages/common.py", "stages/environment_error.py"),
-    *("stages/launcher.py", "stages/curves.py"),
+    *("stages/launcher.py", "stages/curves.py", "stages/output.py", "stages/progress.py"),
 ]
 SMALL = {
     **QUICK,

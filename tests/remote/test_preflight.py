@@ -86,7 +86,8 @@ def test_a_program_that_is_no_python_is_refused(
 def test_a_folder_that_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     sentence = refusal(bundle, Address(folder=str(tmp_path / "file/device")), tmp_path / "out")
-    assert f"{tmp_path}/file/device on this machine cannot be written; set address.folder" in sentence
+    advice = "set address.folder to another, or HOME for the stage benchmark."
+    assert f"{tmp_path}/file/device on this machine cannot be written; {advice}" in sentence
 
 
 def test_a_damaged_bundle_is_refused_here(bundle: Path, address: Address, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import decode_at, pixels_at
+from pipeline.data.decoding import pixels_of
+from pipeline.data.image_files import decode_at
 from pipeline.errors import DataError, LineageError
 from pipeline.export.graph import fix_batch, with_energy
 from pipeline.report.deploy import write_deploy
@@ -95,7 +96,7 @@ def picture(tmp_path: Path) -> Path:
 def test_folder_holds_all_that_is_needed_and_nothing_else(deployed: Path) -> None:
     names = {path.name for path in deployed.iterdir()}
     model = {"student_int8.onnx"} if "student_int8.onnx" in names else {"student_int8.xml", "student_int8.bin"}
-    assert names == model | {"labels.txt", "preprocessing.json", "predict.py", "README.md", "SHA256SUMS"}
+    assert names == model | {"labels.txt", "preprocessing.json", "predict.py", "decoding.py", "README.md", "SHA256SUMS"}
 
 
 def test_checksums_verify(deployed: Path) -> None:
@@ -112,7 +113,7 @@ def test_predict_gives_the_answer_of_training_preprocessing(deployed: Path, pict
     done = run_predict(deployed, str(picture))
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(picture) as image:
-        pixels = pixels_at(image.convert("RGB"), inputs.run.data.image)
+        pixels = pixels_of(image.convert("RGB"), **inputs.run.data.image.of_decoding)
     student = inputs.run.student
     logits = WEIGHT @ ((pixels / 255 - student.mean) / student.std).mean(axis=(0, 1))
     expected = np.exp(logits) / np.exp(logits).sum()
@@ -156,8 +157,33 @@ def test_damaged_image_gets_one_sentence_and_exit_code_2(deployed: Path, picture
         done = run_predict(deployed, str(picture), bad)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
-        assert done.stderr.startswith(f"{bad} cannot be read as an image")
+        assert done.stderr.startswith(f"{bad} cannot be ")
         assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_bad_image_does_not_keep_the_others_from_an_answer(deployed: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"GIF89a")
+    done = run_predict(deployed, str(picture), str(tmp_path / "bad.png"), str(picture))
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 2
+    assert "bad.png is a GIF file" in done.stderr
+
+
+def test_predict_answers_in_any_encoding_of_the_terminal(
+    deployed: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("labels.txt", "preprocessing.json", "predict.py", "decoding.py"):
+        shutil.copy(deployed / name, tmp_path)
+    for model in deployed.glob("student*"):
+        shutil.copy(model, tmp_path)
+    count = len((deployed / "labels.txt").read_text(encoding="utf-8").split("\n"))
+    (tmp_path / "labels.txt").write_text("\U0001f600\n" * count, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "predict.py"), str(picture)]
+    for encoding in ("latin-1", "ascii", "utf-8"):
+        monkeypatch.setenv("PYTHONIOENCODING", encoding)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.split(b"\t")[1] == ("\U0001f600".encode() if encoding == "utf-8" else b"\\U0001f600")
 
 
 def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
@@ -205,6 +231,9 @@ def pictures(tmp_path: Path) -> list[Path]:
     small.convert("RGBA").save(tmp_path / "transparent.png")
     small.quantize(16).save(tmp_path / "palette.png")
     small.convert("1").save(tmp_path / "bits.png")
+    deep = np.arange(1500, dtype=np.uint16).reshape(30, 50) * 43
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
     small.crop((0, 0, 50, 1)).save(tmp_path / "line.png")
     large.save(tmp_path / "large.webp")
     return sorted(path for path in tmp_path.iterdir() if path.is_file())
@@ -230,7 +259,6 @@ def test_predict_gives_the_network_the_very_pixels_of_prepare(
     write_deploy(folder / "deploy", row_for(export_onnx(folder), rows), folder, run)
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Recorder))
     monkeypatch.setattr(Recorder, "inputs", [])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the program sets it
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, pictures)])
     runpy.run_path(str(folder / "deploy/predict.py"), run_name="__main__")
     for path, seen in zip(pictures, Recorder.inputs, strict=True):
@@ -314,7 +342,7 @@ def test_predict_does_not_hand_a_picture_to_a_decoder_that_starts_programs(deplo
     (tmp_path / "picture.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n%%EndComments\nshowpage\n")
     done = run_predict(deployed, str(tmp_path / "picture.png"))
     assert done.returncode == 2
-    assert "cannot identify image file" in done.stderr
+    assert "is a PostScript file" in done.stderr
 
 
 def test_predict_does_not_decode_an_image_of_100_megapixels(deployed: Path, tmp_path: Path) -> None:

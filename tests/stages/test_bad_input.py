@@ -114,7 +114,7 @@ def test_a_teacher_of_fewer_classes_than_the_images_have(workspace, stage):
 
 def test_files_whose_names_differ_in_case_only_are_refused_before_dvc_removes_anything(workspace):
     shutil.copy(workspace / "photos/train/ant/1.jpg", workspace / "photos/train/ant/1.JPG")
-    assert "1.jpg and photos/train/ant/1.JPG differ in case only" in sentence(workspace, "check")
+    assert "1.jpg and photos/train/ant/1.JPG differ in capitals, " in sentence(workspace, "check")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -190,6 +190,14 @@ def test_an_unknown_student_before_the_teacher_is_trained(workspace):
 def test_a_network_that_cannot_take_the_images_before_the_teacher_is_trained(workspace):
     set_params(workspace, {"distill.network": "torchvision:alexnet"})
     assert "params.yaml: distill.network cannot take images of 32 x 32 pixels" in sentence(workspace, "check")
+
+
+@pytest.mark.parametrize(("block", "stage"), [("teacher", "check"), ("distill", "check"), ("teacher", "train_teacher")])
+def test_batches_of_one_image_that_a_network_cannot_be_trained_on(workspace, block, stage):
+    set_params(workspace, {f"{block}.network": "torchvision:mobilenet_v2", f"{block}.training.batch_size": 1})
+    message = sentence(workspace, stage)
+    assert f"params.yaml: {block}.training.batch_size is 1, but MobileNetV2 cannot be trained on single" in message
+    assert "; set it to 2 or more" in message
 
 
 @pytest.mark.parametrize("stage", ["check", "prepare"])

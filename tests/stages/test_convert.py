@@ -40,10 +40,11 @@ def test_other_names_that_fit_in_order_and_shape_are_taken_and_said(network, cap
     assert converted(network)
 
 
-def test_a_pickled_network_and_a_torchscript_program_need_a_clear_yes(network, capsys):
+def test_a_pickled_network_a_torchscript_program_and_arrays_need_a_clear_yes(network, capsys):
     torch.save(network, "a.pth")
     torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save("a.pt")
-    for name in ("a.pth", "a.pt"):
+    torch.save({name: value.numpy() for name, value in network.state_dict().items()}, "arrays.pth")
+    for name in ("a.pth", "a.pt", "arrays.pth"):
         said = run_program_here("convert", name, "b.safetensors", "--to", "resnet8", expected=2)
         assert "python -m stages.convert" in said
         run_program_here("convert", name, "b.safetensors", "--to", "resnet8", "--run-code", expected=0)

@@ -20,7 +20,7 @@ TRAVELS = ("portable", "runtimes", "device")
 INFRASTRUCTURE = (
     *("pipeline/__init__.py", "pipeline/errors.py", "pipeline/config.py", "pipeline/lineage.py", "pipeline/targets.py"),
     *("pipeline/store/", "stages/__init__.py", "stages/common.py", "stages/curves.py", "stages/launcher.py"),
-    "stages/environment_error.py",
+    *("stages/environment_error.py", "stages/missing_images.py", "stages/output.py", "stages/progress.py"),
 )
 # portable holds the scorer of accuracy, which decides numbers of these
 SCORED = ("evaluate", "benchmark", "measure")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pipeline.data.pixels import StreamedPixels
 from pipeline.errors import SpaceError
+from pipeline.store.paths import LOGS
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
 from tests.conftest import ROOT, squashed
@@ -286,7 +287,9 @@ def on_small_disk(folder: Path, room: int, flags: str, name: str, tmp_path: Path
     assert result.stderr.count("error: ") == 1
     after = folder.with_name(f"{folder.name}-after")
     return result.stderr.splitlines()[-1], {
-        path.relative_to(after).as_posix(): path.read_bytes() for path in after.rglob("*") if path.is_file()
+        path.relative_to(after).as_posix(): path.read_bytes()
+        for path in after.rglob("*")
+        if path.is_file() and path.parent.name != LOGS.name
     }
 
 

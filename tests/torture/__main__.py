@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import Result, run, table
-from stages.common import progress
+from stages.progress import progress
 from tests.torture.checks import CHECKS, checkpoint_costs
 from tests.torture.clone import MEASURED, STAGES
 from tests.torture.kill import Pass, moments, undisturbed

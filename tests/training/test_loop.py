@@ -171,6 +171,12 @@ def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, w
     assert ("which this processor emulates" in caplog.text) is warned
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(1.0, True), (0.5, False)])
+def test_a_learning_rate_that_never_reaches_its_peak_is_told(params, caplog, warmup, warned):
+    run(params, network(1), settings(params, epochs=1, warmup_epochs=warmup))
+    assert ("the learning rate never reaches its peak" in caplog.text) is warned
+
+
 @pytest.fixture
 def session(tmp_path):
     return Session(CPU, checkpoints=tmp_path, keep=False)

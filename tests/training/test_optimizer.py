@@ -99,13 +99,13 @@ def test_the_rates_of_all_layers_follow_the_schedule(params):
 )
 def test_an_optimizer_that_cannot_be_used_is_refused_with_its_key(params, name, words):
     with pytest.raises(ParamsError, match=rf"^params\.yaml: distill\.training\.{words}"):
-        check_trainable(network(0), settings(params, optimizer=name), "distill.training")
+        check_trainable(network(0), settings(params, optimizer=name), "distill.training", (3, 8, 8))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it may be installed where there is a GPU")
 def test_an_optimizer_that_is_not_installed_is_refused(params):
     with pytest.raises(ParamsError, match=r"optimizer bnbadamw cannot be used here \(.*\); use sgd or adamw$"):
-        check_trainable(network(0), settings(params, optimizer="bnbadamw"), "distill.training")
+        check_trainable(network(0), settings(params, optimizer="bnbadamw"), "distill.training", (3, 8, 8))
 
 
 def test_gradients_are_clipped_by_their_norm_over_all_weights(params):
@@ -224,3 +224,45 @@ def test_a_study_measures_both_epochs_from_one_training(params, tmp_path):
     last = state_hash(trained)
     assert checkpoint.load_best(trained) == 1
     assert state_hash(trained) != last
+
+
+def check_single_images(params, name: str, side: int, **changes) -> nn.Module:
+    built = models.build(name, 4, shape=(3, side, side))
+    check_trainable(built, settings(params, **{"batch_size": 1} | changes), "teacher.training", (3, side, side))
+    return built
+
+
+def test_single_images_are_refused_where_a_batch_norm_sees_one_pixel(params):
+    words = (
+        r"^params\.yaml: teacher\.training\.batch_size is 1, but VGG cannot be trained on single images of 8 x 8 "
+        r"pixels \(Expected more than 1 value per channel .*\); set it to 2 or more, or choose a network without "
+        r"BatchNorm$"
+    )
+    for changes in ({}, {"freeze": 1}):
+        with pytest.raises(ParamsError, match=words):
+            check_single_images(params, "vgg8", 8, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "changes"),
+    [
+        ("vgg8", 32, {}),
+        ("vgg8", 8, {"batch_size": 2}),
+        ("vgg8", 8, {"freeze": "backbone"}),  # its statistics stay
+        ("resnet8", 8, {}),
+        ("timm:convnext_atto", 32, {}),  # LayerNorm
+    ],
+)
+def test_single_images_are_taken_where_they_can_be_trained_on(params, name, side, changes):
+    check_single_images(params, name, side, **changes)
+
+
+def test_the_check_of_single_images_changes_nothing(params):
+    torch.manual_seed(0)
+    built = models.build("vgg8", 4).eval()
+    before, generator = state_hash(built), torch.get_rng_state()
+    check_trainable(built, settings(params, batch_size=1, dropout=0.5), "teacher.training", (3, 32, 32))
+    assert state_hash(built) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(part.training for part in built.modules())
+    assert all(value.requires_grad for value in built.parameters())

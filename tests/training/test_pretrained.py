@@ -242,6 +242,10 @@ REFUSED: dict[str, tuple[Callable[[Network, Path], object], str]] = {
         r"holds a whole pickled network; write its weights with `python -m stages\.convert --",
     ),
     "network inside": (lambda network, path: torch.save({"model": network}, path), "holds a whole pickled network"),
+    "arrays": (
+        lambda network, path: torch.save({name: value.numpy() for name, value in network.state_dict().items()}, path),
+        r"holds objects in place of tensors, such as arrays of numpy; convert it with `python -m stages\.convert --run",
+    ),
     "list": (lambda network, path: torch.save([1, 2], path), "holds list, not a state dict"),
     "numbers": (lambda network, path: torch.save({"epoch": 3}, path), "holds no state dict, but epoch; name"),
 }

@@ -74,8 +74,8 @@ def test_more_stages_than_there_are_before_the_classifier_are_refused(params, fr
         "classifier; set it to at most 4, or to backbone$"
     )
     with pytest.raises(ParamsError, match=words):
-        check_trainable(models.build("resnet8", 4), settings(params, freeze=freeze), "distill.training")
-    check_trainable(models.build("resnet8", 4), settings(params, freeze=4), "distill.training")
+        check_trainable(models.build("resnet8", 4), settings(params, freeze=freeze), "distill.training", (3, 8, 8))
+    check_trainable(models.build("resnet8", 4), settings(params, freeze=4), "distill.training", (3, 8, 8))
 
 
 @pytest.mark.parametrize(("freeze", "words"), [(-1, "it is -1; give a number"), ("bakbone", "'backbone'")])

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
 
 import models
@@ -14,6 +16,7 @@ from pipeline.distillation.losses.fitnet import FitNet
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.reviewkd import ReviewKD
 from pipeline.errors import ParamsError
+from pipeline.portable.text import first_line
 from pipeline.store.documents import Shape
 
 # name -> makes the loss on feature maps from the channels of the student's and the teacher's stages
@@ -32,7 +35,7 @@ class FeatureLoss(BaseLoss):
 
     Raises:
         ParamsError: the stages are not named where they have to be, do not exist, differ in number, or do not return
-            feature maps [B, C, H, W].
+            feature maps [B, C, H, W]; or batches of one image are too small for the connectors.
     """
 
     reads_features = True
@@ -53,10 +56,12 @@ class FeatureLoss(BaseLoss):
             stages = [names[middle : middle + 1] for names in stages]
         try:
             self._student_tap, self._teacher_tap = FeatureTap(student, stages[0]), FeatureTap(teacher, stages[1])
-            channels = _channels(student, stages[0], shape), _channels(teacher, stages[1], shape)
+            maps = _map_shapes(student, stages[0], shape), _map_shapes(teacher, stages[1], shape)
         except ValueError as error:
             raise ParamsError(f"params.yaml: distill.loss: {error}") from None
-        self.loss = FEATURE_LOSSES[self.params.name](*channels)
+        self.loss = FEATURE_LOSSES[self.params.name](*([channels for channels, *_ in shapes] for shapes in maps))
+        if params.training.batch_size == 1:
+            _check_single_images(self.loss, *([torch.zeros(1, *map_shape) for map_shape in shapes] for shapes in maps))
 
     @contextmanager
     def reading_features(self) -> Iterator[None]:
@@ -84,13 +89,23 @@ def _stages(role: str, network: nn.Module, given: Sequence[str] | None) -> Seque
     return names
 
 
-def _channels(network: nn.Module, names: Sequence[str], shape: Shape) -> list[int]:
-    channels = []
-    for name, found in zip(names, feature_shapes(network, names, shape), strict=True):
+def _map_shapes(network: nn.Module, names: Sequence[str], shape: Shape) -> list[tuple[int, ...]]:
+    shapes = feature_shapes(network, names, shape)
+    for name, found in zip(names, shapes, strict=True):
         if len(found) != 3:
             raise ValueError(
                 f'submodule "{name}" of {type(network).__name__} returns {["B", *found]}, not feature maps '
                 "[B, C, H, W]; name another"
             )
-        channels.append(found[0])
-    return channels
+    return shapes
+
+
+def _check_single_images(loss: nn.Module, student: list[Tensor], teacher: list[Tensor]) -> None:
+    """Refuse maps [1, C, H, W] in which a batch norm of the connectors would see one pixel."""
+    try:
+        deepcopy(loss).train()(student, teacher)  # a copy, because batch norms remember what they have seen
+    except ValueError as error:
+        raise ParamsError(
+            f"params.yaml: distill.training.batch_size is 1, but the layers that {type(loss).__name__} trains cannot "
+            f"learn from the maps of single images ({first_line(error)}); set it to 2 or more"
+        ) from None

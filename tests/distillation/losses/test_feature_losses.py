@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import models
+from pipeline.distillation.losses import make_loss
 from pipeline.distillation.losses.attention import Attention
 from pipeline.distillation.losses.fitnet import FitNet
 from pipeline.distillation.losses.reviewkd import ReviewKD, hierarchical_context
+from pipeline.errors import ParamsError
+from tests.conftest import loss_params
 
 OURS, THEIRS = (4, 6), (5, 7)
 SIZES = (8, 5)
@@ -271,3 +276,25 @@ def test_the_connectors_can_learn(build: Build, stages: int) -> None:
         optimizer.step()
         costs.append(cost.item())
     assert costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "batch_size", "refused"),
+    [
+        ("fitnet", 8, 1, True),  # the teacher's map has one pixel, to which the student's is pooled
+        ("fitnet", 8, 2, False),
+        ("fitnet", 16, 1, False),
+        ("at", 8, 1, False),  # trains no layers
+    ],
+)
+def test_single_images_are_refused_where_connectors_see_one_pixel(params, name, side, batch_size, refused):
+    loss = loss_params(name, student_stages=["layer3"], teacher_stages=["layer3"])
+    training = params.distill.training.model_copy(update={"batch_size": batch_size})
+    distill = params.distill.model_copy(update={"loss": loss, "training": training})
+    words = (
+        r"^params\.yaml: distill\.training\.batch_size is 1, but the layers that FitNet trains cannot learn from the "
+        r"maps of single images \(Expected more than 1 value per channel .*\); set it to 2 or more$"
+    )
+    with pytest.raises(ParamsError, match=words) if refused else nullcontext():
+        made = make_loss(distill, models.build("resnet8", 4), models.build("ShuffleV1", 4), (3, side, side))
+        assert not any(int(value) for key, value in made.named_buffers() if key.endswith("num_batches_tracked"))
