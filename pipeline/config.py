@@ -426,6 +426,7 @@ class BenchmarkParams(Block):
     sustained_minutes: Annotated[float, Field(ge=0, le=240)]
     throughput: list[tuple[Batch, Threads]]
     allow_device_tuning: bool
+    wait_minutes: Annotated[float, Field(ge=0, le=1440)]
     seed: Seed
 
     @model_validator(mode="after")

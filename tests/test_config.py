@@ -147,6 +147,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("benchmark", "throughput"), [[0, 1]], "benchmark.throughput"),
         (("benchmark", "throughput"), [[8]], "benchmark.throughput"),
         (("benchmark", "throughput"), 8, "benchmark.throughput is 8"),
+        (("benchmark", "wait_minutes"), 1441, "benchmark.wait_minutes is 1441"),
         (("benchmark", "allow_device_tuning"), None, "benchmark.allow_device_tuning is None"),
     ],
 )

@@ -48,7 +48,7 @@ class MeasurementRequest:
         folder: for the bundle and the fetched files, removed at the end. It also holds the id of the run on the device:
             a call with the same folder after a crash continues that run.
         result, samples: output files for the measurement and for the latency of every timed call.
-        timeout_seconds: limit for the whole measurement.
+        timeout_seconds: limit for the whole measurement, without the wait for another run on the device.
         process_seconds: limit for one process, without the timed part, so that a hanging process ends early.
     """
 
@@ -79,13 +79,19 @@ def measure(run: Run, request: MeasurementRequest, on_progress: Callable[[int, i
     request.folder.mkdir(parents=True, exist_ok=True)
     write_bundle(bundle, content)
     reported = run_bundle(
-        bundle, request.address, request.folder, timeout_seconds=request.timeout_seconds, on_progress=on_progress
+        bundle,
+        request.address,
+        request.folder,
+        timeout_seconds=request.timeout_seconds,
+        wait_seconds=60 * request.settings.wait_minutes,
+        on_progress=on_progress,
     )
     files = {runnable.name: runnable.file for runnable in request.files}
     measurement = Measurement(
         device=reported.device,
         machine=reported.machine,
-        settings=request.settings.model_dump(mode="json") | {"images": len(content.expected.labels)},
+        settings=request.settings.model_dump(mode="json", exclude={"wait_minutes"})
+        | {"images": len(content.expected.labels)},
         lineage=run.made_from,
         bundle_sha256=reported.bundle_sha256,
         samples_sha256=sha256_file(request.folder / SAMPLES),
@@ -114,7 +120,7 @@ def make_plan(request: MeasurementRequest) -> Plan:
             settings.check_batch(fixed)
         except ValueError as error:
             raise ParamsError(f"{request.key}: {error}") from None
-    excluded = {"runtimes", "batch_size", "images", "sustained_minutes", "throughput"}
+    excluded = {"runtimes", "batch_size", "images", "sustained_minutes", "throughput", "wait_minutes"}
     return Plan(
         tuple(
             Variant(

@@ -8,7 +8,7 @@ from pipeline.device.service.bundle import Bundle
 from pipeline.device.service.lock import Holder
 from pipeline.device.service.main import INSTALL
 from pipeline.remote.device import Device
-from pipeline.remote.errors import RemoteError
+from pipeline.remote.errors import OccupiedError, RemoteError
 
 _OLDEST = (3, 10)
 _ROOM = 16 << 20  # for the result, the log and the workers' own small files
@@ -28,6 +28,12 @@ def holder_of(facts: Facts) -> Holder | None:
         return None
 
 
+def occupant(facts: Facts) -> str:
+    """Who holds the device's lock, for sentences."""
+    holder = holder_of(facts)
+    return holder.describe(facts["boot"], facts["uptime"]) if holder else "a run that has just begun"
+
+
 def check_python(device: Device, facts: Facts) -> None:
     """Raise RemoteError if the device's Python is too old or has no numpy."""
     version = tuple(facts["python"])
@@ -42,19 +48,16 @@ def check_python(device: Device, facts: Facts) -> None:
 
 
 def check_ready(device: Device, bundle: Bundle, facts: Facts, missing_bytes: int) -> None:
-    """Check that the device is free and has one of the bundle's runtimes and enough disk space.
+    """Check that the device has one of the bundle's runtimes, is free, and has enough disk space.
 
     Args:
         missing_bytes: bytes of the bundle that must still be copied.
 
     Raises:
-        RemoteError: another run holds the device, none of the runtimes is installed, the folder cannot be written, or
-            the disk has no space for the bundle and its extracted files.
+        RemoteError: none of the runtimes is installed, the folder cannot be written, or the disk has no space for the
+            bundle and its extracted files.
+        OccupiedError: another run holds the device.
     """
-    if facts["locked"]:
-        holder = holder_of(facts)
-        who = holder.describe(facts["boot"], facts["uptime"]) if holder else "a run that has just begun"
-        raise RemoteError(f"{device.name} is locked by {who}; wait for its end or ask its owner to stop it.")
     runtimes = sorted({variant.runtime for variant in bundle.plan.variants})
     if not any(facts["modules"][runtime] for runtime in runtimes):
         installs = " or ".join(f"`{INSTALL[runtime]}`" for runtime in runtimes)
@@ -65,6 +68,9 @@ def check_ready(device: Device, bundle: Bundle, facts: Facts, missing_bytes: int
     if not facts["writable"]:
         remedy = "set address.folder to another, or HOME for the stage benchmark"
         raise RemoteError(f"{facts['folder']} on {device.name} cannot be written; {remedy}.")
+    if facts["locked"]:
+        who = occupant(facts)
+        raise OccupiedError(f"{device.name} is locked by {who}; wait for its end or ask its owner to stop it.")
     needed = missing_bytes + bundle.data_bytes + _ROOM
     if facts["free"] < needed:
         raise RemoteError(

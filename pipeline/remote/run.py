@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,21 +21,25 @@ from pipeline.portable.files import atomic_file, read_object, sha256_file, write
 from pipeline.portable.text import brief, printable
 from pipeline.remote import preflight
 from pipeline.remote.address import Address
-from pipeline.remote.device import Device
-from pipeline.remote.errors import LinkError, RemoteError
+from pipeline.remote.device import GRACE_SECONDS, Device
+from pipeline.remote.errors import LinkError, OccupiedError, RemoteError
 from pipeline.store.documents import parse_as
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 
-# Extra time after the run's time limit, in which the device ends the run and reports its outcome.
-_GRACE_SECONDS = 60.0
 _OFFLINE_SECONDS = 600.0
 _PAUSES_SECONDS = (0.5, 1, 2, 5, 10, 20)
 
 
 def run_bundle(
-    bundle: Path, address: Address, destination: Path, *, timeout_seconds: float, on_progress: Progress | None = None
+    bundle: Path,
+    address: Address,
+    destination: Path,
+    *,
+    timeout_seconds: float,
+    wait_seconds: float = 0,
+    on_progress: Progress | None = None,
 ) -> Result:
     """Measure a bundle on a device and fetch the result.
 
@@ -43,7 +48,8 @@ def run_bundle(
 
     Args:
         destination: folder of result.json and samples.npz, written atomically at the end.
-        timeout_seconds: time limit of the whole call; the device ends the run at this limit.
+        timeout_seconds: time limit of the whole call without the wait; the device ends the run at this limit.
+        wait_seconds: how long to wait at most for the end of another run that holds the device.
         on_progress: called with finished steps, all steps (0: unknown yet) and the label of the next step.
 
     Raises:
@@ -55,9 +61,8 @@ def run_bundle(
         raise RemoteError(str(error)) from error
     sha256 = sha256_file(bundle)
     ticket = Ticket.take(destination, sha256, address)
-    deadline = time.monotonic() + timeout_seconds
-    device = Device(address, bundle, sha256, ticket.run, deadline + _GRACE_SECONDS)
-    attempt = _Attempt(device, contents, ticket, deadline, timeout_seconds, on_progress or (lambda *_: None))
+    device = Device(address, bundle, sha256, ticket.run, time.monotonic() + timeout_seconds)
+    attempt = _Attempt(device, contents, ticket, timeout_seconds, wait_seconds, on_progress or (lambda *_: None))
     return attempt.run(destination)
 
 
@@ -99,21 +104,25 @@ class _LostError(RemoteError):
     """The connection failed for too long, and it is unknown if the request was carried out."""
 
 
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.3g} minute{'' if minutes == 1 else 's'}"
+
+
 @dataclass
 class _Attempt:
     device: Device
     contents: Bundle
     ticket: Ticket
-    deadline: float
     timeout_seconds: float
+    wait_seconds: float
     report: Progress
     last_heard: float = field(default_factory=time.monotonic)
+    wait_announced: bool = False
 
     def run(self, destination: Path) -> Result:
         try:
-            self._prepare()
-            with self._stop_on_interrupt():
-                self._retrying(lambda: self.device.start(self.deadline))
+            self._begin()
         except _LostError:
             raise
         except RemoteError:
@@ -127,7 +136,7 @@ class _Attempt:
             self.ticket.drop()  # the run's log stays on the device for some days
             message = brief(outcome.get("message", "the device gave no reason"), 500).rstrip(".")
             if message == TIMED_OUT:
-                ended = f"was ended at the limit of {self._minutes}; measure less or raise the limit"
+                ended = f"was ended at the limit of {_minutes(self.timeout_seconds)}; measure less or raise the limit"
                 raise RemoteError(f"the run on {self.device.name} {ended}.")
             raise RemoteError(f"the run on {self.device.name} failed: {message}.")
         self.report(0, 0, "fetching the result")
@@ -161,10 +170,6 @@ class _Attempt:
             "which may have been replaced."
         )
 
-    @property
-    def _minutes(self) -> str:
-        return f"{self.timeout_seconds / 60:.3g} minutes"
-
     @contextmanager
     def _stop_on_interrupt(self) -> Iterator[None]:
         try:
@@ -176,11 +181,46 @@ class _Attempt:
                 self.ticket.drop()
             raise
 
-    def _prepare(self) -> None:
+    def _begin(self) -> None:
+        """Prepare and start the run, again after each wait for another run that holds the device."""
+        wait_until = time.monotonic() + self.wait_seconds
+        self.report(0, 0, f"asking {self.device.name}")
+        facts: preflight.Facts = self.device.facts(preflight.modules(self.contents))
+        while True:
+            try:
+                self._prepare(facts)
+                with self._stop_on_interrupt():
+                    self._retrying(self.device.start)
+                return
+            except OccupiedError as error:
+                if not self.wait_seconds:
+                    raise
+                if time.monotonic() >= wait_until:
+                    raise OccupiedError(f"waited {_minutes(self.wait_seconds)} in vain: {error}") from None
+                facts = self._wait(wait_until)
+
+    def _wait(self, until: float) -> preflight.Facts:
+        """Wait until no other run holds the device or until ``until``, and return its facts then.
+
+        The wait does not count against the time limit of the run.
+        """
+        device, modules = self.device, preflight.modules(self.contents)
+        remaining, device.deadline = device.deadline - time.monotonic(), until
+        facts = self._retrying(lambda: device.facts(modules, max(until - time.monotonic(), 0), self._report_wait))
+        device.deadline = time.monotonic() + remaining
+        return facts
+
+    def _report_wait(self, state: preflight.Facts) -> None:
+        self.last_heard = time.monotonic()
+        who, most = preflight.occupant(state), _minutes(self.wait_seconds)
+        self.report(0, 0, f"waiting for {who}, {most} at most")
+        if not self.wait_announced:
+            logging.warning("%s is locked by %s; waiting for its end, %s at most", self.device.name, who, most)
+            self.wait_announced = True
+
+    def _prepare(self, facts: preflight.Facts) -> None:
         """Check that the device can measure, and copy the bundle if the device does not have it."""
         device, contents, replaced = self.device, self.contents, self.ticket.replaced
-        self.report(0, 0, f"asking {device.name}")
-        facts = device.facts(preflight.modules(contents))
         preflight.check_python(device, facts)
         if facts["run_exists"]:
             return
@@ -220,11 +260,11 @@ class _Attempt:
                 now = time.monotonic()
                 if failed_since is None or self.last_heard > begun:
                     failed_since, pauses = now, iter(_PAUSES_SECONDS)
-                if now > self.deadline + _GRACE_SECONDS or now - failed_since > _OFFLINE_SECONDS:
+                if now > self.device.deadline + GRACE_SECONDS or now - failed_since > _OFFLINE_SECONDS:
                     raise _LostError(
                         f"the connection to {self.device.name} was lost and did not come back "
-                        f"({str(error).rstrip('.')}); a run that was started goes on for {self._minutes} at most, and "
-                        "the same command fetches its result."
+                        f"({str(error).rstrip('.')}); a run that was started goes on for "
+                        f"{_minutes(self.timeout_seconds)} at most, and the same command fetches its result."
                     ) from error
                 self.report(0, 0, f"reconnecting ({error})")
                 time.sleep(next(pauses, _PAUSES_SECONDS[-1]))

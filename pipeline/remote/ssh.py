@@ -56,7 +56,8 @@ class SshTransport:
         self._words = ssh_words(address)
 
     def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        command = [*self._words, shlex.join(words)]
+        # Login scripts may change the folder; every shell knows this way home.
+        command = [*self._words, f"cd; {shlex.join(words)}"]
         try:
             return subprocess.Popen(
                 command,

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -15,17 +16,20 @@ from pipeline.portable.text import brief
 from pipeline.remote.address import Address
 from pipeline.remote.errors import LinkError, RemoteError
 
+_ERROR = "error: "  # beginning of the error sentence of a bundle
 _NOT_FOUND = (126, 127)  # exit codes of a shell for a program that cannot be run or is missing
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
+_QUIT_SECONDS = 1.0
 _STDERR_BYTES = 16384
+_LINE_BYTES = 1 << 20  # no message is longer
 _CHUNK = 1 << 16
 
 
 class RefusedError(RemoteError):
-    """The program on the device failed, with an exit code and an error sentence."""
+    """The command on the device failed, with a sentence; ``code`` is the exit code of a bundle, else None."""
 
-    def __init__(self, name: str, code: int, sentence: str) -> None:
+    def __init__(self, name: str, code: int | None, sentence: str) -> None:
         super().__init__(f"{name}: {sentence}")
         self.code, self.sentence = code, sentence
 
@@ -75,9 +79,12 @@ def converse(
 ) -> Iterator[dict[str, Any]]:
     """Run a command of the device's Python and yield its messages until it ends.
 
+    A caller that has its answer need not wait for the end: a program that the login scripts left behind can keep the
+    output open.
+
     Args:
         words: arguments of Python.
-        silence_seconds: longest time without a received line or a sent byte of ``source``.
+        silence_seconds: longest time without a message or a sent byte of ``source``.
         deadline: value of ``time.monotonic`` at which the connection ends.
         source: file for standard input; empty by default.
         on_sent: called regularly with the number of sent bytes of ``source``.
@@ -89,10 +96,12 @@ def converse(
     with tempfile.TemporaryFile() as stderr, (source or Path(os.devnull)).open("rb") as stdin:
         process = transport.open([transport.python, *words], stdin, stderr)
         try:
-            for line in _lines(process, stdin, silence_seconds, deadline, transport.name, on_sent):
-                if (values := read_line(line)) is not None:
-                    yield values
+            yield from _messages(process, stdin, silence_seconds, deadline, transport.name, on_sent)
             code = process.wait(_END_SECONDS)
+        except GeneratorExit:
+            with suppress(subprocess.TimeoutExpired):  # it may have to remove files yet
+                process.wait(_QUIT_SECONDS)
+            raise
         except subprocess.TimeoutExpired:
             raise LinkError(f"the connection to {transport.name} did not end; run the same command again.") from None
         finally:
@@ -102,7 +111,7 @@ def converse(
             if process.stdout is not None:
                 process.stdout.close()
         if code:
-            stderr.seek(0)
+            stderr.seek(max(stderr.seek(0, os.SEEK_END) - _STDERR_BYTES, 0))
             raise _error(transport, code, stderr.read(_STDERR_BYTES).decode(errors="replace"))
 
 
@@ -115,19 +124,23 @@ def _error(transport: Transport, code: int, stderr: str) -> RemoteError:
             "or set address.python to where it is."
         )
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else f"the program ended with exit code {code} and wrote no error."
-    return RefusedError(transport.name, code, brief(last.removeprefix("error: "), 500))
+    # What the shell or login scripts write at its end follows the error of the bundle.
+    if errors := [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]:
+        return RefusedError(transport.name, code, brief(errors[-1], 500))
+    last = brief(lines[-1], 500).rstrip(".") if lines else "it wrote no error"
+    remedy = "check it and the login scripts there"
+    return RefusedError(transport.name, None, f"{transport.python} ended with exit code {code} ({last}); {remedy}.")
 
 
-def _lines(
+def _messages(
     process: subprocess.Popen[bytes],
     stdin: IO[bytes],
     silence_seconds: float,
     deadline: float,
     name: str,
     on_sent: Callable[[int], None] | None,
-) -> Iterator[str]:
-    """Yield the lines of standard output until the process closes it.
+) -> Iterator[dict[str, Any]]:
+    """Yield the messages on standard output until the process closes it, and skip what login scripts write there.
 
     The process reads ``stdin`` itself. Both share the file position, which therefore is the number of sent bytes.
     """
@@ -146,12 +159,15 @@ def _lines(
                 if on_sent is not None:
                     on_sent(sent)
             if ready:
-                last_active = now
                 chunk = os.read(process.stdout.fileno(), _CHUNK)
                 if not chunk:
                     return
                 *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in lines)
-            elif now - last_active > silence_seconds or now > deadline:
+                rest = rest[-_LINE_BYTES:]
+                for line in lines:
+                    if (values := read_line(line.decode(errors="replace"))) is not None:
+                        last_active = now
+                        yield values
+            if now - last_active > silence_seconds or now > deadline:
                 waited = "before its time limit" if now > deadline else f"within {silence_seconds:g} s"
                 raise LinkError(f"{name} did not answer {waited}; check the connection and run the same command again.")

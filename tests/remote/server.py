@@ -147,14 +147,14 @@ Running = tuple[Server, "subprocess.Popen[bytes]"]
 class Client:
     """``run_bundle`` in a thread, with what it reported."""
 
-    def __init__(self, bundle: Path, address: Address, out: Path, timeout_seconds: float = 60) -> None:
+    def __init__(self, bundle: Path, address: Address, out: Path, **options: Any) -> None:
         self.labels: list[str] = []
         self._future = ThreadPoolExecutor(1).submit(
             run_bundle,
             bundle,
             address,
             out,
-            timeout_seconds=timeout_seconds,
+            **({"timeout_seconds": 60} | options),
             on_progress=lambda done, total, label: self.labels.append(label),
         )
 

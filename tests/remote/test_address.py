@@ -100,14 +100,18 @@ def test_ssh_neither_asks_nor_accepts_a_key_nor_waits_for_ever(tmp_path: Path) -
 def test_the_device_gets_each_word_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own shell reads the command there, so a fake ssh gives it to one."""
     fake = tmp_path / "ssh"
-    fake.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    fake.write_text('#!/bin/sh\nfor last; do :; done\ncd /\nexec sh -c "$last"\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
     awkward = ["printf", "%s|", "a b", "$HOME", "`x`", "'", '"', "*", "\\", ";ls", "é"]
     with (tmp_path / "err").open("wb") as stderr:
         process = SshTransport(Address("pi5")).open(awkward, subprocess.DEVNULL, stderr)
     out, _ = process.communicate()
     assert out.decode() == "".join(f"{word}|" for word in awkward[2:])
+    with (tmp_path / "err").open("wb") as stderr:
+        out, _ = SshTransport(Address("pi5")).open(["pwd"], subprocess.DEVNULL, stderr).communicate()
+    assert out.decode() == f"{tmp_path}\n"  # although login scripts went elsewhere
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,10 @@ def test_the_run_has_a_session_of_its_own_and_none_of_our_descriptors(long_run: 
             log = str(long_run.log)
             assert [opened[number] for number in "012"] == ["/dev/null", log, log]
         lock = str(long_run.folder / "lock")
-        assert not any(lock in descriptors(worker).values() for worker in connections(child))
+        # A worker that is just starting has the lock until it becomes another program.
+        wait_for(
+            lambda: not any(lock in descriptors(worker).values() for worker in connections(child)), "workers without it"
+        )
 
 
 def test_a_run_can_be_stopped_and_takes_its_worker_along(long_run: RunFolder) -> None:
@@ -181,7 +184,7 @@ def test_following_shows_signs_of_life_and_ends_when_its_reader_is_gone(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detached, "ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(detached, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(detached, "POLL_SECONDS", 0.05)
     run.create()
     descriptor = DeviceLock(run.folder).take(Holder.now("a@b", run.bundle, RUN))
     heard: list[Any] = []

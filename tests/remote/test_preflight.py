@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.device.service.run_folder import read_line
-from pipeline.remote import Address, LinkError, RemoteError, run_bundle, scripts
+from pipeline.portable.files import sha256_file
+from pipeline.remote import Address, LinkError, RemoteError, run_bundle, scripts, transport
+from pipeline.remote.device import Device
 from pipeline.remote.transport import LocalTransport, converse
-from tests.remote.server import refusal
+from tests.remote.server import refusal, running
 
 OLD_PYTHONS = [
     path
@@ -62,9 +66,12 @@ def test_a_python_that_says_it_is_old_is_refused(bundle: Path, address: Address,
     ("body", "words"),
     [
         ("echo hello", "gave no answer to"),
-        ("echo 'some reason' >&2; exit 1", "this machine: some reason"),
+        (
+            "echo 'some reason' >&2; exit 1",
+            r"ended with exit code 1 \(some reason\); check it and the login",
+        ),
         ("exit 127", "has no program"),
-        ("exit 9", "the program ended with exit code 9 and wrote no error"),
+        ("exit 9", "ended with exit code 9 .it wrote no error"),
     ],
 )
 def test_a_program_that_is_no_python_is_refused(
@@ -92,13 +99,14 @@ def test_a_damaged_bundle_is_refused_here(bundle: Path, address: Address, tmp_pa
 @pytest.mark.parametrize(
     ("silence", "limit", "words"), [(0.3, 30, "did not answer within 0.3 s"), (30, 0.3, "before its time limit")]
 )
-def test_a_device_that_says_nothing_is_given_up(
-    address: Address, silence: float, limit: float, words: str, tmp_path: Path
+@pytest.mark.parametrize("program", ["/bin/sleep", "/usr/bin/yes"])
+def test_a_device_that_says_nothing_of_use_is_given_up(
+    address: Address, program: str, silence: float, limit: float, words: str
 ) -> None:
-    transport = LocalTransport(dataclasses.replace(address, python="/bin/sleep"))
     begun = time.monotonic()
     with pytest.raises(LinkError, match=words):
-        list(converse(transport, ["20"], silence_seconds=silence, deadline=begun + limit))
+        local = LocalTransport(dataclasses.replace(address, python=program))
+        list(converse(local, ["20"], silence_seconds=silence, deadline=begun + limit))
     assert time.monotonic() - begun < 5
 
 
@@ -108,9 +116,9 @@ def test_bytes_that_move_are_a_sign_of_life(address: Address, tmp_path: Path) ->
     reads = "import sys, time\nfor _ in range(10): sys.stdin.buffer.raw.read(100); time.sleep(0.08)"
     sent: list[int] = []
     words = ["-c", reads]
-    transport = LocalTransport(address)
+    local = LocalTransport(address)
     deadline = time.monotonic() + 30
-    list(converse(transport, words, silence_seconds=0.5, deadline=deadline, source=source, on_sent=sent.append))
+    list(converse(local, words, silence_seconds=0.5, deadline=deadline, source=source, on_sent=sent.append))
     assert sent[-1] == 1000
     assert sent == sorted(sent)
     assert len(sent) > 2
@@ -118,7 +126,8 @@ def test_bytes_that_move_are_a_sign_of_life(address: Address, tmp_path: Path) ->
 
 def test_nothing_is_imported_to_see_whether_it_is_there(tmp_path: Path, make_python: Callable[..., Path]) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise SystemExit('imported')")
-    words = scripts.words(scripts.PREFLIGHT, folder=str(tmp_path), sha256="0", run="0", modules=["onnxruntime", "nope"])
+    asked = {"folder": str(tmp_path), "sha256": "0", "run": "0", "modules": ["onnxruntime", "nope"], "wait_seconds": 0}
+    words = scripts.words(scripts.PREFLIGHT, **asked)
     environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
     ended = subprocess.run([make_python(), *words], capture_output=True, text=True, check=True, env=environment)
     assert '"onnxruntime": true' in ended.stdout
@@ -140,6 +149,7 @@ def test_this_machine_is_measured_in_the_folder_below_home(
 ) -> None:
     home = tmp_path / "home of $ann"
     home.mkdir()
+    (home / "json.py").write_text("raise SystemExit(9)")  # a file of the user, which no program of ours imports
     monkeypatch.setenv("HOME", str(home))
     steps: list[tuple[int, int, str]] = []
     result = run_bundle(
@@ -152,3 +162,63 @@ def test_this_machine_is_measured_in_the_folder_below_home(
     totals = {total for _, total, _ in steps if total}
     assert len(totals) == 1
     assert str(tmp_path) not in (tmp_path / "out/result.json").read_text()
+
+
+def device_of(bundle: Path, address: Address) -> Device:
+    return Device(address, bundle, sha256_file(bundle), "0" * 8, time.monotonic() + 30)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "printf hello; printf hello >&2",
+        """printf '{"locked": true}\\n{"energykd": '""",
+        """printf 'energykd {"'""",
+        "head -c 9000 /dev/urandom",
+        "head -c 1000000 /dev/zero",
+        "yes | head -c 1000000",
+        "trap 'printf bye; printf bye >&2' EXIT",
+    ],
+)
+def test_text_of_login_scripts_is_no_part_of_an_answer(
+    bundle: Path, address: Address, noise: str, tmp_path: Path
+) -> None:
+    python = script(tmp_path / "python3", f'{noise}\n{sys.executable} "$@"')
+    device = device_of(bundle, dataclasses.replace(address, python=python))
+    assert device.facts(["numpy"])["modules"] == {"numpy": True}
+    device.install(lambda sent: None)
+    assert (tmp_path / "device" / device.sha256 / "bundle.pyz").read_bytes() == bundle.read_bytes()
+
+
+def test_a_whole_run_bears_text_without_a_final_newline(bundle: Path, address: Address, tmp_path: Path) -> None:
+    python = script(tmp_path / "python3", f'printf hello; exec {sys.executable} "$@"')
+    run_bundle(bundle, dataclasses.replace(address, python=python), tmp_path / "out", timeout_seconds=60)
+
+
+def test_a_program_that_login_scripts_leave_behind_does_not_hold_up_the_answer(
+    bundle: Path, address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_QUIT_SECONDS", 0.1)
+    left = tmp_path / "left"
+    python = script(tmp_path / "python3", f'sleep 60 & echo $! > {left}; {sys.executable} "$@"; wait')
+    try:
+        assert device_of(bundle, dataclasses.replace(address, python=python)).facts([])["locked"] is False
+        assert running(int(left.read_text()))
+    finally:
+        os.kill(int(left.read_text()), signal.SIGKILL)
+
+
+def test_login_scripts_that_read_what_is_sent_are_named(bundle: Path, address: Address, tmp_path: Path) -> None:
+    python = script(tmp_path / "python3", f'dd bs=1 count=9 status=none of=/dev/null; exec {sys.executable} "$@"')
+    sentence = refusal(bundle, dataclasses.replace(address, python=python), tmp_path / "out")
+    assert "only a part of the bundle arrived on this machine, so it was removed there" in sentence
+    assert not list((tmp_path / "device").iterdir())
+
+
+def test_the_error_of_the_program_is_found_within_the_text_of_login_scripts(
+    bundle: Path, address: Address, tmp_path: Path
+) -> None:
+    long = "yes warning | head -c 100000 >&2"
+    python = script(tmp_path / "python3", f"{long}; echo 'error: the reason.' >&2; echo bye >&2; exit 2")
+    with pytest.raises(RemoteError, match=r"^this machine: the reason\.$"):
+        device_of(bundle, dataclasses.replace(address, python=python)).facts([])

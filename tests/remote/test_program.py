@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.device.service import main
 from pipeline.device.service.lock import DeviceLock, Holder, measuring_processes
 from pipeline.portable.files import sha256_file
 from pipeline.remote import BundleContent
@@ -113,3 +116,37 @@ def test_outside_a_bundle_it_says_what_to_do() -> None:
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "run it as `python3 bundle.pyz`" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "stream", "words", "code"),
+    [(">&-", "stdout", ["--self-test"], 0), ("2>&-", "stderr", ["--out", "/no/such/folder"], 2)],
+)
+def test_a_closed_output_ends_nothing(
+    bundle: Path, tmp_path: Path, closed: str, stream: str, words: list[str], code: int
+) -> None:
+    folder = ["--folder", str(tmp_path / "device")] if stream == "stdout" else ["--folder", str(bundle)]
+    command = shlex.join([sys.executable, str(bundle), *folder, *words])
+    ended = subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
+def test_a_folder_whose_name_the_terminal_cannot_show_is_shown_in_escapes(bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(bundle), "--self-test", "--folder", str(tmp_path / "\N{GRINNING FACE}")]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "\\U0001f600 has " in ended.stdout
+
+
+def test_a_progress_that_nobody_reads_any_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    main._progress_on_stderr()(1, 2, "round 1")
+    assert sys.stderr.getvalue() == "1/2 round 1\n"  # type: ignore[attr-defined]
+
+
+def test_the_processes_of_a_folder_whose_name_is_no_text_are_looked_for(tmp_path: Path) -> None:
+    assert measuring_processes(tmp_path / "\udcff") == []

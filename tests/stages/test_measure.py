@@ -21,7 +21,7 @@ from pipeline.evaluation.runnable import runnable_files
 from pipeline.lineage import Run
 from pipeline.portable.documents import MeasuredRow
 from pipeline.portable.files import sha256_file
-from pipeline.remote import Address, BundleContent
+from pipeline.remote import Address, BundleContent, RemoteError
 from pipeline.runtimes import load
 from pipeline.store.json_files import read_json
 from pipeline.store.paths import DATA, EXPORT_MANIFEST
@@ -88,6 +88,7 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
         assert row["sha256"] == manifest[row["name"]]
         assert "path" not in row
     assert result["settings"]["images"] == 40
+    assert "wait_minutes" not in result["settings"]
     with np.load(here / "samples.npz", allow_pickle=False) as samples:
         assert set(samples.files) == {
             f"{name}-onnxruntime/round{i}" for name in manifest if "onnx" in name for i in (0, 1)
@@ -192,6 +193,24 @@ def test_a_file_of_a_fixed_batch_is_refused_with_another(exported: Path) -> None
     matching = load_params().benchmark.model_copy(update={"batch_size": 4, "throughput": [(8, 1)]})
     with pytest.raises(ParamsError, match=r"^d\.yaml: export\.batch is 4, but benchmark\.throughput asks for batch 8"):
         make_plan(wanted(files=files, settings=matching))
+
+
+def test_how_long_to_wait_for_the_device_is_no_part_of_the_measurement(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, float] = {}
+
+    def run_bundle(*_: object, wait_seconds: float, **__: object) -> None:
+        asked["wait_seconds"] = wait_seconds
+        raise RemoteError("enough")
+
+    monkeypatch.setattr(measuring, "run_bundle", run_bundle)
+    settings = load_params().benchmark
+    longer = wanted(settings=settings.model_copy(update={"wait_minutes": 90}))
+    assert make_plan(longer) == make_plan(wanted(settings=settings))
+    with pytest.raises(RemoteError, match="enough"):
+        measuring.measure(Run(), longer, lambda done, total, what: None)
+    assert asked == {"wait_seconds": 5400}
 
 
 @pytest.mark.parametrize("like", examples())

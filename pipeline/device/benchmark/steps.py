@@ -125,7 +125,8 @@ def run_step(plan: Plan, step: Step, output: Path) -> dict[str, Any]:
             errors="replace",
             timeout=limit,
             check=False,
-            cwd=PACKAGE_ROOT if PACKAGE_ROOT.is_dir() else None,
+            # Python imports from here first, so not from the present folder, in which a file json.py may lie.
+            cwd=PACKAGE_ROOT if PACKAGE_ROOT.is_dir() else output.parent,
             env=_environment(step.kind),
         )
     except subprocess.TimeoutExpired:

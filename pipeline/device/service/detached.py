@@ -27,7 +27,7 @@ TIMED_OUT = "it did not end within its time limit; measure less or raise the lim
 STOPPED = "it was stopped on request"
 ALIVE_SECONDS = 5.0  # interval of the heartbeat
 _GRACE_SECONDS = 15
-_POLL_SECONDS = 0.5  # a short interval would disturb the latency measurement
+POLL_SECONDS = 0.5  # a short interval would disturb the latency measurement
 _STOP_SECONDS = 30.0
 _UNUSED_SECONDS = 3600.0  # a younger bundle may belong to a client that has just copied it
 
@@ -167,7 +167,7 @@ def follow(run: RunFolder, send: Callable[[Mapping[str, Any]], None]) -> None:
         if time.monotonic() - sent_at >= ALIVE_SECONDS:
             send({"alive": True})
             sent_at = time.monotonic()
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _lost_reason(run: RunFolder) -> str:

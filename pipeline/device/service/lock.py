@@ -163,7 +163,7 @@ def started_ticks(pid: int) -> int | None:
 
 def measuring_processes(folder: Path) -> list[int]:
     """Ids of this user's measuring processes of runs in ``folder``; empty without /proc."""
-    variable = f"{RUN_VARIABLE}={folder}".encode()
+    variable = os.fsencode(f"{RUN_VARIABLE}={folder}")
     pids = []
     for path in _PROC.glob("[0-9]*") if _PROC.is_dir() else []:
         try:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ _REPEAT_SECONDS = 30.0
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, or 2 (3 if another run holds the device) after one sentence on standard error."""
+    _open_streams()
     choice = _parser().parse_args(words)
     archive = Path(sys.argv[0])
     try:
@@ -63,6 +65,16 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted, so nothing was written.", 128 + signal.SIGINT)
     return 0
+
+
+def _open_streams() -> None:
+    """Let standard output and standard error take any text: one may be closed, or have an encoding without a letter of
+    a folder's name."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the life of the process
+        else:
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _absolute(folder: str) -> Path:
@@ -167,12 +179,13 @@ def _progress_on_stderr() -> Callable[[int, int, str], None]:
 
     def show(done: int, total: int, label: str) -> None:
         line = f"{done}/{total} {label}" if total else label
-        if terminal:
-            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if total and done == total else ""))
-        elif time.monotonic() - last[0] >= _REPEAT_SECONDS or done == total:
-            last[0] = time.monotonic()
-            sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # a measurement goes on when nobody reads its progress any more
+            if terminal:
+                sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if total and done == total else ""))
+            elif time.monotonic() - last[0] >= _REPEAT_SECONDS or done == total:
+                last[0] = time.monotonic()
+                sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
     return show
 

@@ -27,8 +27,10 @@ from pipeline.portable.text import printable
 RESULT = "result.json"
 SAMPLES = "samples.npz"
 FINISHED, FAILED, DIED = "finished", "failed", "died"
-# Login scripts may write to standard output too, so lines for the client start with this prefix.
+# Login scripts may write to standard output too, and not always whole lines, so a message for the client begins a line
+# of its own with this prefix.
 LINE_START = "energykd "
+MESSAGE = f"\n{LINE_START}%s\n"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[0-9a-f]{8,64}")
@@ -102,8 +104,8 @@ def bundle_folders(folder: Path) -> list[Path]:
 
 
 def send(values: Mapping[str, Any]) -> None:
-    """Write one line for the client and flush it; BrokenPipeError if the connection is closed."""
-    sys.stdout.write(f"{LINE_START}{json.dumps(values)}\n")
+    """Write one message for the client and flush it; BrokenPipeError if the connection is closed."""
+    sys.stdout.write(MESSAGE % json.dumps(values))
     sys.stdout.flush()
 
 
