@@ -105,6 +105,8 @@ def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
 
         def on_progress(done: int, total: int, what: str) -> None:
             if total:
+                if bar.total is None:  # what was before, as the wait for a device, says nothing about the time left
+                    bar.restart()
                 bar.total, bar.n = total, done
             bar.tell(what)
 

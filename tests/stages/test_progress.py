@@ -119,6 +119,17 @@ def test_a_total_that_is_not_known_yet(capsys, monkeypatch):
     assert "benchmark  50% 00:00 left, round 1/2, " in said
 
 
+def test_the_wait_for_a_device_says_nothing_about_the_time_that_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with counted("benchmark", "step") as on_progress:
+        for seconds, done in ((0, 0), (600, 1), (610, 2), (620, 3)):
+            clock[0] = seconds
+            on_progress(done, 4 if done else 0, "step")
+    assert "benchmark  75% 00:06 left, step, " in capsys.readouterr().err
+
+
 def test_a_process_that_is_not_shown_says_nothing(capsys):
     with Bar("student", "image", 3, shown=False) as bar:
         bar.update(3)
