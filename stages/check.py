@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 from pathlib import Path
 
 from pipeline.compute.device import choose_device
@@ -13,6 +14,7 @@ from pipeline.data.store import refuse_unusable
 from pipeline.distillation.student import check_networks
 from pipeline.evaluation.runnable import check_available
 from pipeline.portable.files import remove_all_leftovers
+from pipeline.remote import Address, RemoteError
 from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
 from stages.common import run_program
@@ -26,6 +28,7 @@ CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 def check(params: Params) -> None:
     check_repository()
     choose_device(params.device)
+    check_writable_home()
     check_available(params.evaluate.runtimes, "params.yaml: evaluate.runtimes")
     check_available(params.benchmark.runtimes, "params.yaml: benchmark.runtimes")
     classes = CLASSES_OF_DOWNLOADS.get(params.data.name)
@@ -41,6 +44,20 @@ def check(params: Params) -> None:
     for path in filter(None, (params.teacher.weights_file, params.distill.weights_file)):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
+
+
+def check_writable_home() -> None:
+    """Check, before anything is trained, that the stage benchmark can lock this machine.
+
+    Raises:
+        RemoteError: its folder cannot be written.
+    """
+    folder = Path.home() / Address().folder
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise RemoteError(
+            f"{folder} cannot be written, but the stage benchmark needs it; set HOME to a folder that can"
+        )
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ each image; the image files stay in place and are decoded during training. Both 
 """
 
 import hashlib
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def make_store(
         writer = _Writer(temporary, packed, form, total, on_images, list(source.problems))
         sums = {name: writer.write(name, source.splits[members[name][0]], members[name][1]) for name in SPLITS}
         refuse_unusable(writer.problems, total, bad_list)
+        _warn_of_leaks(writer.digests)
         train = source.splits["train"].labels[members["train"][1]]
         values, squares = sums["train"] / (len(train) * form.height * form.width)
         mean, std = (values / 255).round(6), (np.sqrt(np.maximum(squares - np.square(values), 0)) / 255).round(6)
@@ -101,6 +103,18 @@ def make_store(
             licence=source.licence,
             fingerprint=_fingerprint(temporary, [classes, form.model_dump()]),
         ).write(temporary / DATA_CARD)
+
+
+def _warn_of_leaks(digests: Mapping[str, NDArray[np.uint64]]) -> None:
+    """Say how many images of val and test are in train too, in another file with the same pixels at this size."""
+    for name in ("val", "test"):
+        if count := int(np.isin(digests[name], digests["train"]).sum()):
+            logging.warning(
+                "%d of %d images of the split %s are also in train, pixel by pixel, so the accuracy may be overstated",
+                count,
+                len(digests[name]),
+                name,
+            )
 
 
 def refuse_unusable(problems: Sequence[str], total: int, bad_list: Path | None) -> None:
@@ -218,11 +232,13 @@ class _Writer:
     on_images: OnImages
     problems: list[str]  # one sentence per unusable image; its pixels are black
     done: int = 0
+    digests: dict[str, NDArray[np.uint64]] = field(default_factory=dict)  # of each split: a hash of each image
 
     def write(self, name: str, part: SourceSplit, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Write a split; return the sums of the values and of their squares per channel, int64 [2, C]."""
         sums = np.zeros((2, self.form.channels), np.int64)
-        images = self._decoded(part, indices, sums)
+        self.digests[name] = np.zeros(len(indices), np.uint64)
+        images = self._decoded(part, indices, sums, self.digests[name])
         if self.packed:
             shape = len(indices), self.form.height, self.form.width, self.form.channels
             _write_npy(self.folder / f"{name}_images.npy", np.uint8, shape, images)
@@ -238,9 +254,9 @@ class _Writer:
         return sums
 
     def _decoded(
-        self, part: SourceSplit, indices: NDArray[np.int64], sums: NDArray[np.int64]
+        self, part: SourceSplit, indices: NDArray[np.int64], sums: NDArray[np.int64], digests: NDArray[np.uint64]
     ) -> Iterator[NDArray[np.uint8]]:
-        """Decode the images in order to uint8 [H, W, C], with threads and in chunks, and add them to ``sums``."""
+        """Decode the images in order to uint8 [H, W, C], with threads and in chunks; fill ``sums`` and ``digests``."""
 
         def read(index: int) -> NDArray[np.uint8]:
             try:
@@ -253,7 +269,8 @@ class _Writer:
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(indices), count):
                 chunk = indices[start : start + count].tolist()
-                for image in pool.map(read, chunk):
+                for number, image in enumerate(pool.map(read, chunk), start):
+                    digests[number] = int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest())
                     pixels = image.reshape(-1, self.form.channels).astype(np.int64)
                     sums += pixels.sum(axis=0), np.square(pixels).sum(axis=0)
                     yield image

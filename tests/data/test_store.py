@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_images_are_packed_in_the_form_that_is_asked_for(params, image_folder, t
     source = open_source(data_params)
     index = int(split(source, data_params)["val"][1][0])
     np.testing.assert_array_equal(val[0], source.splits["train"].pixels(index, card.image))
+
+
+def test_images_of_val_and_test_that_are_in_train_too_are_counted(params, image_folder, tmp_path, caplog):
+    make_store(tmp_path / "store", folder_params(params, image_folder))
+    assert not caplog.messages
+    for name in ("ant", "bee", "cat"):
+        for split_name, count in (("val", 1), ("test", 2)):
+            folder = image_folder / split_name / name
+            folder.mkdir(parents=True)
+            for path in sorted((image_folder / "train" / name / "nested").iterdir())[: count + 1]:
+                shutil.copy(path, folder)
+            next(folder.iterdir()).unlink()
+            Image.new("RGB", (9, 9), (count, count, 99)).save(folder / "new.png")
+    make_store(tmp_path / "again", folder_params(params, image_folder))
+    val, test = caplog.messages
+    assert "3 of 6 images of the split val are also in train, pixel by pixel" in val
+    assert "6 of 9 images of the split test are also in train" in test
 
 
 def test_the_fingerprint_changes_with_the_form_of_the_images(params, image_folder, tmp_path):

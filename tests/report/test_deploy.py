@@ -219,6 +219,12 @@ def test_predict_answers_in_any_encoding_of_the_terminal(
         assert done.stdout.split(b"\t")[1] == ("\U0001f600".encode() if encoding == "utf-8" else b"\\U0001f600")
 
 
+def test_predict_bears_a_closed_output(deployed: Path, picture: Path) -> None:
+    command = f"{sys.executable} {deployed / 'predict.py'} {picture} >&-"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_predict_without_arguments_says_how_it_is_used(deployed: Path) -> None:
     done = run_predict(deployed)
     assert done.returncode == 2

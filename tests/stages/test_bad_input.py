@@ -175,6 +175,13 @@ def test_an_unknown_network(workspace):
     assert "params.yaml: teacher.network: There is no network resnet21" in sentence(workspace, "train_teacher")
 
 
+def test_a_home_folder_that_the_benchmark_could_not_write(workspace, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(Path.home())))
+    assert ".cache/energykd cannot be written, but the stage benchmark needs it; set HOME" in sentence(
+        workspace, "check"
+    )
+
+
 def test_a_gpu_that_is_not_there(workspace):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
