@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.compute.device import choose_device
 from pipeline.config import Params, load_params
-from pipeline.data.sources import open_source, split
+from pipeline.data.sources import open_source
+from pipeline.data.splits import split
 from pipeline.data.store import refuse_unusable
 from pipeline.distillation.student import check_networks
 from pipeline.evaluation.runnable import check_available

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.config import DataParams
-from pipeline.data.sources import SPLITS, Source, SourceSplit, open_source, split
+from pipeline.data.sources import SPLITS, Source, SourceSplit, open_source
+from pipeline.data.splits import split
 from pipeline.errors import DataError
 from pipeline.portable.files import atomic_file, atomic_folder, sha256_file
 from pipeline.portable.text import brief

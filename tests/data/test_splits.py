@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources import Source, SourceSplit, class_counts, split
+from pipeline.data.sources import Source, SourceSplit
+from pipeline.data.splits import class_counts, split
 from pipeline.errors import DataError
 
 

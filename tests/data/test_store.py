@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources import open_source, split
+from pipeline.data.sources import open_source
+from pipeline.data.splits import split
 from pipeline.data.store import make_store, read_card, read_split
 from pipeline.errors import DataError, SpaceError
 from tests.conftest import squashed
