@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -62,7 +61,6 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception], log: s
     """
     restore_environment()
     open_output(log)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     with logging_redirect_tqdm(), _Signals() as signals:
         try:

@@ -3,8 +3,10 @@
 import io
 import logging
 import os
+import select
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,11 +27,11 @@ class _Log:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # there is none yet, or another process has just moved it
+                if path.stat().st_size > _LARGEST:
+                    path.replace(f"{path}.1")
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-                full = file.tell() > _LARGEST
-            if full:
-                path.replace(f"{path}.1")
         except OSError as error:
             self.path = None  # first, because the warning is a line as well
             logging.warning("%s cannot be written (%s); the stage goes on without it", path, error.strerror)
@@ -44,7 +46,9 @@ class _Descriptor(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            while (count := super().write(data)) is None:  # a pipe is full, and whoever made it lets no writer wait
+                select.select([], [self], [])
+            return count
         except OSError:
             return memoryview(data).nbytes
 
@@ -71,6 +75,8 @@ def open_output(stage: str | None) -> None:
         stream = getattr(sys, name)
         if _descriptor_of(stream) in (None, descriptor):
             setattr(sys, name, _Stream(descriptor, getattr(stream, "encoding", "utf-8")))
+    # before the first line of the log, which may end in a warning, and with the new stderr
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # of several processes only the first is shown, and the one that starts them has begun the log
     rank = os.environ.get("RANK")
     _log.path = (LOGS / f"{stage}.log").absolute() if stage is not None and rank in (None, "0") else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,7 +108,28 @@ def test_a_log_that_cannot_be_written_is_one_warning(tmp_path):
     said = run(tmp_path).stderr.decode()
     assert said.count("score_energy.log cannot be written (") == 1
     assert "; the stage goes on without it\n" in said
+    assert [line.partition(": ")[0] for line in said.splitlines() if "WARN" in line] == ["WARNING"] * 2
     assert (tmp_path / "artifact").exists()
+
+
+def test_a_full_pipe_that_lets_no_writer_wait_gets_all_lines_in_the_end():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    said = b"x" * 2 * fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+    found = bytearray()
+
+    def read() -> None:
+        while len(found) < len(said) and (part := os.read(reading, 65536)):
+            found.extend(part)
+
+    reader = threading.Timer(0.1, read)
+    reader.start()
+    with os.fdopen(writing, "wb", 0), output._Stream(writing, "utf-8") as stream:
+        stream.write(said.decode())
+        stream.flush()
+    reader.join()
+    os.close(reading)
+    assert found == said
 
 
 def test_of_several_processes_the_first_alone_is_logged_and_begins_no_further_run(tmp_path):
@@ -124,4 +147,22 @@ def test_a_long_log_begins_anew_and_the_last_one_is_kept(tmp_path, monkeypatch):
         log.add(f"line {number:3}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage.log", "stage.log.1"]
     assert all(path.stat().st_size < 130 for path in tmp_path.iterdir())
-    assert "line  29" in (tmp_path / "stage.log").read_text() + (tmp_path / "stage.log.1").read_text()
+    assert "line  29" in (tmp_path / "stage.log").read_text()
+
+
+def test_a_log_that_another_process_has_just_moved_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(output, "_LARGEST", 10)
+    log = output._Log()
+    log.path = tmp_path / "stage.log"
+    log.add("first")
+    move = Path.replace
+
+    def moved_before(path: Path, target: str) -> Path:
+        move(path, target)
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", moved_before)
+    log.add("second")
+    assert "second" in (tmp_path / "stage.log").read_text()
+    assert "first" in (tmp_path / "stage.log.1").read_text()
+    assert caplog.text == ""
