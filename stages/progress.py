@@ -65,7 +65,8 @@ class Bar(tqdm):
         }
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if time.monotonic() >= self._next_line and self.n != self.total:  # the last line is close's
+        # the last line is close's, which clears the bar with an empty text
+        if msg is None and time.monotonic() >= self._next_line and self.n != self.total:
             self._next_line = time.monotonic() + _LINE_SECONDS
             if self._terminal:
                 keep(self._as_line())
@@ -105,9 +106,9 @@ def counted(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
 
         def on_progress(done: int, total: int, what: str) -> None:
             if total:
-                if bar.total is None:  # what was before, as the wait for a device, says nothing about the time left
+                first, bar.total, bar.n = bar.total is None, total, done
+                if first:  # what was before, as the wait for a device, says nothing about the time left
                     bar.restart()
-                bar.total, bar.n = total, done
             bar.tell(what)
 
         yield on_progress

@@ -83,6 +83,7 @@ def make_store(
     require_space(folder, needed, f"the {'packed images' if packed else 'lists of images'}", remedy, output=needed)
     with atomic_folder(folder) as temporary:
         writer = _Writer(temporary, packed, form, total, on_images, list(source.problems))
+        on_images(0, total)
         sums = {name: writer.write(name, source.splits[members[name][0]], members[name][1]) for name in SPLITS}
         refuse_unusable(writer.problems, total, bad_list)
         _warn_of_leaks(writer.digests)

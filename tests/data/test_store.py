@@ -161,7 +161,7 @@ def test_the_images_are_named_even_if_their_list_cannot_be_written(params, image
 def test_progress_counts_the_images_of_all_splits(params, image_folder, tmp_path):
     seen = []
     card = make_store(tmp_path / "store", folder_params(params, image_folder), lambda *step: seen.append(step))
-    assert seen == [(card.counts.train, 48), (card.counts.train + card.counts.val, 48), (48, 48)]
+    assert seen == [(0, 48), (card.counts.train, 48), (card.counts.train + card.counts.val, 48), (48, 48)]
 
 
 def disk_full(*arguments, **options):

@@ -113,10 +113,11 @@ def test_a_total_that_is_not_known_yet(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     with counted("benchmark", "step") as on_progress:
         on_progress(0, 0, "verifying the bundle")
-        on_progress(1, 2, "round 1/2")
+        on_progress(0, 2, "round 1/2")
+        on_progress(1, 2, "round 2/2")
     said = capsys.readouterr().err
     assert "benchmark 00:00, verifying the bundle\n" in said
-    assert "benchmark  50% 00:00 left, round 1/2, " in said
+    assert "benchmark  50% 00:00 left, round 2/2, " in said
 
 
 def test_the_wait_for_a_device_says_nothing_about_the_time_that_is_left(capsys, monkeypatch):
@@ -127,7 +128,26 @@ def test_the_wait_for_a_device_says_nothing_about_the_time_that_is_left(capsys, 
         for seconds, done in ((0, 0), (600, 1), (610, 2), (620, 3)):
             clock[0] = seconds
             on_progress(done, 4 if done else 0, "step")
-    assert "benchmark  75% 00:06 left, step, " in capsys.readouterr().err
+    assert "benchmark  75% 00:10 left, step, " in capsys.readouterr().err
+
+
+def test_steps_that_were_done_before_it_began_to_watch_say_nothing_about_the_time_that_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with counted("benchmark", "step") as on_progress:
+        for seconds, done in ((0, 6), (10, 7)):
+            clock[0] = seconds
+            on_progress(done, 10, "step")
+    assert "benchmark  70% 00:30 left, step, 0.10 steps/s\n" in capsys.readouterr().err
+
+
+def test_work_that_ends_early_is_told_once(capsys, monkeypatch):
+    with Bar("export", "file", 3) as bar:
+        bar.update(1)
+        monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+        bar._next_line = 0.0
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_process_that_is_not_shown_says_nothing(capsys):
