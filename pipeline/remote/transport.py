@@ -57,8 +57,11 @@ class LocalTransport:
         self.python = sys.executable if address.python == "python3" else address.python
 
     def open(self, words: Sequence[str], stdin: IO[bytes] | int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+        home = Path.home()
+        if not home.is_dir():
+            raise RemoteError(f"{self.name} has no home folder {home}; set HOME to a folder that can be written.")
         try:
-            return subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=Path.home())
+            return subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=home)
         except (FileNotFoundError, PermissionError) as error:
             raise RemoteError(
                 f"{self.name} has no program {words[0]} ({error.strerror}); set address.python to where Python is."

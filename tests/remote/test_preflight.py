@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -88,6 +91,25 @@ def test_a_folder_that_cannot_be_written_is_refused(bundle: Path, tmp_path: Path
     sentence = refusal(bundle, Address(folder=str(tmp_path / "file/device")), tmp_path / "out")
     advice = "set address.folder to another, or HOME for the stage benchmark."
     assert f"{tmp_path}/file/device on this machine cannot be written; {advice}" in sentence
+
+
+def test_a_home_folder_that_is_not_there_is_named(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    sentence = refusal(bundle, Address(), tmp_path / "out")
+    assert sentence == f"this machine has no home folder {tmp_path}/gone; set HOME to a folder that can be written."
+
+
+def test_a_file_system_without_locks_is_not_taken_for_a_busy_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    asked = {"folder": str(tmp_path), "sha256": "0", "run": "0", "modules": [], "wait_seconds": 0}
+    answers: list[dict[str, object]] = []
+    exec(scripts.PREFLIGHT, {"P": asked, "send": lambda **values: answers.append(values)})  # noqa: S102
+    assert [answer["locked"] for answer in answers] == [False]
 
 
 def test_a_damaged_bundle_is_refused_here(bundle: Path, address: Address, tmp_path: Path) -> None:
