@@ -27,9 +27,9 @@ CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
 
 def check(params: Params) -> None:
+    check_writable_home()  # first, because DVC reads its settings there
     check_repository()
     choose_device(params.device)
-    check_writable_home()
     check_available(params.evaluate.runtimes, "params.yaml: evaluate.runtimes")
     check_available(params.benchmark.runtimes, "params.yaml: benchmark.runtimes")
     classes = CLASSES_OF_DOWNLOADS.get(params.data.name)
@@ -55,7 +55,7 @@ def check_writable_home() -> None:
     """
     folder = Path.home() / Address().folder
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise RemoteError(
             f"{folder} cannot be written, but the stage benchmark needs it; set HOME to a folder that can"
         )

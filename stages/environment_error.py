@@ -16,6 +16,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the system's limit of open files",
     errno.EIO: "check the disk",
+    errno.ENAMETOOLONG: "use a shorter name",
 }
 _LESS = (
     "lower batch_size of the training, launcher.processes or data.image_size, or set data.storage to files, and run "

@@ -16,8 +16,8 @@ def check_pulled(folder: Path) -> None:
     Raises:
         DataError: names the first that is missing.
     """
-    own = folder.with_name(f"{folder.name}.dvc")
-    for kept in (own, *sorted(folder.glob("*.dvc")), *sorted(folder.glob("*/*.dvc"))):
+    own = [folder.with_name(f"{folder.name}.dvc")] if folder.name else []  # not of . and /
+    for kept in (*own, *sorted(folder.glob("*.dvc")), *sorted(folder.glob("*/*.dvc"))):
         missing = kept.with_suffix("")
         if kept.is_file() and not missing.exists():
             raise DataError(f"{missing} is not in this clone; run `dvc pull`, which gets what {kept} describes")

@@ -81,6 +81,12 @@ def test_a_missing_data_folder(workspace, stage):
     assert "set it to" in message
 
 
+@pytest.mark.parametrize("root", [".", "/", ".."])
+def test_a_data_folder_without_a_name_of_its_own(workspace, root):
+    set_params(workspace, {"data.root": root})
+    assert f"error: {root} has no folder train/" in sentence(workspace, "check")
+
+
 @pytest.mark.parametrize("stage", ["check", "prepare"])
 def test_a_class_with_one_image(workspace, stage):
     (workspace / "photos/train/cat").mkdir()
@@ -131,6 +137,7 @@ def test_a_folder_that_may_not_be_read(workspace):
     [
         (errno.ENOSPC, None, "error: No space left on device; free space there and run the same command again\n"),
         (errno.EACCES, "a/b", "error: a/b: Permission denied; give this user the right to it\n"),
+        (errno.ENAMETOOLONG, "a/b", "error: a/b: File name too long; use a shorter name\n"),
         (errno.EROFS, "a/b", "error: a/b: Read-only file system; run on a disk that can be written\n"),
     ],
 )
@@ -180,6 +187,15 @@ def test_a_home_folder_that_the_benchmark_could_not_write(workspace, monkeypatch
     assert ".cache/energykd cannot be written, but the stage benchmark needs it; set HOME" in sentence(
         workspace, "check"
     )
+
+
+@pytest.mark.parametrize("name", ["", ".cache"])
+def test_a_home_that_is_a_file(workspace, monkeypatch, tmp_path, name):
+    home = tmp_path / "home"
+    (home / name).parent.mkdir(exist_ok=True)
+    (home / name).touch()
+    monkeypatch.setenv("HOME", str(home))
+    assert "home/.cache/energykd cannot be written, but the stage benchmark" in sentence(workspace, "check")
 
 
 def test_a_gpu_that_is_not_there(workspace):
