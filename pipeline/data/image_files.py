@@ -23,8 +23,6 @@ _OF_SYSTEMS = re.compile(
     r"(?i)\.|(__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|~snapshot|\$RECYCLE\.BIN"
     r"|System Volume Information|lost\+found)$"
 )
-# control characters would break a message into several lines; surrogates are bytes outside of UTF-8
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 LOOK = "capitals, the encoding of accents or blanks"
 
 
@@ -132,7 +130,7 @@ def name_problems(paths: Iterable[Path]) -> list[str]:
     problems = []
     by_look: dict[str, Path] = {}
     for path in paths:
-        if _UNUSABLE.search(str(path)):
+        if decoding.shown(path) != str(path):
             problems.append(f"{str(path)!a} is a file name with characters that cannot be shown; rename the file")
             continue
         other = by_look.setdefault(look(str(path)), path)
