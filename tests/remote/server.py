@@ -172,7 +172,9 @@ class Client:
 def on_device(server: Server) -> list[str]:
     """All that is in the device's folder, but the lock."""
     root = server.folder / "device"
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if not path.name.startswith("lock"))
+    # not by rglob, which raises an error if a folder is removed meanwhile
+    found = (Path(parent, name) for parent, folders, files in os.walk(root) for name in (*folders, *files))
+    return sorted(path.relative_to(root).as_posix() for path in found if not path.name.startswith("lock"))
 
 
 def processes_of_run(server: Server) -> tuple[int, int]:
