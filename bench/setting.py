@@ -168,9 +168,9 @@ def _choose(published: Path, folder: Path, setting: Setting) -> None:
     held_out = sum(_HELD_OUT.values())
     for label, name in enumerate(source.class_names):
         own = files[train.labels == label]
-        kept = cycle(own[:held_out]), cycle(own[held_out:])  # an image is in one split alone
+        for_others, for_train = cycle(own[:held_out]), cycle(own[held_out:])  # an image is in one split alone
         for part, wanted in {**_HELD_OUT, "train": max(2, -(-setting.image_count // len(source.class_names)))}.items():
             linked = folder / part / name
             linked.mkdir(parents=True)
-            for number, path in enumerate(islice(kept[part == "train"], wanted)):
+            for number, path in enumerate(islice(for_train if part == "train" else for_others, wanted)):
                 (linked / f"{number:06d}{path.suffix}").symlink_to(path.absolute())
