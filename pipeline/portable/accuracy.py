@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 GROUPS = {"low": 0, "mid": 1, "high": 2}  # energy groups and their codes
 _Z95 = 1.959963984540054
 _MAX = 1e30  # upper limit for counts of images and differences of logits
+_TOP1_TOLERANCE = 1e-6
 
 
 class Outputs(NamedTuple):
@@ -96,11 +97,16 @@ class Parity:
 class Accuracy:
     """Accuracy of one file on labelled images; None for an energy group without images or a missing comparison.
 
+    ``correct`` tells for each image, in order, whether its top-1 class is the label, as in :func:`pack_correct`.
     ``delta_*`` is the file's top-1 minus the reference's on the same images, with its 95 % interval.
+
+    Raises:
+        ValueError: a number is out of its range, or ``correct`` does not fit ``images`` and ``top1``.
     """
 
     images: int
     top1: float
+    correct: str
     top1_low_energy: float | None
     top1_mid_energy: float | None
     top1_high_energy: float | None
@@ -123,9 +129,14 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if name == "correct":
+                continue
             lowest, highest = -1 if name.startswith("delta") else 0, 1 if "top1" in name or "delta" in name else _MAX
             if value is not None and not lowest <= value <= highest:
                 raise ValueError(f"{name} is {value}")
+        correct = int(unpack_correct(self.correct, self.images).sum())
+        if abs(correct - self.top1 * self.images) > _TOP1_TOLERANCE * self.images:
+            raise ValueError(f"top1 is {self.top1}, but {correct} of {self.images} images are correct")
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,26 @@ class Difference:
 def top1_correct(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Compare the largest of the logits [N, K] with the labels; returns bool [N]."""
     correct: NDArray[np.bool_] = logits.argmax(axis=1) == labels
+    return correct
+
+
+def pack_correct(correct: NDArray[np.bool_]) -> str:
+    """Hexadecimal digits of bool [N]: the first image is the highest bit, zeros fill the last byte."""
+    return np.packbits(correct).tobytes().hex()
+
+
+def unpack_correct(text: str, count: int) -> NDArray[np.bool_]:
+    """Inverse of :func:`pack_correct` for ``count`` images; returns bool [count].
+
+    Raises:
+        ValueError: ``text`` is not what ``pack_correct`` writes for so many images.
+    """
+    try:
+        correct = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
+    except ValueError:
+        raise ValueError("correct has characters that are no hexadecimal digits") from None
+    if len(correct) != count or pack_correct(correct) != text:
+        raise ValueError(f"correct does not hold one bit for each of {count} images")
     return correct
 
 
@@ -212,6 +243,7 @@ def score(outputs: Outputs, expected: Expected) -> Accuracy:
     return Accuracy(
         images=len(logits),
         top1=float(correct.mean()),
+        correct=pack_correct(correct),
         **groups,
         delta_top1=difference.value,
         delta_ci_low=difference.low,

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.portable.accuracy import Expected, Outputs, compare_logits, paired_difference, score
+from pipeline.portable.accuracy import (
+    Expected,
+    Outputs,
+    compare_logits,
+    pack_correct,
+    paired_difference,
+    score,
+    unpack_correct,
+)
 
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [0, 1, 5], [4, 0, 1]], dtype=np.float32)
 EXPECTED = Expected(
@@ -27,6 +36,7 @@ def test_the_expected_outputs_themselves_are_at_parity() -> None:
     assert (found.parity_max_abs, found.parity_mean_abs, found.energy_max_abs) == (0.0, 0.0, 0.0)
     assert found.parity_top1_agreement == 1.0
     assert found.delta_ci_low < 0 < found.delta_ci_high
+    assert unpack_correct(found.correct, 4).tolist() == [True, True, False, True]
 
 
 def test_a_changed_output_shows_in_each_number_it_concerns() -> None:
@@ -39,6 +49,56 @@ def test_a_changed_output_shows_in_each_number_it_concerns() -> None:
     assert found.parity_max_abs == 2.0
     assert found.parity_mean_abs == pytest.approx(2 / 12)
     assert found.energy_max_abs == 0.25
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_the_answers_of_the_images_survive_their_packing(count: int) -> None:
+    correct = np.random.default_rng(count).random(count) < 0.5
+    text = pack_correct(correct)
+    assert len(text) == 2 * -(-count // 8)
+    found = unpack_correct(text, count)
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, correct)
+
+
+def test_the_first_image_is_the_highest_bit() -> None:
+    assert pack_correct(np.array([True, *[False] * 9, True])) == "8020"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        *[("", 1), ("80", 9), ("8000", 8), ("80", 0), ("80", -1), ("", -1), ("8", 4), ("", 10**30)],
+        *[("81", 7), ("8020", 10), ("xy", 8), ("0x", 8), ("A0", 8), ("8 0", 8), (" 80", 8), ("80\n", 8), ("٨0", 8)],
+    ],
+)
+def test_a_text_that_does_not_hold_one_bit_for_each_image_is_refused(text: str, count: int) -> None:
+    with pytest.raises(
+        ValueError, match=r"^correct (does not hold one bit for each of|has characters that are no hex)"
+    ):
+        unpack_correct(text, count)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"correct": ""}, "one bit for each of 4 images"),
+        ({"correct": "d000"}, "one bit for each of 4 images"),
+        ({"correct": "d1"}, "one bit for each of 4 images"),
+        ({"correct": "zz"}, "no hexadecimal digits"),
+        ({"images": 10**20}, "one bit for each of 1"),
+        ({"correct": "f0"}, r"top1 is 0\.75, but 4 of 4 images are correct"),
+        ({"top1": 0.75001}, r"top1 is 0\.75001, but 3 of 4"),
+        ({"top1": 1.5}, r"top1 is 1\.5$"),
+    ],
+)
+def test_an_accuracy_that_contradicts_the_answers_of_its_images_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    found = score(Outputs(LOGITS, None), EXPECTED)
+    assert found.correct == "d0"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(found, **changes)
 
 
 def test_a_file_without_energy_has_no_energy_difference() -> None:

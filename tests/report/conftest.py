@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import BudgetParams
 from pipeline.lineage import Run
-from pipeline.portable.accuracy import Accuracy
+from pipeline.portable.accuracy import Accuracy, pack_correct
 from pipeline.portable.documents import ColdStart, MeasuredRow, Memory, Minute, Round, Sustained, Throughput
 from pipeline.report.devices import Device
 from pipeline.report.inputs import Curve, Inputs
@@ -193,6 +193,7 @@ def accuracy(name: str, images: int, sizes: dict[str, int], half: float, **parit
     return Accuracy(
         images=images,
         top1=1 - sum(errors) / images,
+        correct=pack_correct(np.arange(images) >= sum(errors)),
         **groups,
         delta_top1=difference,
         delta_ci_low=difference - half,

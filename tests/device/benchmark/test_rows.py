@@ -20,7 +20,7 @@ PLAN = Plan((VARIANT,), "x.npy", expected="x.npz")
 POWER = Power("RAPL package-0", 10.0, 14.0, 5.0, 100)
 MACHINE: dict[str, Any] = {"affinity": [0], "logical_cores": 1, "emulated": None, "state": {"load_average": None}}
 NO_LATENCY = "latency not measured: None"
-ACCURACY = Accuracy(**dict.fromkeys(Accuracy.__dataclass_fields__, 0))  # type: ignore[arg-type]
+ACCURACY = Accuracy(**dict.fromkeys(Accuracy.__dataclass_fields__, 0) | {"images": 1, "correct": "00"})  # type: ignore[arg-type]
 
 
 def executed(engine: str | None = None) -> Executed:
