@@ -65,12 +65,12 @@ def measure(options: argparse.Namespace) -> Result:
         # one image, as benchmark_app has; its content does not matter
         np.save(inputs, np.random.default_rng(0).standard_normal(shape).astype(np.float32))
         variants = (
-            Variant("openvino", "openvino", str(options.model), options.precision),
-            Variant("onnxruntime", "onnxruntime", str(options.onnx), options.precision),
+            Variant("openvino", "openvino", str(options.model), options.precision, str(inputs)),
+            Variant("onnxruntime", "onnxruntime", str(options.onnx), options.precision, str(inputs)),
         )
         limits = {"min_seconds": options.seconds, "min_count": 1, "max_seconds": max(60.0, 2 * options.seconds)}
         limits["warmup_seconds"] = min(1.0, options.seconds)
-        arms = _Arms(Plan(variants, str(inputs), threads=options.threads, **limits), shape, Path(folder))
+        arms = _Arms(Plan(variants, threads=options.threads, **limits), shape, Path(folder))
         functions = {
             OURS_OPENVINO: arms.ours(variants[0]),
             APP: arms.benchmark_app,
@@ -137,7 +137,7 @@ class _Arms:
 
     def bare(self) -> float:
         variant = self.plan.variants[1]
-        command = [sys.executable, "-m", "bench.bare_onnxruntime", variant.path, self.plan.inputs, variant.precision]
+        command = [sys.executable, "-m", "bench.bare_onnxruntime", variant.path, variant.inputs, variant.precision]
         command += [str(self.plan.threads), str(self.plan.warmup_seconds), str(self.plan.min_seconds)]
         return float(subprocess.check_output(command))
 

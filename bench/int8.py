@@ -242,9 +242,9 @@ def _latency(made: Mapping[str, tuple[Files, str]], images: Images, options: arg
         for number, (name, (files, precision)) in enumerate(made.items()):
             for runtime, path in files.items():
                 sizes[name, runtime] = sum(part.stat().st_size for part in model_files(path))
-                variants[name, runtime] = Variant(f"{number}-{runtime}", runtime, str(path), precision)
+                variants[name, runtime] = Variant(f"{number}-{runtime}", runtime, str(path), precision, str(inputs))
         limits = {"warmup_seconds": min(0.3, options.seconds), "min_seconds": options.seconds, "min_count": 30}
-        plan = Plan(tuple(variants.values()), str(inputs), options.threads, options.rounds, **limits)
+        plan = Plan(tuple(variants.values()), options.threads, options.rounds, **limits)
         with progress("latency", options.rounds * len(variants), "process") as advance:
             measured, _ = run_benchmark(plan, lambda done, total, label: advance(1) if done else None)
     found = {row.name: row for row in measured.rows}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -262,17 +263,25 @@ def test_weights_that_are_not_plain_finite_numbers_leave_the_network_alone(value
 
 @pytest.mark.parametrize("change", [{"rounds": "5"}, {"rounds": True}, {"seed": 10**40}, {"max_seconds": float("nan")}])
 def test_a_plan_of_other_types_is_refused_before_it_is_used(change: dict[str, Any]) -> None:
-    values = json.loads(Plan((Variant("a", "onnxruntime", "a.onnx", "fp32"),), "x.npy").to_json())
+    values = json.loads(Plan((Variant("a", "onnxruntime", "a.onnx", "fp32", "x.npy"),)).to_json())
     with pytest.raises(PlanError):
         Plan.from_json(json.dumps(values | change))
-    with pytest.raises(PlanError, match="path of the plan"):
-        Plan.from_json(json.dumps(values | {"variants": [values["variants"][0] | {"path": ["a"]}]}))
+    for name, value in {"path": ["a"], "inputs": None, "expected": 1}.items():
+        with pytest.raises(PlanError, match=f"{name} of the plan"):
+            Plan.from_json(json.dumps(values | {"variants": [values["variants"][0] | {name: value}]}))
 
 
-def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def archive(
+    path: Path,
+    members: dict[str, bytes],
+    compression: int = zipfile.ZIP_STORED,
+    of_variant: dict[str, str] | None = None,
+) -> Path:
     """A bundle that holds ``members`` and a manifest that agrees with them."""
-    plan = json.loads(Plan((Variant("a", "onnxruntime", "bundle/a.onnx", "fp32"),), "bundle/inputs.npy").to_json())
-    whole = {"bundle/a.onnx": b"", "bundle/inputs.npy": b"", **members}
+    paths = {"path": "bundle/a.onnx", "inputs": "bundle/inputs/a.npy"} | (of_variant or {})
+    variant = Variant("a", "onnxruntime", precision="fp32", **paths)
+    plan = json.loads(Plan((variant,)).to_json())
+    whole = {"bundle/a.onnx": b"", "bundle/inputs/a.npy": b"", **members}
     files = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in whole.items()}
     with zipfile.ZipFile(path, "w", compression) as target:
         for name, data in whole.items():
@@ -287,9 +296,18 @@ def test_a_bundle_that_unpacks_to_more_than_it_is_or_names_a_file_as_a_folder_is
     with pytest.raises(BundleError, match="compressed or encrypted"):
         open_bundle(archive(tmp_path / "a.pyz", {"bundle/zeros": b"\x00" * (1 << 20)}, zipfile.ZIP_DEFLATED))
     with pytest.raises(BundleError, match="but its folder is a file in the bundle"):
-        open_bundle(archive(tmp_path / "b.pyz", {"bundle/inputs.npy/x": b""}))
+        open_bundle(archive(tmp_path / "b.pyz", {"bundle/inputs/a.npy/x": b""}))
     with pytest.raises(BundleError, match="may lead out of its folder"):
         open_bundle(archive(tmp_path / "c.pyz", {"bundle/" + "x" * 300: b""}))
+
+
+@pytest.mark.parametrize("field", ["path", "inputs", "expected"])
+@pytest.mark.parametrize("outside", ["/etc/hostname", "../a.npy", "bundle/../../a.npy", "a.npy", ""])
+def test_a_plan_whose_variant_names_a_file_outside_of_the_bundle_is_refused(
+    field: str, outside: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match=rf"lacks {re.escape(outside)}, which its plan names"):
+        open_bundle(archive(tmp_path / "a.pyz", {}, of_variant={field: outside}))
 
 
 def test_a_damaged_table_of_contents_is_no_error_of_the_system(tmp_path: Path) -> None:
@@ -446,6 +464,8 @@ def _in_accuracy(**change: Any) -> Change:
         (Evaluation, reported.evaluation, _in_router(curve=[]), r"curve is \[\]"),
         (Evaluation, reported.evaluation, _in_accuracy(top1=1.5), "top1 is 1.5"),
         (Evaluation, reported.evaluation, _in_accuracy(delta_top1=-2.0), "delta_top1 is -2.0"),
+        (Evaluation, reported.evaluation, _in_accuracy(correct="ff"), "one bit for each of 360 images"),
+        (Evaluation, reported.evaluation, _in_accuracy(correct="0" * 90), "but 0 of 360 images are correct"),
         (Measurement, reported.benchmark, _in_rows(precision=...), r"rows\.0\.precision is missing"),
         (Measurement, reported.benchmark, _in_rows(rounds=None), r"rows\.0\.rounds is None"),
         (Measurement, reported.benchmark, _in_rows(rounds=[{}]), r"rows\.0\.rounds\.0\.samples is missing"),
@@ -478,6 +498,11 @@ def test_a_measurement_of_other_values_is_refused(
         (_in_rows(latency_p50_ms="1"), r"rows\.0\.latency_p50_ms"),
         (_in_rows(power={"meter": "m"}), r"rows\.0\.power\.idle_watts"),
         (_in_rows(runtime="<script>"), "no name of a file or runtime"),
+        (_in_accuracy(correct="ff" * 31), "one bit for each of 256 images"),
+        (_in_accuracy(correct="ff" * 33), "one bit for each of 256 images"),
+        (_in_accuracy(correct="\u0660" * 64), "no hexadecimal digits"),
+        (_in_accuracy(correct="0" * 64), "but 0 of 256 images are correct"),
+        (_in_accuracy(correct=None), r"rows\.0\.accuracy\.correct"),
         (lambda _: {"device": "\x1b[2J"}, "device is too long or has characters"),
         (lambda _: {"notes": ["x" * 5000]}, "notes is too long or has characters"),
         (lambda _: {"seconds": -5.0}, "seconds is -5"),

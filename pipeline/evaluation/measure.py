@@ -33,6 +33,7 @@ from pipeline.training.inference import inference_batch
 from pipeline.training.weights import read_network
 
 BUNDLE, SAMPLES = "bundle.pyz", "samples.npz"
+ARRAYS = "student"  # key of the images and reference outputs in the bundle
 _TEACHERS_PARITY = "parity on the device not measured: the reference outputs are those of the student"
 
 
@@ -74,7 +75,7 @@ def measure(run: Run, request: MeasurementRequest, on_progress: Callable[[int, i
     content = bundle_content(run, make_plan(request), request.settings.images)
     models = {part for runnable in request.files for part in model_files(runnable.path)}
     bundle = request.folder / BUNDLE
-    needed = content.inputs.nbytes + sum(part.stat().st_size for part in models)
+    needed = content.inputs[ARRAYS].nbytes + sum(part.stat().st_size for part in models)
     require_space(bundle, needed, "the files and images of the bundle")
     request.folder.mkdir(parents=True, exist_ok=True)
     write_bundle(bundle, content)
@@ -91,7 +92,7 @@ def measure(run: Run, request: MeasurementRequest, on_progress: Callable[[int, i
         device=reported.device,
         machine=reported.machine,
         settings=request.settings.model_dump(mode="json", exclude={"wait_minutes"})
-        | {"images": len(content.expected.labels)},
+        | {"images": len(content.expected[ARRAYS].labels)},
         lineage=run.made_from,
         bundle_sha256=reported.bundle_sha256,
         samples_sha256=sha256_file(request.folder / SAMPLES),
@@ -128,13 +129,13 @@ def make_plan(request: MeasurementRequest) -> Plan:
                 runnable.runtime,
                 str(runnable.path),
                 runnable.file.precision,
-                settings.batch_size,
+                inputs=ARRAYS,
+                expected=ARRAYS,
+                batch=settings.batch_size,
                 fixed_batch=runnable.file.batch is not None,
             )
             for runnable in request.files
         ),
-        inputs="inputs.npy",
-        expected="expected.npz",
         sustained_seconds=60 * settings.sustained_minutes,
         throughput=tuple(settings.throughput),
         timeout_seconds=request.process_seconds,
@@ -152,8 +153,8 @@ def bundle_content(run: Run, plan: Plan, count: int) -> BundleContent:
         logits = torch.cat([student(part).float() for part in torch.split(inputs, inference_batch(images))])
     return BundleContent(
         plan=plan,
-        inputs=inputs.numpy(),
-        expected=expected_of(run, logits, images.labels.numpy()[index], index),
+        inputs={ARRAYS: inputs.numpy()},
+        expected={ARRAYS: expected_of(run, logits, images.labels.numpy()[index], index)},
         card={
             "names": {"input": INPUT, "logits": LOGITS, "energy": ENERGY},
             "labels": run.data.class_names,

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipeline
-from pipeline.device.benchmark.plan import Plan
+from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.service import bundle
 from pipeline.portable.accuracy import Expected
 from pipeline.portable.files import atomic_file, sha256_file
@@ -27,22 +28,25 @@ _CODE = ("__init__.py", "portable/*.py", "device/**/*.py", "runtimes/*.py")  # c
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date of the zip format
 _UNIX = 3
 _CHUNK = 1 << 20
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
 class BundleContent:
-    """Content of a bundle: plan, images and reference outputs.
+    """Content of a bundle: plan, and images and reference outputs by key, which several variants may share.
+
+    A key has letters, digits, ``_`` and ``-``, and does not begin with ``-``.
 
     Attributes:
-        plan: plan with the model paths on this machine. Its ``inputs`` and ``expected`` are replaced by those below.
-        inputs: preprocessed images, float32 [N, 3, H, W].
-        expected: reference outputs and labels of these images.
+        plan: plan with the model paths on this machine; the ``inputs`` and ``expected`` of its variants are keys.
+        inputs: preprocessed images of each key, float32 [N, 3, H, W].
+        expected: reference outputs and labels of each key.
         card: names, labels, preprocessing and lineage, as JSON values.
     """
 
     plan: Plan
-    inputs: NDArray[np.float32]
-    expected: Expected
+    inputs: Mapping[str, NDArray[np.float32]]
+    expected: Mapping[str, Expected]
     card: Mapping[str, Any]
 
 
@@ -51,13 +55,20 @@ def write_bundle(path: Path, content: BundleContent) -> str:
 
     Raises:
         RemoteError: a model file is missing, or its name is not allowed in a bundle.
-        ValueError: the card has values that JSON does not have.
+        KeyError: a variant names inputs or expected outputs that are not in ``content``.
+        ValueError: a key is not allowed, or the card has values that JSON does not have.
     """
     models = _archive_names(content.plan)
-    plan = dataclasses.replace(content.plan, inputs=bundle.INPUTS, expected=bundle.EXPECTED)
-    plan = plan.map_paths(lambda name: models.get(Path(name), name))
-    expected = io.BytesIO()
-    content.expected.save(expected)
+    inputs = {key: _array_name(bundle.INPUTS, key, ".npy") for key in sorted(content.inputs)}
+    expected = {key: _array_name(bundle.EXPECTED, key, ".npz") for key in sorted(content.expected)}
+
+    def in_archive(variant: Variant) -> Variant:
+        answers = None if variant.expected is None else expected[variant.expected]
+        return dataclasses.replace(
+            variant, path=models[Path(variant.path)], inputs=inputs[variant.inputs], expected=answers
+        )
+
+    plan = dataclasses.replace(content.plan, variants=tuple(map(in_archive, content.plan.variants)))
     with atomic_file(path) as temporary:
         with temporary.open("wb") as file:
             file.write(_SHEBANG)
@@ -69,8 +80,11 @@ def write_bundle(path: Path, content: BundleContent) -> str:
                     writer.add(source.relative_to(root.parent).as_posix(), source.read_bytes())
                 for source, name in models.items():
                     writer.add_file(name, source)
-                writer.add_array(bundle.INPUTS, content.inputs)
-                writer.add(bundle.EXPECTED, expected.getvalue())
+                for key, name in inputs.items():
+                    writer.add_array(name, content.inputs[key])
+                for key, name in expected.items():
+                    content.expected[key].save(buffer := io.BytesIO())
+                    writer.add(name, buffer.getvalue())
                 manifest = {
                     "schema": bundle.SCHEMA,
                     "plan": json.loads(plan.to_json()),
@@ -82,6 +96,12 @@ def write_bundle(path: Path, content: BundleContent) -> str:
         sha256 = sha256_file(temporary)
     path.chmod(0o755)
     return sha256
+
+
+def _array_name(folder: str, key: str, ending: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"the key {key!r} of an array may hold only letters, digits, _ and -")
+    return f"{folder}{key}{ending}"
 
 
 def _archive_names(plan: Plan) -> dict[Path, str]:

@@ -54,10 +54,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 @pytest.fixture
 def job(tiny_model: TinyModel) -> Job:
     """A round of a moment."""
-    variant = Variant("tiny", "onnxruntime", str(tiny_model.path), "fp32", batch=2)
+    files = {"inputs": str(tiny_model.inputs), "expected": str(tiny_model.expected)}
+    variant = Variant("tiny", "onnxruntime", str(tiny_model.path), "fp32", **files, batch=2)
     limits: dict[str, Any] = {"warmup_seconds": 0.0, "warmup_count": 3, "min_seconds": 0.0, "min_count": 20}
-    expected = str(tiny_model.expected)
-    return Job("round", Plan((variant,), str(tiny_model.inputs), 1, expected=expected, max_seconds=5.0, **limits), {})
+    return Job("round", Plan((variant,), 1, max_seconds=5.0, **limits), {})
 
 
 def changed(job: Job, of_variant: dict[str, Any] | None = None, **of_plan: Any) -> Job:

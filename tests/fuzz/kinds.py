@@ -255,7 +255,7 @@ def _odd_tensor(tensor: torch.Tensor, rng: random.Random) -> Any:
 _ESCAPES = (
     *("../owned", "/tmp/owned", "bundle/../../owned", "bundle\\..\\owned", "C:/owned", "bundle/", ""),  # noqa: S108
     *("bundle/models/\x00", "bundle//x", "bundle/./x", "bundle/.hidden", "bundle/models/é", "bundle/models/-rf"),
-    *("bundle/models/" + "x" * 300, "bundle/inputs.npy/x", "Bundle/inputs.npy"),
+    *("bundle/models/" + "x" * 300, "bundle/inputs/student.npy/x", "Bundle/inputs/student.npy"),
 )
 
 

@@ -312,11 +312,13 @@ def _make_bundle(folder: Path) -> None:
     model, whole = folder.with_name("student_fp32.onnx"), folder.with_name("bundle.pyz")
     onnx.save(classifier("fp32"), model)
     content = remote.BundleContent(
-        plan=Plan((Variant(model.name, "onnxruntime", str(model), "fp32"),), ""),
-        inputs=np.zeros((4, 3, 8, 8), np.float32),
-        expected=Expected(
-            *(np.zeros(shape, kind) for shape, kind in (((4, 3), "f4"), (4, "f4"), (4, "i8"), (4, "i1")))
-        ),
+        plan=Plan((Variant(model.name, "onnxruntime", str(model), "fp32", "student", "student"),)),
+        inputs={"student": np.zeros((4, 3, 8, 8), np.float32)},
+        expected={
+            "student": Expected(
+                *(np.zeros(shape, kind) for shape, kind in (((4, 3), "f4"), (4, "f4"), (4, "i8"), (4, "i1")))
+            )
+        },
         card={"labels": ["a", "b", "c"], "lineage": {"data": "0" * 64}},
     )
     remote.write_bundle(whole, content)
@@ -337,8 +339,8 @@ def _read_bundle(folder: Path, out: Path) -> None:
     Plan.from_json(plan.to_json())
     json.dumps(dict(bundle.card))
     assert not any(path.is_symlink() for path in out.rglob("*")), "a link was extracted"
-    for variant in plan.variants:
-        assert Path(variant.path).resolve().is_relative_to(out.resolve()), "a model outside of its folder"
+    for path in (path for variant in plan.variants for path in (variant.path, variant.inputs, variant.expected)):
+        assert path is None or Path(path).resolve().is_relative_to(out.resolve()), "a file outside of its folder"
     assert not any((place / "owned").exists() for place in (out, out.parent)), "a file was written outside"
 
 

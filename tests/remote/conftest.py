@@ -100,15 +100,20 @@ def content(tiny_model: TinyModel) -> BundleContent:  # noqa: F811
     count = len(inputs)
     return BundleContent(
         plan=Plan(
-            (Variant("ort", "onnxruntime", str(tiny_model.path), "fp32"),), "", rounds=1, max_seconds=60, **QUICK
+            (Variant("ort", "onnxruntime", str(tiny_model.path), "fp32", "tiny", "tiny"),),
+            rounds=1,
+            max_seconds=60,
+            **QUICK,
         ),
-        inputs=inputs,
-        expected=Expected(
-            logits=generator.standard_normal((count, 4)).astype(np.float32),
-            energy=generator.standard_normal(count).astype(np.float32),
-            labels=np.arange(count, dtype=np.int64) % 4,
-            groups=np.zeros(count, dtype=np.int8),
-        ),
+        inputs={"tiny": inputs},
+        expected={
+            "tiny": Expected(
+                logits=generator.standard_normal((count, 4)).astype(np.float32),
+                energy=generator.standard_normal(count).astype(np.float32),
+                labels=np.arange(count, dtype=np.int64) % 4,
+                groups=np.zeros(count, dtype=np.int8),
+            )
+        },
         card={"labels": ["a", "b", "c", "d"]},
     )
 

@@ -51,6 +51,11 @@ def rewrite(
     return copy
 
 
+def named(field: str, path: str) -> Callable[[dict[str, Any]], None]:
+    """Changes a manifest: the file that the plan's variant names."""
+    return lambda manifest: manifest["plan"]["variants"][0].update({field: path})
+
+
 def test_the_same_content_gives_the_same_bytes(content: BundleContent, tmp_path: Path) -> None:
     first = write_bundle(tmp_path / "a.pyz", content)
     for variant in content.plan.variants:
@@ -69,18 +74,64 @@ def test_a_bundle_holds_what_it_was_given(bundle: Path, content: BundleContent, 
     assert [Path(variant.path).read_bytes() for variant in plan.variants] == [
         Path(variant.path).read_bytes() for variant in content.plan.variants
     ]
-    np.testing.assert_array_equal(np.load(plan.inputs), content.inputs)
-    assert plan.expected is not None
-    with np.load(plan.expected) as expected:
+    [variant] = plan.variants
+    np.testing.assert_array_equal(np.load(variant.inputs), content.inputs["tiny"])
+    assert variant.expected is not None
+    with np.load(variant.expected) as expected:
         for key in ("logits", "energy", "labels", "groups"):
-            np.testing.assert_array_equal(expected[key], getattr(content.expected, key))
-    paths = {"variants": content.plan.variants, "inputs": content.plan.inputs, "expected": None}
-    assert dataclasses.replace(plan, **paths) == content.plan
+            np.testing.assert_array_equal(expected[key], getattr(content.expected["tiny"], key))
+    assert dataclasses.replace(plan, variants=content.plan.variants) == content.plan
     assert not (tmp_path / "out/pipeline").exists()
     code = {str(Path(name).parent) for name in opened.files if not name.startswith("bundle/")}
     rooms = {"pipeline/device/benchmark", "pipeline/device/machine", "pipeline/device/service"}
     assert code == {".", "pipeline", "pipeline/portable", "pipeline/device", "pipeline/runtimes", *rooms}
     assert [name for name in opened.files if Path(name).parent == Path("pipeline")] == ["pipeline/__init__.py"]
+
+
+def test_variants_share_the_images_and_answers_of_their_network(content: BundleContent, tmp_path: Path) -> None:
+    images, answers, first = content.inputs["tiny"], content.expected["tiny"], content.plan.variants[0]
+    variants = (
+        *(dataclasses.replace(first, name=name) for name in ("a", "b")),
+        dataclasses.replace(first, name="c", inputs="Teacher_2-x", expected="Teacher_2-x"),
+        dataclasses.replace(first, name="d", inputs="Teacher_2-x", expected=None),
+    )
+    given = dataclasses.replace(
+        content,
+        plan=dataclasses.replace(content.plan, variants=variants),
+        inputs={"tiny": images, "Teacher_2-x": 2 * images},
+        expected={"tiny": answers, "Teacher_2-x": dataclasses.replace(answers, logits=2 * answers.logits)},
+    )
+    sha256 = write_bundle(tmp_path / "b.pyz", given)
+    backwards = {key: dict(reversed(getattr(given, key).items())) for key in ("inputs", "expected")}
+    assert write_bundle(tmp_path / "c.pyz", dataclasses.replace(given, **backwards)) == sha256
+    opened = open_bundle(tmp_path / "b.pyz")
+    arrays = sorted(name for name in opened.files if name.startswith(("bundle/inputs/", "bundle/expected/")))
+    assert arrays == [
+        *("bundle/expected/Teacher_2-x.npz", "bundle/expected/tiny.npz"),
+        *("bundle/inputs/Teacher_2-x.npy", "bundle/inputs/tiny.npy"),
+    ]
+    plan = extract(opened, tmp_path / "out")
+    for variant, factor in zip(plan.variants, (1, 1, 2, 2), strict=True):
+        np.testing.assert_array_equal(np.load(variant.inputs), factor * images)
+        if variant.name == "d":
+            assert variant.expected is None
+        else:
+            np.testing.assert_array_equal(np.load(variant.expected)["logits"], factor * answers.logits)
+
+
+@pytest.mark.parametrize("field", ["inputs", "expected"])
+def test_a_key_that_is_missing_or_no_plain_name_writes_nothing(
+    content: BundleContent, field: str, tmp_path: Path
+) -> None:
+    variant = dataclasses.replace(content.plan.variants[0], **{field: "absent"})
+    plan = dataclasses.replace(content.plan, variants=(variant,))
+    with pytest.raises(KeyError, match="absent"):
+        write_bundle(tmp_path / "b.pyz", dataclasses.replace(content, plan=plan))
+    for key in ("", "../tiny", "a/b", "a.b", "-a", "a b", "é", "x" * 300):
+        arrays = getattr(content, field)
+        with pytest.raises(ValueError, match="may hold only letters"):
+            write_bundle(tmp_path / "b.pyz", dataclasses.replace(content, **{field: arrays | {key: arrays["tiny"]}}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_of_one_name_are_kept_apart(content: BundleContent, tmp_path: Path) -> None:
@@ -113,7 +164,8 @@ def test_an_openvino_file_takes_its_weights_along(content: BundleContent, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["bundle/inputs.npy", "bundle/expected.npz", "__main__.py", "pipeline/device/benchmark/plan.py"]
+    "name",
+    ["bundle/inputs/tiny.npy", "bundle/expected/tiny.npz", "__main__.py", "pipeline/device/benchmark/plan.py"],
 )
 def test_one_changed_byte_is_found_wherever_it_is(bundle: Path, name: str, tmp_path: Path) -> None:
     def flip(found: str, content: bytes) -> bytes:
@@ -146,12 +198,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(bundle: Path, name: str) 
     ("change", "words"),
     [
         ({"extra": {"pipeline/device/more.py": b""}}, "more.py, which is not in its manifest"),
-        ({"change": lambda name, content: None if "inputs" in name else content}, r"lacks bundle/inputs\.npy"),
+        ({"change": lambda name, content: None if "inputs" in name else content}, r"lacks bundle/inputs/tiny\.npy"),
         ({"change": lambda name, content: content + b"x" if "inputs" in name else content}, "bytes, not"),
         ({"change": lambda name, content: None if name == MANIFEST else content}, "not a complete bundle"),
         ({"manifest": lambda values: values.update(schema=99)}, "schema 99"),
         ({"manifest": lambda values: values.pop("files")}, "cannot be read"),
-        ({"manifest": lambda values: values["plan"].update(inputs="bundle/absent.npy")}, r"lacks bundle/absent\.npy"),
+        ({"manifest": named("path", "bundle/absent.onnx")}, r"lacks bundle/absent\.onnx, which its plan names"),
+        ({"manifest": named("inputs", "bundle/absent.npy")}, r"lacks bundle/absent\.npy, which its plan names"),
+        ({"manifest": named("expected", "bundle/absent.npz")}, r"lacks bundle/absent\.npz, which its plan names"),
         ({"manifest": lambda values: values["files"]["__main__.py"].update(size="1")}, "no hash and size"),
     ],
 )
@@ -162,7 +216,7 @@ def test_an_archive_that_is_not_its_manifest_is_refused(bundle: Path, change: An
 
 def test_no_more_is_read_than_the_manifest_says(bundle: Path, tmp_path: Path) -> None:
     def bomb(name: str, content: bytes) -> bytes:
-        return b"\0" * (50 << 20) if name == "bundle/inputs.npy" else content
+        return b"\0" * (50 << 20) if name == "bundle/inputs/tiny.npy" else content
 
     with pytest.raises(BundleError, match="52428800 bytes, not"):
         open_bundle(rewrite(bundle, bomb))
@@ -220,7 +274,7 @@ def test_the_self_test_of_a_damaged_bundle_is_one_sentence(bundle: Path) -> None
     changed = rewrite(bundle, lambda name, content: content[::-1] if "inputs" in name else content)
     ended = subprocess.run([sys.executable, changed, "--self-test"], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: bundle/inputs.npy in ")
+    assert ended.stderr.startswith("error: bundle/inputs/tiny.npy in ")
 
 
 def test_the_self_test_knows_all_runtimes() -> None:

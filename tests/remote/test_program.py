@@ -50,7 +50,7 @@ def test_only_the_bundle_is_used_of_our_code_and_no_path_of_the_device_is_told(
     )
     text = (tmp_path / "out/result.json").read_text()
     assert '"path": "bundle/models/tiny.onnx"' in text
-    assert '"inputs": "bundle/inputs.npy"' in text
+    assert '"inputs": "bundle/inputs/tiny.npy"' in text
     assert str(tmp_path) not in text
     assert "device/here" not in text
 

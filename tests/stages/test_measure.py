@@ -140,13 +140,14 @@ def content(images: int) -> BundleContent:
 
 def test_the_answers_sent_along_are_those_of_the_students_file_on_the_same_images(exported: Path) -> None:
     sent = content(40)
-    assert sent.inputs.shape == (40, 3, 8, 8)
-    answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(sent.inputs)
-    np.testing.assert_allclose(answers.logits, sent.expected.logits, atol=1e-4)
-    np.testing.assert_allclose(answers.energy, sent.expected.energy, atol=1e-3)
+    [inputs], [expected] = sent.inputs.values(), sent.expected.values()
+    assert inputs.shape == (40, 3, 8, 8)
+    answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(inputs)
+    np.testing.assert_allclose(answers.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(answers.energy, expected.energy, atol=1e-3)
     total = len(read_split(DATA, "test").labels)
     index = spread_over(total, 40)
-    np.testing.assert_array_equal(sent.expected.labels, np.asarray(read_split(DATA, "test").labels)[index])
+    np.testing.assert_array_equal(expected.labels, np.asarray(read_split(DATA, "test").labels)[index])
     assert sent.card["labels"] == [str(digit) for digit in range(10)]
     assert sent.card["lineage"] == read_json(EXPORT_MANIFEST)["lineage"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.device.errors import PlanError
 from pipeline.portable.text import brief
 
-SCHEMA = 2
+SCHEMA = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _MAX_COOLING_SECONDS = 300.0
 _MAX_NUMBER = 2**63  # excludes infinities and NaN too
@@ -38,13 +38,15 @@ def _has_type(kind: str, value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Variant:
-    """One model file in one runtime.
+    """One model file in one runtime, with the images and answers of its network.
 
     Attributes:
         name: unique within a plan; letters, digits and ``._+-``.
         runtime: one of pipeline.runtimes.NAMES.
         path: model file.
         precision: precision that the file is made for.
+        inputs: .npy file with float32 images [N, 3, H, W], preprocessed for the network of the file.
+        expected: .npz file of a :class:`pipeline.portable.accuracy.Expected` for the N images; None skips accuracy.
         batch: images in one inference.
         device: "cpu", or the runtime's name of an accelerator.
         fixed_batch: true if the file accepts only batches of ``batch`` images.
@@ -54,6 +56,8 @@ class Variant:
     runtime: str
     path: str
     precision: str
+    inputs: str
+    expected: str | None = None
     batch: int = 1
     device: str = "cpu"
     fixed_batch: bool = False
@@ -76,6 +80,11 @@ class Variant:
         """Return true if the file can run with this batch size."""
         return not self.fixed_batch or batch == self.batch
 
+    def map_paths(self, change: Callable[[str], str]) -> Variant:
+        """Return the variant with every path replaced by ``change(path)``."""
+        expected = None if self.expected is None else change(self.expected)
+        return dataclasses.replace(self, path=change(self.path), inputs=change(self.inputs), expected=expected)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,13 +94,11 @@ class Plan:
     same way at its own minimum.
 
     Attributes:
-        inputs: .npy file with float32 images [N, 3, H, W], preprocessed.
         threads: CPU threads of one inference; 0 means the default of the runtime.
         rounds: number of rounds; each round is a fresh process for each variant.
         seed: random seed for the order of the variants within a round.
         timeout_seconds: time limit of a process for import, load, engine build and accuracy.
-        expected: .npz file of a :class:`pipeline.portable.accuracy.Expected` for the N images; None skips accuracy.
-        timing_images: number of images, from the first, that timed inferences cycle through.
+        timing_images: number of images of a variant, from the first, that timed inferences cycle through.
         cold_rounds: processes of each variant for the cold start. The file cache is dropped if the system allows it.
         memory_pass: measure peak memory, in a process that does not measure latency.
         sustained_seconds: time limit of sustained load for each variant; 0 skips it.
@@ -100,7 +107,6 @@ class Plan:
     """
 
     variants: tuple[Variant, ...]
-    inputs: str
     threads: int = 0
     rounds: int = 5
     warmup_seconds: float = 1.0
@@ -110,7 +116,6 @@ class Plan:
     max_seconds: float = 60.0
     seed: int = 0
     timeout_seconds: float = 900.0
-    expected: str | None = None
     timing_images: int = 64
     cold_rounds: int = 0
     memory_pass: bool = False
@@ -142,13 +147,8 @@ class Plan:
         return min(_MAX_COOLING_SECONDS, self.sustained_seconds)
 
     def map_paths(self, change: Callable[[str], str]) -> Plan:
-        """Return the plan with every path replaced by ``change(path)``."""
-        return dataclasses.replace(
-            self,
-            inputs=change(self.inputs),
-            expected=None if self.expected is None else change(self.expected),
-            variants=tuple(dataclasses.replace(variant, path=change(variant.path)) for variant in self.variants),
-        )
+        """Return the plan with every path of its variants replaced by ``change(path)``."""
+        return dataclasses.replace(self, variants=tuple(variant.map_paths(change) for variant in self.variants))
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2)

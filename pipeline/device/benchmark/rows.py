@@ -98,7 +98,7 @@ def measured_row(plan: Plan, variant: Variant, collected: Collected, machine: Ma
     )
     if collected.rounds:
         row = _with_latency(row, plan, collected, machine)
-    return dataclasses.replace(row, notes=[*row.notes, *_notes(plan, collected, row)])
+    return dataclasses.replace(row, notes=[*row.notes, *_notes(variant, collected, row)])
 
 
 def _with_latency(row: MeasuredRow, plan: Plan, collected: Collected, machine: Mapping[str, Any]) -> MeasuredRow:
@@ -167,12 +167,12 @@ def _verdict(rounds: list[Timed], machine: Mapping[str, Any]) -> statistics.Verd
     )
 
 
-def _notes(plan: Plan, collected: Collected, row: MeasuredRow) -> list[str]:
+def _notes(variant: Variant, collected: Collected, row: MeasuredRow) -> list[str]:
     """Sentences about requested numbers that are missing or doubtful, except the latency."""
     accuracy, power, sustained = collected.accuracy, collected.power, collected.sustained
     notes = []
-    if plan.expected is None:
-        notes.append("accuracy not measured here: the plan has no expected answers.")
+    if variant.expected is None:
+        notes.append("accuracy not measured here: the plan has no expected answers for this file.")
     elif accuracy is None:
         notes.append(f"accuracy not measured here: {collected.error}")
     elif collected.rounds:

@@ -35,7 +35,7 @@ def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> tuple[Resu
         order.
 
     Raises:
-        PlanError: the inputs or the expected outputs are missing, or their numbers of images differ.
+        PlanError: inputs or expected outputs of a variant are missing, or their numbers of images differ.
         BenchmarkError: no variant could be measured.
     """
     _check_files(plan)
@@ -72,19 +72,20 @@ def run_benchmark(plan: Plan, on_progress: Progress | None = None) -> tuple[Resu
 
 
 def _check_files(plan: Plan) -> None:
-    for path, content in ((plan.inputs, "the preprocessed images"), (plan.expected, "the expected answers")):
-        if path is not None and not Path(path).is_file():
-            raise PlanError(f"{path} does not exist; write {content} first.")
-    if plan.expected is None:
-        return
-    try:
-        expected = len(Expected.load(Path(plan.expected)).labels)
-        images = len(np.load(plan.inputs, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError, TypeError) as error:
-        raise PlanError(f"the images and expected answers cannot be read ({error}); write them again.") from error
-    if expected != images:
-        counts = f"has answers for {expected} images, but {plan.inputs} has {images}"
-        raise PlanError(f"{plan.expected} {counts}; write them again.")
+    for inputs, expected in dict.fromkeys((variant.inputs, variant.expected) for variant in plan.variants):
+        for path, content in ((inputs, "the preprocessed images"), (expected, "the expected answers")):
+            if path is not None and not Path(path).is_file():
+                raise PlanError(f"{path} does not exist; write {content} first.")
+        if expected is None:
+            continue
+        try:
+            answers = len(Expected.load(Path(expected)).labels)
+            images = len(np.load(inputs, mmap_mode="r", allow_pickle=False))
+        except (ValueError, OSError, EOFError, TypeError) as error:
+            raise PlanError(f"{inputs} or {expected} cannot be read ({error}); write them again.") from error
+        if answers != images:
+            counts = f"has answers for {answers} images, but {inputs} has {images}"
+            raise PlanError(f"{expected} {counts}; write them again.")
 
 
 def _run_all(plan: Plan, planned: list[Step], collected: dict[str, Collected], report: Progress) -> list[str]:

@@ -77,7 +77,7 @@ def steps(plan: Plan, metered: frozenset[str], idle: Reading) -> list[Step]:
         return step("throughput", dataclasses.replace(variant, batch=batch), point, worker, threads)
 
     variants = plan.variants
-    planned = [step("accuracy", variant) for variant in variants if plan.expected is not None]
+    planned = [step("accuracy", variant) for variant in variants if variant.expected is not None]
     for number, shuffled in enumerate(shuffled_rounds(plan), 1):
         label, worker = f"round {number}/{plan.rounds}", f"the benchmark worker of {{}} in round {number}"
         planned += [step("round", variant, label, worker) for variant in shuffled]

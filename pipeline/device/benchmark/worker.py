@@ -59,7 +59,7 @@ class Job:
         return self.plan.variants[0]
 
     def batches(self) -> list[NDArray[np.float32]]:
-        images = np.load(self.plan.inputs, mmap_mode="r", allow_pickle=False)
+        images = np.load(self.variant.inputs, mmap_mode="r", allow_pickle=False)
         return make_batches(images[: self.plan.timing_images], self.variant.batch)
 
     def import_runtime(self) -> None:
@@ -150,9 +150,9 @@ def measure_latency(job: Job) -> Timed:
 
 
 def measure_accuracy(job: Job) -> Scored:
-    """Accuracy and parity of the file on all images, with the same batch size and settings as the latency."""
-    images = np.load(job.plan.inputs, mmap_mode="r", allow_pickle=False)
-    expected = Expected.load(Path(str(job.plan.expected)))
+    """Accuracy and parity of the file on all its images, with the same batch size and settings as the latency."""
+    images = np.load(job.variant.inputs, mmap_mode="r", allow_pickle=False)
+    expected = Expected.load(Path(str(job.variant.expected)))
     runtime, size = job.load(), job.variant.batch
     # copies, because the images may be a read-only map of their file
     parts = (np.array(images[start : start + size]) for start in range(0, len(images), size))

@@ -19,12 +19,12 @@ from pipeline.device.benchmark.plan import Plan
 from pipeline.device.errors import DeviceError
 from pipeline.portable.text import brief
 
-SCHEMA = 1
+SCHEMA = 2
 BUNDLE = "bundle.pyz"
 DATA = "bundle/"
 MANIFEST = "bundle/manifest.json"
-INPUTS = "bundle/inputs.npy"
-EXPECTED = "bundle/expected.npz"
+INPUTS = "bundle/inputs/"
+EXPECTED = "bundle/expected/"
 MODELS = "bundle/models/"
 
 _MANIFEST_LIMIT = 64 << 20
@@ -168,7 +168,8 @@ def _plan_paths(plan: Plan) -> list[str]:
     """List all files of a plan; an OpenVINO .xml file has a .bin file with the weights."""
     models = [variant.path for variant in plan.variants]
     weights = [path.removesuffix(".xml") + ".bin" for path in models if path.endswith(".xml")]
-    return [plan.inputs, *([plan.expected] if plan.expected else []), *models, *weights]
+    arrays = [path for variant in plan.variants for path in (variant.inputs, variant.expected) if path is not None]
+    return [*models, *weights, *arrays]
 
 
 def verify(bundle: Bundle) -> None:

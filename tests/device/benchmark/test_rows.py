@@ -15,8 +15,8 @@ from pipeline.portable.accuracy import Accuracy
 from pipeline.portable.documents import ColdStart, MeasuredRow, Memory, Power, Round, Sustained, Throughput
 from pipeline.runtimes import Executed
 
-VARIANT = Variant("ort", "onnxruntime", "ort.onnx", "fp32")
-PLAN = Plan((VARIANT,), "x.npy", expected="x.npz")
+VARIANT = Variant("ort", "onnxruntime", "ort.onnx", "fp32", "x.npy", "x.npz")
+PLAN = Plan((VARIANT,))
 POWER = Power("RAPL package-0", 10.0, 14.0, 5.0, 100)
 MACHINE: dict[str, Any] = {"affinity": [0], "logical_cores": 1, "emulated": None, "state": {"load_average": None}}
 NO_LATENCY = "latency not measured: None"
@@ -40,11 +40,11 @@ def row(collected: Collected, plan: Plan = PLAN, variant: Variant = VARIANT) -> 
 
 
 def test_what_was_not_asked_for_is_none() -> None:
-    found = row(Collected(error="it ended."), dataclasses.replace(PLAN, expected=None))
+    found = row(Collected(error="it ended."), variant=dataclasses.replace(VARIANT, expected=None))
     numbers = (found.accuracy, found.cold, found.memory, found.sustained, found.joules_per_inference, found.power)
     assert set(numbers) == {None}
     assert (found.samples, found.latency_p50_ms, found.verdict, found.throughput) == (0, None, None, [])
-    no_accuracy = "accuracy not measured here: the plan has no expected answers."
+    no_accuracy = "accuracy not measured here: the plan has no expected answers for this file."
     assert found.notes == ["latency not measured: it ended.", no_accuracy]
 
 

@@ -27,7 +27,7 @@ from pipeline.store.documents import parse_as
 from tests.device.conftest import TinyModel
 
 NO_METER = "energy per inference not measured: no meter in this test."
-NO_ANSWERS = "accuracy not measured here: the plan has no expected answers."
+NO_ANSWERS = "accuracy not measured here: the plan has no expected answers for this file."
 QUICK = {"threads": 1, "warmup_seconds": 0.0, "warmup_count": 2, "min_seconds": 0.0, "min_count": 40}
 
 
@@ -51,11 +51,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plan(tiny_model: TinyModel) -> Plan:
-    variants = (
-        Variant("ort", "onnxruntime", str(tiny_model.path), "fp32"),
-        Variant("ov.batch-3", "openvino", str(tiny_model.path), "fp32", batch=3),
+    files = (str(tiny_model.path), "fp32", str(tiny_model.inputs))
+    variants = (Variant("ort", "onnxruntime", *files), Variant("ov.batch-3", "openvino", *files, batch=3))
+    return Plan(variants, rounds=2, max_seconds=5.0, **QUICK)  # type: ignore[arg-type]
+
+
+def of_all(plan: Plan, **changes: Any) -> Plan:
+    """The plan with every variant changed."""
+    return dataclasses.replace(
+        plan, variants=tuple(dataclasses.replace(variant, **changes) for variant in plan.variants)
     )
-    return Plan(variants, str(tiny_model.inputs), rounds=2, max_seconds=5.0, **QUICK)  # type: ignore[arg-type]
 
 
 def only(plan: Plan, **changes: Any) -> Plan:
@@ -71,7 +76,7 @@ def test_every_measurement_of_two_variants_in_two_rounds(
 
     monkeypatch.setattr(runner, "run_step", in_process_but_one)
     more = {"cold_rounds": 1, "memory_pass": True, "sustained_seconds": 0.2, "throughput": ((2, 1), (4, 1))}
-    everything = dataclasses.replace(plan, expected=str(tiny_model.expected), **more)  # type: ignore[arg-type]
+    everything = dataclasses.replace(of_all(plan, expected=str(tiny_model.expected)), **more)  # type: ignore[arg-type]
     reported: list[tuple[int, int, str]] = []
     result, samples = run_benchmark(everything, lambda *step: reported.append(step))
 
@@ -120,19 +125,18 @@ def test_every_measurement_of_two_variants_in_two_rounds(
 @pytest.mark.usefixtures("quick")
 def test_a_result_survives_json(plan: Plan, tiny_model: TinyModel) -> None:
     more = {"cold_rounds": 1, "memory_pass": True, "sustained_seconds": 0.1, "throughput": ((2, 1),)}
-    every = dataclasses.replace(only(plan), expected=str(tiny_model.expected), **more)
+    every = dataclasses.replace(only(plan, expected=str(tiny_model.expected)), **more)
     result, _ = run_benchmark(every)
     again = parse_as(Result, json.dumps({"format": 1, **dataclasses.asdict(result)}).encode())
     assert dataclasses.replace(again, plan=result.plan) == result
 
 
 def test_a_variant_that_cannot_run_keeps_its_row_with_the_reason(plan: Plan) -> None:
-    mixed = dataclasses.replace(
-        plan, rounds=1, variants=(plan.variants[0], Variant("gone", "onnxruntime", "gone.onnx", "fp32"))
-    )
+    ort = plan.variants[0]
+    mixed = dataclasses.replace(plan, rounds=1, variants=(ort, dataclasses.replace(ort, name="gone", path="gone.onnx")))
     result, samples = run_benchmark(mixed)
-    ort, gone = result.rows
-    assert ort.error is None
+    measured, gone = result.rows
+    assert measured.error is None
     assert gone.error is not None
     assert gone.error_kind == "model_file"
     assert gone.error.startswith("the benchmark worker of gone in round 1 ended with exit code 4: ")
@@ -150,14 +154,46 @@ def test_a_file_with_other_answers_than_expected_is_not_timed(
     with pytest.raises(
         BenchmarkError, match=r"^the accuracy worker of ort ended with exit code 2: .*logits are \[6, 4\]"
     ):
-        run_benchmark(dataclasses.replace(only(plan), expected=str(tmp_path / "other.npz")))
+        run_benchmark(only(plan, expected=str(tmp_path / "other.npz")))
+
+
+def test_each_variant_is_judged_by_its_own_images_and_answers(
+    plan: Plan, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_process_but_accuracy(plan: Plan, step: Step, output: Path) -> dict[str, Any]:
+        return (steps.run_step if step.kind == "accuracy" else in_process)(plan, step, output)
+
+    monkeypatch.setattr(runner, "run_step", in_process_but_accuracy)
+    first, second = tiny_model, TinyModel(tiny_model.path, tmp_path / "second.npy", tmp_path / "second.npz")
+    np.save(second.inputs, -np.load(first.inputs)[:5])
+    arrays = {name: array[:5] for name, array in np.load(first.expected).items()}
+    labels = arrays["logits"].argmin(axis=1)
+    labels[0] = (labels[0] + 1) % 4
+    np.savez(second.expected, **arrays | {"logits": -arrays["logits"], "labels": labels})
+    ort, openvino = plan.variants
+    variants = [
+        dataclasses.replace(variant, name=f"{variant.name}{number}", inputs=str(files.inputs), expected=expected)
+        for variant in (ort, openvino)
+        for number, (files, expected) in enumerate(
+            ((first, str(first.expected)), (second, str(second.expected)), (second, None))
+        )
+    ]
+    rows = run_benchmark(dataclasses.replace(plan, rounds=1, variants=tuple(variants)))[0].rows
+    for of_first, of_second, unlabelled in (rows[:3], rows[3:]):
+        accuracies = of_first.accuracy, of_second.accuracy
+        assert [(accuracy.images, accuracy.correct) for accuracy in accuracies] == [(6, "f0"), (5, "78")]
+        assert [accuracy.top1 for accuracy in accuracies] == pytest.approx([4 / 6, 4 / 5])
+        assert all(accuracy.parity_max_abs < 1e-3 for accuracy in accuracies)
+        assert (unlabelled.accuracy, unlabelled.error) == (None, None)
+        assert NO_ANSWERS in unlabelled.notes
+        assert NO_ANSWERS not in of_second.notes
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda path, arrays: None, "does not exist; write the expected answers first"),
-        (lambda path, arrays: path.write_bytes(b""), "cannot be read"),
+        (lambda path, arrays: path.write_bytes(b""), r"tiny.*/inputs\.npy or .*/expected\.npz cannot be read"),
         (lambda path, arrays: np.savez(path, **{k: v[:5] for k, v in arrays.items()}), "has answers for 5 images, but"),
     ],
 )
@@ -166,8 +202,12 @@ def test_expected_answers_that_do_not_fit_are_refused_before_anything_runs(
 ) -> None:
     path = tmp_path / "expected.npz"
     make(path, dict(np.load(tiny_model.expected)))
+    fits, does_not = (
+        dataclasses.replace(variant, expected=str(expected))
+        for variant, expected in zip(plan.variants, (tiny_model.expected, path), strict=True)
+    )
     with pytest.raises(PlanError, match=words):
-        run_benchmark(dataclasses.replace(plan, expected=str(path)))
+        run_benchmark(dataclasses.replace(plan, variants=(fits, does_not)))
 
 
 def test_a_measurement_that_fails_leaves_its_number_out_and_the_rest_in(
@@ -300,7 +340,9 @@ def test_a_variant_that_fails_later_keeps_its_earlier_rounds(plan: Plan, monkeyp
 
 def test_missing_inputs_are_refused_before_anything_runs(plan: Plan) -> None:
     with pytest.raises(PlanError, match=r"absent\.npy does not exist"):
-        run_benchmark(dataclasses.replace(plan, inputs="absent.npy"))
+        run_benchmark(
+            dataclasses.replace(plan, variants=(plan.variants[0], *of_all(plan, inputs="absent.npy").variants[1:]))
+        )
 
 
 def test_what_travels_runs_from_an_archive_without_the_rest(plan: Plan, tmp_path: Path) -> None:

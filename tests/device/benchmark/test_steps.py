@@ -13,17 +13,16 @@ from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.benchmark.steps import Step, limit_seconds, run_step, shuffled_rounds, steps
 from pipeline.device.benchmark.worker import MEASUREMENTS
 
-ORT = Variant("ort", "onnxruntime", "ort.onnx", "fp32")
-FIXED = Variant("fixed", "openvino", "fixed.xml", "int8", batch=2, fixed_batch=True)
+ORT = Variant("ort", "onnxruntime", "ort.onnx", "fp32", "ort.npy", "ort.npz")
+FIXED = Variant("fixed", "openvino", "fixed.xml", "int8", "fixed.npy", "fixed.npz", batch=2, fixed_batch=True)
 ALL: dict[str, Any] = {
-    "expected": "expected.npz",
     "rounds": 2,
     "cold_rounds": 2,
     "memory_pass": True,
     "sustained_seconds": 120.0,
     "throughput": ((1, 1), (2, 1), (2, 2)),
 }
-PLAN = Plan((ORT, FIXED), "inputs.npy", **ALL)
+PLAN = Plan((ORT, FIXED), **ALL)
 SPIN_COUNT = "GOMP_SPINCOUNT"
 
 
@@ -34,8 +33,8 @@ def planned(plan: Plan, *metered: str) -> list[Step]:
 
 
 def test_the_order_within_rounds_is_shuffled_by_the_seed() -> None:
-    variants = tuple(dataclasses.replace(ORT, name=name) for name in "abcd")
-    many = Plan(variants, "x.npy", rounds=20)
+    variants = tuple(dataclasses.replace(ORT, name=name, expected=None) for name in "abcd")
+    many = Plan(variants, rounds=20)
     orders = [["".join(v.name for v in row) for row in shuffled_rounds(many)] for _ in range(2)]
     assert orders[0] == orders[1]
     assert len(set(orders[0])) > 5
@@ -46,7 +45,13 @@ def test_the_order_within_rounds_is_shuffled_by_the_seed() -> None:
 
 
 def test_only_rounds_are_run_unless_more_is_asked_for() -> None:
-    assert [step.kind for step in planned(Plan((ORT, FIXED), "x.npy", rounds=3))] == ["round"] * 6
+    unlabelled = tuple(dataclasses.replace(variant, expected=None) for variant in (ORT, FIXED))
+    assert [step.kind for step in planned(Plan(unlabelled, rounds=3))] == ["round"] * 6
+
+
+def test_accuracy_is_measured_of_the_variants_that_have_expected_answers() -> None:
+    plan = Plan((dataclasses.replace(ORT, expected=None), FIXED), rounds=1)
+    assert [step.variant.name for step in planned(plan) if step.kind == "accuracy"] == ["fixed"]
 
 
 def test_accuracy_comes_before_timing_and_sustained_load_after_all_else() -> None:
@@ -100,9 +105,10 @@ def test_a_job_is_of_one_variant_and_names_files_by_absolute_paths(
     job = json.loads(run(step)["input"])
     assert (job["kind"], job["idle"], job["output"]) == ("throughput", {"time": 1.0}, str(tmp_path / "result.json"))
     plan = Plan.from_json(job["plan"])
-    assert plan.variants == (dataclasses.replace(ORT, batch=8, path=str(tmp_path / "ort.onnx")),)
-    paths = {"inputs": str(tmp_path / "inputs.npy"), "expected": str(tmp_path / "expected.npz")}
-    assert plan == dataclasses.replace(PLAN, variants=plan.variants, threads=3, **paths)
+    paths = {"path": "ort.onnx", "inputs": "ort.npy", "expected": "ort.npz"}
+    absolute = {key: str(tmp_path / name) for key, name in paths.items()}
+    assert plan.variants == (dataclasses.replace(ORT, batch=8, **absolute),)
+    assert plan == dataclasses.replace(PLAN, variants=plan.variants, threads=3)
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "memory"])

@@ -18,8 +18,8 @@ from pipeline.runtimes import Executed
 
 ROUNDS = 5
 SAMPLES = 300
-VARIANT = Variant("ort", "onnxruntime", "ort.onnx", "fp32")
-PLAN = Plan((VARIANT,), "inputs.npy", rounds=ROUNDS)
+VARIANT = Variant("ort", "onnxruntime", "ort.onnx", "fp32", "inputs.npy")
+PLAN = Plan((VARIANT,), rounds=ROUNDS)
 MACHINE: dict[str, Any] = {
     "affinity": [0, 1, 2, 3],
     "logical_cores": 4,

@@ -70,7 +70,7 @@ def test_only_the_first_images_are_timed(job: Job, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(worker, "measure", record)
     worker.measure_latency(changed(job, timing_images=4))
-    np.testing.assert_array_equal(seen[-1], np.load(job.plan.inputs)[:4])
+    np.testing.assert_array_equal(seen[-1], np.load(job.variant.inputs)[:4])
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -78,7 +78,7 @@ def test_only_the_first_images_are_timed(job: Job, monkeypatch: pytest.MonkeyPat
 def test_the_accuracy_is_of_all_images_whatever_is_timed(job: Job, runtime: str, batch: int) -> None:
     found = worker.measure_accuracy(changed(job, {"runtime": runtime, "batch": batch}, timing_images=1))
     accuracy = found.accuracy
-    assert (accuracy.images, accuracy.top1) == (6, pytest.approx(4 / 6))
+    assert (accuracy.images, accuracy.top1, accuracy.correct) == (6, pytest.approx(4 / 6), "f0")
     assert (accuracy.top1_low_energy, accuracy.top1_mid_energy, accuracy.top1_high_energy) == (1.0, 1.0, 0.0)
     assert accuracy.parity_max_abs is not None
     assert accuracy.parity_max_abs < 1e-3
@@ -101,7 +101,7 @@ def test_all_images_are_answered_once_in_batches_of_the_size_that_is_timed(
     monkeypatch.setattr(Job, "load", lambda job: Summing())
     monkeypatch.setattr(worker, "score", lambda outputs, expected: seen.append(outputs))
     worker.measure_accuracy(changed(job, {"batch": batch}))
-    np.testing.assert_array_equal(seen[0].logits, np.load(job.plan.inputs).sum(axis=(2, 3)))
+    np.testing.assert_array_equal(seen[0].logits, np.load(job.variant.inputs).sum(axis=(2, 3)))
 
 
 @pytest.mark.parametrize(("cached", "dropped"), [(False, True), (True, False), (None, None)])
@@ -174,7 +174,7 @@ def test_sustained_load_reads_sensors_between_its_minutes(job: Job, events: list
 
 def test_a_missing_file_of_expected_outputs_is_one_sentence(job: Job, tiny_model: TinyModel) -> None:
     with pytest.raises(OSError, match=r"absent\.npz"):
-        worker.measure_accuracy(changed(job, expected=str(tiny_model.path.parent / "absent.npz")))
+        worker.measure_accuracy(changed(job, {"expected": str(tiny_model.path.parent / "absent.npz")}))
 
 
 def run_main(job: Job, output: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -196,25 +196,24 @@ def test_a_round_is_written_whole(job: Job, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("of_variant", "of_plan", "code", "words"),
+    ("of_variant", "code", "words"),
     [
-        ({"runtime": "tflite"}, {}, EXIT_UNAVAILABLE, "'tflite' is unknown"),
-        ({"path": "absent.onnx"}, {}, EXIT_MODEL_FILE, "absent.onnx does not exist"),
-        ({"precision": "int3"}, {}, EXIT_MODEL_FILE, "'int3' is unknown"),
-        ({}, {"inputs": "absent.npy"}, EXIT_FAILED, "absent.npy"),
+        ({"runtime": "tflite"}, EXIT_UNAVAILABLE, "'tflite' is unknown"),
+        ({"path": "absent.onnx"}, EXIT_MODEL_FILE, "absent.onnx does not exist"),
+        ({"precision": "int3"}, EXIT_MODEL_FILE, "'int3' is unknown"),
+        ({"inputs": "absent.npy"}, EXIT_FAILED, "absent.npy"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_an_exit_code(
     job: Job,
     of_variant: dict[str, str],
-    of_plan: dict[str, str],
     code: int,
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_main(changed(job, of_variant, **of_plan), tmp_path / "result.json", monkeypatch) == code
+    assert run_main(changed(job, of_variant), tmp_path / "result.json", monkeypatch) == code
     message = capsys.readouterr().err
     assert words in message
     assert message.count("\n") == 1
