@@ -8,9 +8,12 @@ BIN := $(VENV)/bin
 # the stages' commands in dvc.yaml say `python`: this puts the environment's first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# a study of `make ablation`, and how many of its runs share the device
+# a study of `make ablation`, how many of its runs go at the same time, and where: local | slurm
 STUDY ?= ablations/digits.yaml
 JOBS ?= 2
+EXECUTOR ?= local
+# what each run asks Slurm for, for example --partition gpu --minutes 120 --gpus-per-run 1 --cpus-per-run 8
+SLURM ?=
 # arguments of `make bench`, for example --images FOLDER --out docs/results/bench; --help lists them
 BENCH ?=
 # of `make torture`, for example --moments 50 --seed 1 --out docs/results/torture
@@ -43,7 +46,7 @@ target: setup
 	python -m stages.target --like '$(LIKE)' -- "$$NAME" "$$HOST"
 
 ablation: setup
-	python -m stages.ablation $(STUDY) --jobs $(JOBS)
+	python -m stages.ablation $(STUDY) --jobs $(JOBS) --executor $(EXECUTOR) $(SLURM)
 
 bench: setup
 	python -m bench $(BENCH)

@@ -13,7 +13,14 @@ os.close(_descriptor)
 # The limit is read when torch is imported, which is after this line.
 _SPIN_COUNT = "GOMP_SPINCOUNT"
 _ADDED = _SPIN_COUNT not in os.environ
-os.environ.setdefault(_SPIN_COUNT, "1000")
+
+
+def limit_spinning() -> None:
+    """Set the limit, for this process if torch is not yet imported, and for child processes."""
+    os.environ.setdefault(_SPIN_COUNT, "1000")
+
+
+limit_spinning()
 
 
 def restore_environment() -> None:

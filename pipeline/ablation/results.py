@@ -73,12 +73,12 @@ class StudyResult(Document):
         Args:
             inputs: one arm's parameters for each different set of energies.
         """
-        blocks = {"data", "teacher", "energy", "heda", "distill"}
         return cls(
-            **study.file.model_dump(include={"title", "note", "reference", "comparisons", "seeds"}),
+            **study.file.model_dump(include={"title", "note", "comparisons", "seeds"}),
+            reference=study.reference,
             # arms with energies of their own may share a teacher
             teachers=list(dict.fromkeys(_teacher_result(Run(places_of(params, root))) for params in inputs)),
-            settings={arm: params.model_dump(mode="json", include=blocks) for arm, params in study.arms.items()},
+            settings={arm: settings_of(params) for arm, params in study.arms.items()},
             rows=[Row(arm=trial.arm, **dict(result)) for trial, result in results],
         )
 
@@ -98,6 +98,11 @@ class StudyResult(Document):
             ]
             for arm in self.settings
         }
+
+
+def settings_of(params: Params) -> dict[str, Any]:
+    """The blocks of params.yaml that decide an arm, as JSON."""
+    return params.model_dump(mode="json", include={"data", "teacher", "energy", "heda", "distill"})
 
 
 def write_results(folder: Path, name: str, result: StudyResult, energy: str) -> list[Path]:

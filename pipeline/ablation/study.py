@@ -7,16 +7,22 @@ seeds: [0, 1, 2]         # of the student; data and teacher use the seed of para
 params: {...}            # changes to params.yaml that all arms share
 arms:
   KD: {...}              # changes of this arm alone
+
+With ``arms: students``, each student of params.yaml is an arm; the reference then is the first, if none is named.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Params, Seed, read_yaml, validated
+from pipeline.errors import ParamsError
+
+STUDENTS = "students"  # as arms: those of params.yaml
 
 
 class StudyFile(BaseModel):
@@ -26,19 +32,16 @@ class StudyFile(BaseModel):
 
     title: Annotated[str, Field(min_length=1)]
     note: str
-    reference: str
+    reference: str | None = None
     comparisons: list[tuple[str, str]] = []
     seeds: Annotated[list[Seed], Field(min_length=1)]
     params: dict[str, Any]
-    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] | Literal["students"]
 
     @model_validator(mode="after")
-    def _names_fit(self) -> Self:
-        if self.reference not in self.arms:
-            raise ValueError(f"reference {self.reference!r} is not one of the arms; name one of {', '.join(self.arms)}")
-        unknown = [name for pair in self.comparisons for name in pair if name not in self.arms]
-        if unknown:
-            raise ValueError(f"comparisons name {unknown[0]!r}, which is not one of the arms {', '.join(self.arms)}")
+    def _is_consistent(self) -> Self:
+        if self.reference is None and self.arms != STUDENTS:
+            raise ValueError(f"reference is missing; name one of {', '.join(self.arms)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds lists a seed twice; name each seed once")
         return self
@@ -60,6 +63,12 @@ class Study:
     name: str
     file: StudyFile
     arms: dict[str, Params]
+    reference: str
+
+    @property
+    def of_students(self) -> bool:
+        """Whether the arms are the students of params.yaml."""
+        return self.file.arms == STUDENTS
 
     def trials(self) -> list[Trial]:
         """All trials, seed by seed, so that a study that was stopped early has whole rounds to compare."""
@@ -74,12 +83,23 @@ def load_study(path: Path, params_path: Path) -> Study:
             theirs; names the arm.
     """
     file = validated(StudyFile, read_yaml(path), str(path))
-    base = read_yaml(params_path)
-    arms = {
-        name: validated(Params, _merged(_merged(base, file.params), changes), f"{path}: arm {name!r}")
-        for name, changes in file.arms.items()
-    }
-    return Study(path.stem, file, arms)
+    base = _merged(read_yaml(params_path), file.params)
+    if isinstance(file.arms, dict):
+        arms = {
+            name: validated(Params, _merged(base, changes), f"{path}: arm {name!r}")
+            for name, changes in file.arms.items()
+        }
+    else:
+        arms = _students(validated(Params, base, str(path)))
+    reference = file.reference or next(iter(arms))
+    for key, names in (("reference names", [reference]), ("comparisons name", [*chain(*file.comparisons)])):
+        if unknown := [name for name in names if name not in arms]:
+            raise ParamsError(f"{path}: {key} {unknown[0]!r}, which is not one of the arms; use {', '.join(arms)}")
+    return Study(path.stem, file, arms, reference)
+
+
+def _students(params: Any) -> dict[str, Params]:
+    return {name: params.of_student(name) for name in params.students}
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pipeline.errors import CheckpointError, ParamsError
 from pipeline.evaluation.accuracy import balanced_accuracy, is_long_tailed, shot_accuracy, shot_groups
 from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import group_accuracy, top1_correct
-from pipeline.portable.files import sha256_file
+from pipeline.portable.files import atomic_file, atomic_folder, sha256_file
 from pipeline.store.documents import Document, Hash, Part, Share, check_lineage
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import code_hash
@@ -125,11 +125,30 @@ def read_result(trial: Trial, root: Path) -> TrialResult:
     return result
 
 
+def take_inputs(params: Params, root: Path, run: Run) -> None:
+    """Copy data, teacher and energies of a run that was made with these parameters, unless they are there."""
+    own, theirs = places_of(params, root), run.places
+    for source, target in ((theirs.data, own.data), (theirs.teacher, own.teacher)):
+        if not target.exists():
+            with atomic_folder(target) as temporary:
+                shutil.copytree(source, temporary, dirs_exist_ok=True)
+    for source, target in ((theirs.energy, own.energy), (theirs.energy_test, own.energy_test)):
+        if not target.exists():
+            with atomic_file(target) as temporary:
+                shutil.copy(source, temporary)
+
+
 def make_data(params: Params, root: Path) -> None:
     """Pack the data, unless that was done; an existing store is kept even if its source images have changed."""
     folder = places_of(params, root).data
     if not folder.exists():
         make_store(folder, params.data)
+
+
+def has_inputs(params: Params, root: Path) -> bool:
+    """Whether :func:`make_inputs` has nothing to do."""
+    places = places_of(params, root)
+    return places.teacher.exists() and places.energy_test.exists()
 
 
 def make_inputs(params: Params, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:

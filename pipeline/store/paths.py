@@ -9,6 +9,7 @@ LOGS = CHECKPOINTS / "logs"  # one file for each stage
 DEVICE_RUNS = CHECKPOINTS / "devices"  # one folder for each, while it is measured
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")
+STUDENTS_STUDY = ABLATIONS / "students.json"  # the newest study of all students, for the report
 RECIPES = Path("recipes")
 RESULTS = Path("docs/results")
 

@@ -7,9 +7,24 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.ablation.results import Row, StudyResult, TeacherResult
 from pipeline.ablation.study import Study, load_study
+from pipeline.ablation.trial import EpochAccuracy
+from stages import limit_spinning
 from tests.conftest import ROOT
 
+limit_spinning()  # in the processes of the trials, as `make ablation` does
+
+LAST = {
+    "epoch": 1,
+    "val_top1": 0.8,
+    "top1_low_energy": 0.9,
+    "top1_mid_energy": 0.7,
+    "top1_high_energy": 0.4,
+    "top1_many_shot": 0.8,
+    "top1_medium_shot": None,
+    "top1_few_shot": None,
+}
 QUICK = {"epochs": 2, "batch_size": 64, "precision": "fp32"}
 
 
@@ -45,3 +60,38 @@ def make_study(tmp_path: Path) -> Callable[..., Study]:
         return load_study(path, ROOT / "params.yaml")
 
     return make
+
+
+@pytest.fixture
+def result(make_study) -> StudyResult:
+    """Results that were made up: two arms, two seeds."""
+    study, found = make_study(), []
+    for trial, top1 in zip(study.trials(), (0.70, 0.74, 0.72, 0.761), strict=True):
+        last, best = (EpochAccuracy(**LAST, top1=value, balanced_accuracy=top1) for value in (top1, top1 + 0.001))
+        found.append(
+            Row(
+                arm=trial.arm,
+                seed=trial.seed,
+                last=last,
+                best_validation=best,
+                val_top1=[0.7, 0.8],
+                train_loss=[2.0, 1.0],
+                seconds_per_epoch=1.5,
+                device="cpu",
+                threads=1,
+                precision="fp32",
+                code="abc",
+                long_tail=False,
+                lineage={"data": "0" * 64, "teacher": "1" * 64},
+            )
+        )
+    return StudyResult(
+        title=study.file.title,
+        note=study.file.note,
+        reference=study.reference,
+        comparisons=[],
+        seeds=list(study.file.seeds),
+        teachers=[TeacherResult(network="resnet8", epochs=2, val_top1=0.9, test_top1=0.8765)],
+        settings={arm: params.model_dump(mode="json") for arm, params in study.arms.items()},
+        rows=found,
+    )

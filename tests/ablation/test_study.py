@@ -3,8 +3,23 @@ from __future__ import annotations
 import pytest
 
 from pipeline.ablation.study import load_study
+from pipeline.config import Params
 from pipeline.errors import ParamsError
 from tests.conftest import ROOT
+
+
+@pytest.fixture
+def two_students(monkeypatch):
+    """Stands for the block ``students`` of params.yaml, with two of them."""
+
+    def of_student(params: Params, name: str) -> Params:
+        return params.model_copy(update={"distill": params.students[name]})
+
+    def students(params: Params):
+        return {"small": params.distill, "large": params.distill.model_copy(update={"network": "resnet20"})}
+
+    monkeypatch.setattr(Params, "students", property(students), raising=False)
+    monkeypatch.setattr(Params, "of_student", of_student, raising=False)
 
 
 def test_an_arm_changes_the_parameters_block_by_block(make_study, params):
@@ -26,6 +41,17 @@ def test_an_arm_replaces_the_whole_block_of_another_crop_and_only_a_key_of_the_s
     assert crops[0].padding == 2
 
 
+def test_the_students_of_the_parameters_are_arms_and_the_first_is_the_reference(two_students, make_study):
+    study = make_study(arms="students", reference=None)
+    assert study.of_students
+    assert {name: arm.distill.network for name, arm in study.arms.items()} == {"small": "resnet8", "large": "resnet20"}
+    assert study.arms["large"].teacher.network == "resnet8", "the study's own parameters hold for all"
+    assert study.reference == "small"
+    assert make_study(arms="students", reference="large").reference == "large"
+    with pytest.raises(ParamsError, match="reference names 'KD', which is not one of the arms; use small, large"):
+        make_study(arms="students")
+
+
 def test_trials_go_seed_by_seed(make_study):
     assert [(trial.seed, trial.arm) for trial in make_study().trials()] == [
         (0, "KD"),
@@ -43,11 +69,13 @@ def test_trials_go_seed_by_seed(make_study):
             r"arm 'KD': heda\.fracton is not a known key; did you mean",
         ),
         ({"arms": {"KD": {"heda": {"fraction": 3}}}}, r"arm 'KD': heda\.fraction is 3"),
-        ({"reference": "other"}, "reference 'other' is not one of the arms; name one of KD, random subset"),
+        ({"reference": "other"}, "reference names 'other', which is not one of the arms; use KD, random subset"),
         (
             {"comparisons": [["KD", "other"]]},
-            "comparisons name 'other', which is not one of the arms KD",
+            "comparisons name 'other', which is not one of the arms; use KD",
         ),
+        ({"reference": None}, "reference is missing; name one of KD, random subset"),
+        ({"arms": "pupils"}, r"arms(\.students)? is 'pupils'"),
         ({"seeds": [1, 1]}, "name each seed once"),
         ({"seeds": []}, "seeds is "),
         ({"sedes": [1]}, "sedes is not a known key; did you mean seeds"),
@@ -65,5 +93,5 @@ def test_a_missing_study_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_studies_as_shipped_fit(path):
+def test_the_studies_as_shipped_fit(path, two_students):
     assert load_study(path, ROOT / "params.yaml").trials()

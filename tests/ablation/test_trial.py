@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,17 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from pipeline.ablation.study import Trial, load_study
-from pipeline.ablation.trial import TrialResult, execute, make_data, make_inputs, places_of, read_result, result_path
+from pipeline.ablation.trial import (
+    TrialResult,
+    execute,
+    has_inputs,
+    make_data,
+    make_inputs,
+    places_of,
+    read_result,
+    result_path,
+    take_inputs,
+)
 from pipeline.config import Params
 from pipeline.data.store import read_split
 from pipeline.distillation.student import ScoredImages
@@ -203,6 +214,19 @@ def test_arms_that_differ_have_results_of_their_own(make_study, tmp_path):
     assert [result_path(trial, tmp_path) for trial in renamed.trials()] == [
         result_path(trial, tmp_path) for trial in study.trials()
     ]
+
+
+def test_a_study_can_take_the_teacher_of_a_run_and_keeps_it(tiny_run, params, tmp_path):
+    teacher, root = tiny_run.teacher.weights_sha256, tmp_path / "root"
+    assert not has_inputs(params, root)
+    take_inputs(params, root, tiny_run)
+    assert has_inputs(params, root)
+    shutil.rmtree(tiny_run.places.teacher)
+    take_inputs(params, root, tiny_run)
+    taken = Run(places_of(params, root))
+    assert taken.teacher.weights_sha256 == teacher
+    np.testing.assert_array_equal(taken.energy.columns["energy"], tiny_run.energy.columns["energy"])
+    assert taken.energy_test.columns
 
 
 def test_a_given_checkpoint_counts_by_its_content(make_study, tmp_path):
