@@ -19,8 +19,9 @@ for index in range(int(array[1]) + 1 if array else 1):
     job = f"7_{index}" if array else "7"
     which = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(index)} if array else {}
     again = here / f"requeued_{job}"
-    command = f"while true; do bash {script}; rm {again} 2> {os.devnull} || break; done"
-    subprocess.Popen(["bash", "-c", command], env=os.environ | {"SLURM_JOB_ID": job} | which, stdout=subprocess.DEVNULL)
+    command = f"while true; do bash {script}; rm {again} 2> {os.devnull} || break; done; touch {here}/ended_{job}"
+    closed = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)  # submitit reads ours to their end
+    subprocess.Popen(["bash", "-c", command], env=os.environ | {"SLURM_JOB_ID": job} | which, **closed)
 print("Submitted batch job 7")
 """
 _SRUN = """
@@ -42,7 +43,13 @@ from pathlib import Path
 
 (Path(__file__).parent / f"requeued_{sys.argv[2]}").touch()
 """
-_SACCT = "print('JobID|State|NodeList')"
+_SACCT = """
+from pathlib import Path
+
+print("JobID|State|NodeList")
+for path in Path(__file__).parent.glob("ended_*"):
+    print(f"{path.name.removeprefix('ended_')}|COMPLETED|here")
+"""
 
 
 def write_commands(folder: Path) -> Path:
