@@ -5,10 +5,11 @@ between two values raises :class:`~pipeline.errors.ParamsError` with one sentenc
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +19,8 @@ from pydantic import (
     Field,
     StrictInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from ruamel.yaml import YAML
@@ -29,6 +32,9 @@ from pipeline.portable.text import brief
 Model = TypeVar("Model", bound=BaseModel)
 
 PRETRAINED = "pretrained"  # value of initial_weights: the weights that the network's library offers
+TEACHER = "teacher"  # its files are named so, therefore no student can be
+
+_STUDENT = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # in commands, paths, stage names of DVC and names of files
 
 _LARGEST = 1 << 18  # bytes of a YAML file; a reader in Python takes seconds for more
 _SHORT = reprlib.Repr()
@@ -351,6 +357,30 @@ class DistillParams(NetworkParams):
         return self
 
 
+def _student_name(name: Any) -> str:
+    if not (isinstance(name, str) and _STUDENT.fullmatch(name)):
+        raise ValueError(
+            f"{_SHORT.repr(name)} cannot name a student, because it names folders and stages too; begin with a letter "
+            "a-z, and go on with a-z, 0-9, _ and -, 32 at most"
+        )
+    if name == TEACHER:
+        raise ValueError(f"no student can be called {TEACHER}; choose another name")
+    return name
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` merged in, block by block; a list, or a block of another loss or crop, is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other = key in ("loss", "crop") and value.get("name", old.get("name")) != old.get("name")
+            result[key] = dict(value) if other else merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
 class CalibrationParams(Block):
     images: Annotated[int, Field(ge=8, le=10000)]
     selection: Literal["stratified", "random", "low_energy", "high_energy"]
@@ -463,6 +493,9 @@ class BenchmarkParams(Block):
 class BudgetParams(Block):
     """The block ``budget`` of params.yaml and of each targets/<device>/device.yaml."""
 
+    choose: Literal["smallest", "fastest", "most_accurate"]
+    cascades: bool
+    reference: Literal["best_student", "teacher"]
     minimum_top1: Fraction | None
     max_top1_drop: Fraction | None
     max_high_energy_drop: Fraction | None
@@ -473,7 +506,11 @@ class BudgetParams(Block):
 
 
 class Params(Block):
-    """The whole of params.yaml: one field per block."""
+    """The whole of params.yaml: one field per block.
+
+    Attributes:
+        students: by name; what an entry does not say is taken from ``distill``.
+    """
 
     seed: Seed
     device: Literal["auto", "cpu", "cuda"]
@@ -483,15 +520,46 @@ class Params(Block):
     energy: EnergyParams
     heda: HedaParams
     distill: DistillParams
+    students: dict[str, DistillParams]
     export: ExportParams
     evaluate: EvaluateParams
     benchmark: BenchmarkParams
     budget: BudgetParams
 
+    @field_validator("students", mode="before")
+    @classmethod
+    def _inherit(cls, entries: Any, info: ValidationInfo) -> Any:
+        if not (isinstance(entries, Mapping) and entries):
+            raise ValueError("it must name one student or more, for example `student: {}`; add a line")
+        shared = info.data.get("distill")
+        if shared is None:  # it is wrong itself, which is the one thing to say
+            return {}
+        for name, changes in entries.items():
+            _student_name(name)
+            if not isinstance(changes, Mapping):
+                raise ValueError(
+                    f"{name} is {_SHORT.repr(changes)}; write `{name}: {{}}` for a student that takes everything from "
+                    "distill, or the keys that differ"
+                )
+        inherited = shared.model_dump()
+        return {name: merged(inherited, changes) for name, changes in entries.items()}
+
+    def of_student(self, name: str) -> Self:
+        """These parameters with the block ``distill`` of one student."""
+        return self.model_copy(update={"distill": self.students[name]})
+
+    def block_of(self, name: str) -> str:
+        """Where the parameters of a student stand, for messages."""
+        return "distill" if self.students[name] == self.distill else f"students.{name}"
+
+    @property
+    def _distillations(self) -> dict[str, DistillParams]:
+        """The block that students inherit, whose mistakes are reported first, and those of the students."""
+        return {"distill": self.distill, **{f"students.{name}": student for name, student in self.students.items()}}
+
     @model_validator(mode="after")
     def _normalisation_has_a_number_per_channel(self) -> Self:
-        blocks: dict[str, NetworkParams] = {"teacher": self.teacher, "distill": self.distill}
-        for name, block in blocks.items():
+        for name, block in {TEACHER: self.teacher, **self._distillations}.items():
             for key, values in (("mean", block.mean), ("std", block.std)):
                 if values is not None and len(values) != self.data.channels:
                     raise ValueError(
@@ -507,11 +575,13 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _cached_views_come_again(self) -> Self:
-        if self.distill.teacher_cache and not self.data.augmentation.has_few_views:
-            raise ValueError(
-                "distill.teacher_cache keeps the logits of views that come again, which those of data.augmentation do "
-                "only with a pad crop or none and horizontal flips; set distill.teacher_cache to false"
-            )
+        for name, block in self._distillations.items():
+            if block.teacher_cache and not self.data.augmentation.has_few_views:
+                key = f"{name}.teacher_cache"
+                raise ValueError(
+                    f"{key} keeps the logits of views that come again, which those of data.augmentation do only with "
+                    f"a pad crop or none and horizontal flips; set {key} to false"
+                )
         return self
 
 
@@ -599,6 +669,10 @@ def _path_in(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
     block: Any = schema
     known: list[str] = []
     for part in location:
+        if get_origin(block) is dict:
+            names.append(str(part))
+            block = get_args(block)[1]
+            continue
         blocks = [kind for kind in get_args(block) if hasattr(kind, "model_fields")] or [block]
         # pydantic puts the tag of the chosen union member into the location
         tagged = [kind for kind in blocks if len(blocks) > 1 and part in get_args(kind.model_fields["name"].annotation)]

@@ -9,10 +9,11 @@ from pathlib import Path
 from pipeline.ablation.jobs import Slurm
 from pipeline.ablation.results import StudyResult, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_inputs, run_study
+from pipeline.ablation.spread import spread_of
 from pipeline.ablation.study import Study, load_study
 from pipeline.ablation.trial import take_inputs
 from pipeline.lineage import Run
-from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS, STUDENTS_STUDY
+from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS, SPREAD
 from stages import limit_spinning
 from stages.common import run_program
 from stages.progress import Bar
@@ -31,7 +32,7 @@ def ablation(study_file: Path, jobs: int, slurm: Slurm | None, out: Path) -> Non
     for path in write_results(out, study.name, result, energy_picture(inputs[0], ABLATIONS)):
         print(path)
     if study.of_students:
-        result.write(STUDENTS_STUDY)
+        spread_of(result).write(SPREAD)
         print("run `dvc repro -fs report` to see the spread of the students in the report")
 
 

@@ -10,6 +10,7 @@ from pipeline.store.paths import BENCHMARK, BENCHMARK_SAMPLES, DEVICE_RUNS, PARA
 from pipeline.store.space import require_space
 from stages.common import run_stage
 from stages.progress import counted
+from stages.students import remove_unlisted_students
 
 FOLDER = DEVICE_RUNS / "_this_machine"  # no device of targets/ can have this name
 KEY = f"{PARAMS}: benchmark.runtimes"
@@ -18,10 +19,11 @@ LIMIT_SECONDS = 24 * 3600.0  # for the whole benchmark; each of its processes ha
 
 
 def benchmark(params: Params) -> None:
-    run, settings = Run(), params.benchmark
+    remove_unlisted_students(params.students)
+    run, settings = Run(students=params.students), params.benchmark
     check_available(settings.runtimes, KEY)
     wanted = MeasurementRequest(
-        files=runnable_files(run, settings.runtimes, KEY),
+        files=runnable_files(run.networks, settings.runtimes, KEY),
         settings=settings,
         key=str(PARAMS),
         address=Address(),

@@ -22,11 +22,11 @@ def build_subset(params: Params) -> None:
     labels, classes = run.energy.columns["label"], len(run.data.class_names)
     shares = np.bincount(labels[chosen], minlength=classes) / np.bincount(labels, minlength=classes)
     metrics = {
-        "images": len(chosen),
-        "fraction": len(chosen) / len(labels),
-        "smallest_class_share": float(shares.min()),
-        "largest_class_share": float(shares.max()),
-        "teacher_top1": float(run.energy.columns["correct"][chosen].mean()),
+        "subset_images": len(chosen),
+        "subset_fraction": len(chosen) / len(labels),
+        "subset_smallest_class_share": float(shares.min()),
+        "subset_largest_class_share": float(shares.max()),
+        "subset_teacher_top1": float(run.energy.columns["correct"][chosen].mean()),
     }
     write_json(SUBSET_METRICS, metrics)
     print(f"subset: {len(chosen):,} images; {shares.min():.0%} to {shares.max():.0%} of a class")

@@ -21,7 +21,9 @@ from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHE
 from stages.common import run_program
 from stages.curves import check_repository
 from stages.dvc_files import repair_dvc_files
+from stages.forecast import unlikely_students
 from stages.missing_images import check_pulled, missing_images
+from stages.students import remove_unlisted_students
 
 CLASSES_OF_DOWNLOADS = {"cifar10": 10, "cifar100": 100}
 
@@ -41,10 +43,15 @@ def check(params: Params) -> None:
         refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
     check_pulled(FOREIGN_CHECKPOINTS)
-    check_networks(params, classes, ImageFormat.of(params.data))
-    for path in filter(None, (params.teacher.weights_file, params.distill.weights_file)):
+    sizes = check_networks(params, classes, ImageFormat.of(params.data))
+    for sentence in unlikely_students(sizes, params):
+        logging.warning("%s", sentence)
+    students = (student.weights_file for student in params.students.values())
+    for path in sorted({*filter(None, (params.teacher.weights_file, *students))}):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
+    # here and in the stages that depend on the folder of all students: DVC decides what to run before they begin
+    remove_unlisted_students(params.students)
 
 
 def check_writable_home() -> None:

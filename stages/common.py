@@ -12,14 +12,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.config import Params, load_params
-from pipeline.errors import EnergyKDError, StoppedError
+from pipeline.config import TEACHER, Params, load_params
+from pipeline.errors import EnergyKDError, ParamsError, StoppedError
 from pipeline.portable.files import atomic_file
 from pipeline.store.lock import exclusive
-from pipeline.store.paths import CHECKPOINTS
+from pipeline.store.paths import CHECKPOINTS, PARAMS
 from stages import restore_environment
 from stages.environment_error import environment_error
 from stages.output import open_output
@@ -31,24 +32,55 @@ ERROR_MESSAGES = "ENERGYKD_ERROR_MESSAGES"
 _BURST_SECONDS = 1.0  # some programs signal a process and, at once, its whole group
 
 
-def run_stage(stage: Callable[[Params], None], *bad_input: type[Exception]) -> None:
-    """Run a stage on params.yaml; arguments and errors as in :func:`run_program`."""
+def run_stage(stage: Callable[..., None], *bad_input: type[Exception], network: str | None = None) -> None:
+    """Run a stage on params.yaml; errors as in :func:`run_program`.
+
+    Args:
+        stage: called with the parameters, and with ``network`` if one is given.
+        network: name of the student, or "teacher".
+    """
 
     def program() -> None:
-        with only_one(stage):
-            stage(load_params())
+        arguments = stage_arguments(network, TEACHER)
+        with only_one(stage, network):
+            stage(*arguments)
 
-    run_program(program, *bad_input, log=stage.__name__)
+    run_program(program, *bad_input, log=stage_name(stage, network))
 
 
-def only_one(stage: Callable[[Params], None]) -> AbstractContextManager[None]:
+def stage_arguments(network: str | None, *others: str) -> tuple[Params] | tuple[Params, str]:
+    """The parameters and, for a stage of one network, its name.
+
+    Args:
+        others: names of networks, beside the students, that the stage can work on.
+
+    Raises:
+        ParamsError: the parameters are wrong, or no network has this name.
+    """
+    params = load_params()
+    if network is None:
+        return (params,)
+    known = (*params.students, *others)
+    if network not in known:
+        raise ParamsError(f"{PARAMS} has no student {network!r}; choose from {', '.join(known)}")
+    return params, network
+
+
+def stage_name(stage: Callable[..., None], network: str | None) -> str:
+    """Of the lock and the log of a stage; students may be made side by side."""
+    # the name of a file, whatever was typed
+    return stage.__name__ if network is None else f"{stage.__name__}-{quote(network, safe='')}"
+
+
+def only_one(stage: Callable[..., None], network: str | None) -> AbstractContextManager[None]:
     """Refuse a second process of a stage in this folder: the stage of a killed dvc continues, and would mix its outputs
     with those of the next run.
 
     Raises:
         BusyError: names the first process; raised on entry.
     """
-    return exclusive(CHECKPOINTS / f"{stage.__name__}.lock", f"running stage {stage.__name__} here")
+    work = f"running stage {stage.__name__}" + (f" of {network}" if network else "")
+    return exclusive(CHECKPOINTS / f"{stage_name(stage, network)}.lock", f"{work} here")
 
 
 def run_program(program: Callable[[], None], *bad_input: type[Exception], log: str | None = None) -> None:
@@ -77,8 +109,22 @@ def run_program(program: Callable[[], None], *bad_input: type[Exception], log: s
 
 def device_argument(module: str, doc: str | None) -> str:
     """Parse the only argument of a program about a device: its name."""
+    return _name_argument(module, doc, "folder in targets/")
+
+
+def student_argument(module: str, doc: str | None) -> str:
+    """Parse the only argument of a program about a student: its name."""
+    return _name_argument(module, doc, "a student of params.yaml")
+
+
+def network_argument(module: str, doc: str | None) -> str:
+    """Parse the only argument of a program about a network: its name."""
+    return _name_argument(module, doc, f"a student of params.yaml, or {TEACHER}")
+
+
+def _name_argument(module: str, doc: str | None, what: str) -> str:
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
-    parser.add_argument("name", help="folder in targets/")
+    parser.add_argument("name", help=what)
     return str(parser.parse_args().name)
 
 

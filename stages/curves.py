@@ -15,8 +15,8 @@ from scmrepo.exceptions import SCMError
 from pipeline.compute.distributed import join
 from pipeline.data.loader import steps_per_epoch
 from pipeline.errors import DataError
-from pipeline.lineage import Run
-from pipeline.store.documents import CurvesCard, NetworkCard, Role
+from pipeline.lineage import NetworkRun
+from pipeline.store.documents import CurvesCard, NetworkCard
 from pipeline.store.paths import CHECKPOINTS, CURVES_CARD
 from pipeline.store.space import require_space
 from pipeline.training.card import EpochRecord
@@ -55,7 +55,7 @@ class Curves:
 
 
 @contextmanager
-def training_session(run: Run, role: Role, device: torch.device, epochs: int, batch_size: int) -> Iterator[Session]:
+def training_session(network: NetworkRun, device: torch.device, epochs: int, batch_size: int) -> Iterator[Session]:
     """The session of a training stage. An error before the end of the first epoch leaves earlier curves unchanged.
 
     Args:
@@ -65,27 +65,27 @@ def training_session(run: Run, role: Role, device: torch.device, epochs: int, ba
         DataError: the Git repository has no commit yet, which DVCLive needs; raised when it first writes.
         SpaceError: the disk is full.
     """
-    folder = run.places.curves[role]
+    folder = network.places.curves
     with join(device) as world:
         session = Session(device, world, CHECKPOINTS, keep=True)
         with world.barrier():
-            count = run.data.counts.train
+            count = network.run.data.counts.train
             images, steps = min(batch_size, count), epochs * steps_per_epoch(count, batch_size)
             if world.is_main:
                 require_space(folder, 0, "the learning curves")
         if not world.is_main:
             yield session
             return
-        with ExitStack() as opened, Bar(role, "image", steps * images) as bar:
+        with ExitStack() as opened, Bar(network.name, "image", steps * images) as bar:
             curves = Curves(folder, opened, bar)
             yield replace(session, on_step=lambda: bar.update(images) and None, on_epoch=curves.add, tell=bar.write)
             _ = curves.live  # a teacher from a checkpoint has no epochs, and the curves of an earlier one must go
 
 
-def sign_curves(run: Run, card: NetworkCard) -> None:
+def sign_curves(network: NetworkRun, card: NetworkCard) -> None:
     """Record in the folder of finished curves that they belong to the network with this card."""
     signed = CurvesCard(role=card.role, weights_sha256=card.weights_sha256)
-    signed.write(run.places.curves[card.role] / CURVES_CARD)
+    signed.write(network.places.curves / CURVES_CARD)
 
 
 def check_repository() -> None:

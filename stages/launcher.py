@@ -19,38 +19,38 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.compute.device import choose_device
 from pipeline.compute.distributed import started_by_torchrun
-from pipeline.config import LauncherParams, Params, load_params
+from pipeline.config import LauncherParams
 from pipeline.errors import TrainingError
 from pipeline.portable.text import first_line
-from stages.common import ERROR_MESSAGES, only_one, run_program, stopped_by
+from stages.common import ERROR_MESSAGES, only_one, run_program, stage_arguments, stage_name, stopped_by
 
 # named, because torchrun would by default also handle signals that this process ignores
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _STDERR = "stderr.log"  # torchrun's name of the file
 
 
-def run_together(stage: Callable[[Params], None], module: str) -> None:
-    """Run a stage on params.yaml, in one process or in several; errors as in :func:`stages.common.run_stage`.
+def run_together(stage: Callable[..., None], module: str, network: str | None = None) -> None:
+    """Run a stage on params.yaml, in one process or in several; the rest as in :func:`stages.common.run_stage`.
 
     Args:
         module: name of the stage's program; each process runs it and reads its rank from the environment.
     """
 
     def program() -> None:
-        params = load_params()
+        params, *name = arguments = stage_arguments(network)
         device = choose_device(params.device)
         processes = _processes(params.launcher, device)
         if started_by_torchrun():
-            stage(params)
+            stage(*arguments)
             return
         # several machines may share this folder, and run the stage in it together
-        with only_one(stage) if params.launcher.machines == 1 else nullcontext():
+        with only_one(stage, network) if params.launcher.machines == 1 else nullcontext():
             if processes * params.launcher.machines == 1:
-                stage(params)
+                stage(*arguments)
             else:
-                _start(module, processes, params.launcher, device)
+                _start([module, *name], processes, params.launcher, device)
 
-    run_program(program, log=stage.__name__)
+    run_program(program, log=stage_name(stage, network))
 
 
 def _processes(launcher: LauncherParams, device: torch.device) -> int:
@@ -59,8 +59,9 @@ def _processes(launcher: LauncherParams, device: torch.device) -> int:
     return launcher.processes
 
 
-def _start(module: str, processes: int, launcher: LauncherParams, device: torch.device) -> None:
-    """Run ``module`` in all processes of this machine; if one fails, show its error once and exit with its code."""
+def _start(program: list[str], processes: int, launcher: LauncherParams, device: torch.device) -> None:
+    """Run ``program``, a module and its arguments, in all processes of this machine; if one fails, show its error once
+    and exit with its code."""
     if device.type == "cpu":
         # as many threads as cores in all processes together; torch would start that many in each
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
@@ -75,7 +76,7 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             min_nodes=launcher.machines,
             max_nodes=launcher.machines,
             nproc_per_node=processes,
-            run_id=uuid.uuid4().hex if alone else module,
+            run_id=uuid.uuid4().hex if alone else "-".join(program),
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0" if alone else str(launcher.rendezvous),
             max_restarts=0,
@@ -85,7 +86,7 @@ def _start(module: str, processes: int, launcher: LauncherParams, device: torch.
             logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", module)
+            elastic_launch(config, sys.executable)("-m", *program)
         except ChildFailedError as error:
             code = _exit_code(error)
             print(_error_message(messages, logs), file=sys.stderr)

@@ -3,6 +3,7 @@
 python -m stages.measure NAME
 """
 
+from pipeline.config import load_params
 from pipeline.evaluation.measure import MeasurementRequest, in_short, measure
 from pipeline.evaluation.runnable import runnable_files
 from pipeline.lineage import Run
@@ -10,15 +11,18 @@ from pipeline.store.paths import DEVICE_RUNS
 from pipeline.targets import device_files, find_target
 from stages.common import device_argument, run_program
 from stages.progress import counted
+from stages.students import remove_unlisted_students
 
 PROCESS_SECONDS = 900.0  # smallest limit of one process, because a slow device may build an engine for so long
 
 
 def measure_device(name: str) -> None:
-    run, target, (settings, result, samples) = Run(), find_target(name), device_files(name)
+    target, students, (settings, result, samples) = find_target(name), load_params().students, device_files(name)
+    remove_unlisted_students(students)
+    run = Run(students=students)
     limit = 60 * target.timeout_minutes
     wanted = MeasurementRequest(
-        files=runnable_files(run, target.benchmark.runtimes, f"{settings}: benchmark.runtimes", target.files),
+        files=runnable_files(run.networks, target.benchmark.runtimes, f"{settings}: benchmark.runtimes", target.files),
         settings=target.benchmark,
         key=str(settings),
         address=target.address.address(),

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from pipeline.config import AugmentationParams, Loss, Params, load_params
+from pipeline.config import TEACHER, AugmentationParams, Loss, Params, load_params
 from pipeline.data.augmentation import NONE
+from pipeline.data.normalisation import Normalisation
 from pipeline.lineage import Places, Run
 from pipeline.store.documents import ImageFormat
 from pipeline.store.json_files import write_json
@@ -24,6 +26,7 @@ from pipeline.store.tables import EnergyLineage, sha256_model, write_table
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+STUDENT = "student"  # the only one of params.yaml as shipped
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes start here: each would compile the code again
 
 
@@ -70,30 +73,28 @@ PARITY = {
 }
 
 
-def write_manifest(path: Path, *names: str, **changes: object) -> None:
-    """A manifest of files that lie beside it, named by their formats' endings.
+def entry(name: str, sha256: str, /, **changes: object) -> dict[str, Any]:
+    """The entry of a student's file in a manifest, with its format by the ending of its name, and ``changes``."""
+    return {
+        "name": name,
+        "role": "student",
+        "student": STUDENT,
+        "format": {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}[Path(name).suffix],
+        "precision": "fp32",
+        "sha256": sha256,
+        "size_bytes": 1000,
+        "batch": None,
+        "fp32_layers": [],
+        "parity": PARITY,
+        **changes,
+    }
 
-    Args:
-        changes: to the entry of each file.
-    """
-    formats = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
-    files = [
-        {
-            "name": name,
-            "role": "student",
-            "format": formats[Path(name).suffix],
-            "precision": "fp32",
-            "sha256": sha256_model(path.parent / name),
-            "size_bytes": 1000,
-            "batch": None,
-            "fp32_layers": [],
-            "parity": PARITY,
-            **changes,
-        }
-        for name in names
-    ]
-    lineage = dict.fromkeys(("data", "teacher", "energy", "student"), "0" * 64)
-    write_json(path, {"format": 2, "lineage": lineage, "opset": 18, "files": files})
+
+def write_manifest(path: Path, *names: str, **changes: object) -> None:
+    """A manifest of files that lie beside it; ``changes`` to the entry of each."""
+    files = [entry(name, sha256_model(path.parent / name), **changes) for name in names]
+    lineage = dict.fromkeys(("data", "teacher", "energy", "network"), "0" * 64)
+    write_json(path, {"format": 3, "lineage": lineage, "opset": 18, "files": files})
 
 
 def state_hash(network: Any) -> str:
@@ -153,42 +154,46 @@ def tiny_run_once(tmp_path_factory: pytest.TempPathFactory, params: Params) -> P
 
 @pytest.fixture
 def tiny_run(tiny_run_once: Path, tmp_path: Path) -> Run:
-    """A run up to the student, to work in: the digits at 8 x 8 pixels, two resnet8 with weights as they are drawn, and
-    energies by chance. Its folder is ``tmp_path / "run"``, where its files lie as in a repository."""
-    return Run(places_in(shutil.copytree(tiny_run_once, tmp_path / "run")))
+    """A run up to the student as shipped, to work in: the digits at 8 x 8 pixels, two resnet8 with weights as they are
+    drawn, and energies by chance. Its folder is ``tmp_path / "run"``, where its files lie as in a repository."""
+    return Run(places_in(shutil.copytree(tiny_run_once, tmp_path / "run")), [STUDENT])
 
 
 def places_in(folder: Path) -> Places:
     """Where the artifacts of a run lie in a folder."""
-    usual = vars(Places())
-    curves = {role: folder / path for role, path in usual.pop("curves").items()}
-    return Places(**{name: folder / path for name, path in usual.items()}, curves=curves)
+    return Places(**{name: folder / path for name, path in vars(Places()).items()})
 
 
 def write_chain(run: Run, params: Params, seed: int = 0) -> None:
-    """All from the teacher to the student, of the packed data; ``seed`` is that of the weights."""
+    """All from the teacher to the students, of the packed data; ``seed`` is that of the weights."""
     from pipeline.energy.subset import make_subset
 
-    write_untrained(run, "teacher", seed)
+    write_untrained(run, TEACHER, seed)
     write_scores(run, "train")
     write_scores(run, "test", energy=run.energy_sha256)
     make_subset(run, params.heda, params.seed)
+    for name in params.students:
+        write_student(run, name, seed)
+
+
+def write_student(run: Run, name: str, seed: int = 0, normalisation: Normalisation | None = None) -> None:
+    """A student with weights as they are drawn; without ``normalisation``, in that of the training images."""
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
-    write_untrained(run, "student", seed, **lineage)
+    write_untrained(run, name, seed, normalisation, **lineage)
 
 
-def write_untrained(run: Run, role: str, seed: int, **lineage: str) -> None:
-    """A network with weights as they are drawn."""
+def write_untrained(run: Run, name: str, seed: int, normalisation: Normalisation | None = None, **lineage: str) -> None:
+    """A network with weights as they are drawn, others for each name and seed."""
     import torch
 
     from pipeline.training.card import card_facts, checkpoint_facts
     from pipeline.training.weights import build_network, write_network
 
-    torch.manual_seed(seed + len(role))
-    network = build_network("resnet8", len(run.data.class_names), f"{role}.network")
-    settings = {"distill": {}, "heda": {}} if role == "student" else {}
-    facts = card_facts(role, "resnet8", run.data, lineage) | checkpoint_facts(0.1) | settings
-    write_network(getattr(run.places, role), network, facts)
+    torch.manual_seed(zlib.crc32(f"{name} {seed}".encode()))
+    network, made = build_network("resnet8", len(run.data.class_names), f"{name}.network"), run.network(name)
+    settings = {} if made.role == "teacher" else {"distill": {}, "heda": {}}
+    facts = card_facts(made.role, "resnet8", run.data, lineage, normalisation) | checkpoint_facts(0.1) | settings
+    write_network(made.places.weights, network, facts)
 
 
 def write_scores(run: Run, split: str, energy: str | None = None) -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.config import load_params
+from pipeline.config import load_params, merged
 from pipeline.errors import ParamsError
 from tests.conftest import ROOT, loss_params
 
@@ -80,7 +80,8 @@ def test_every_shipped_knob_has_a_comment():
             block = line.split(":")[0]
         # the student's training block is documented at the teacher's
         inside_student_training = block == "distill" and line.startswith("    ") and "training" not in line
-        if ":" in line and not line.strip().startswith("#") and not inside_student_training:
+        named = block == "students" and line.startswith(" ")
+        if ":" in line and not line.strip().startswith("#") and not inside_student_training and not named:
             assert "#" in line or line.strip() in ("training:", "calibration:", "int8:", "parity:"), line
 
 
@@ -229,6 +230,117 @@ def test_a_loss_on_feature_maps_is_neither_compiled_nor_cached(tmp_path, keys, v
     with_loss["distill"]["loss"] = loss_params("at").model_dump()
     YAML(typ="safe").dump(with_loss, path)
     assert words in message_of(path)
+
+
+def with_students(tmp_path, entries, **distill):
+    """The shipped parameters with other students, and changes to what they inherit."""
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    content["students"], content["distill"] = entries, content["distill"] | distill
+    YAML().dump(content, tmp_path / "params.yaml")  # keeps the order
+    return tmp_path / "params.yaml"
+
+
+def test_a_student_takes_from_distill_what_its_entry_does_not_change(tmp_path):
+    entries = {
+        "same": {},
+        "mobile": {"network": "torchvision:mobilenet_v3_small", "training": {"learning_rate": 0.02}},
+        "step": {"training": {"schedule": "step", "milestones": [3]}, "loss": {"kd_weight": 0.5}},
+    }
+    params = load_params(with_students(tmp_path, entries))
+    assert list(params.students) == list(entries)
+    inherited, mobile, step = params.distill, params.students["mobile"], params.students["step"]
+    assert params.students["same"] == inherited
+    assert mobile.network == "torchvision:mobilenet_v3_small"
+    assert mobile.training == inherited.training.model_copy(update={"learning_rate": 0.02})
+    assert mobile == inherited.model_copy(update={"network": mobile.network, "training": mobile.training})
+    assert step.training.milestones == [3]
+    assert step.loss == inherited.loss.model_copy(update={"kd_weight": 0.5})
+
+
+def test_another_loss_or_crop_replaces_its_block(tmp_path):
+    dkd = loss_params("dkd").model_dump()
+    assert load_params(with_students(tmp_path, {"small": {"loss": dkd}})).students["small"].loss.model_dump() == dkd
+    message = message_of(with_students(tmp_path, {"small": {"loss": {"name": "dkd", "ce_weight": 1.0}}}))
+    assert "students.small.loss.kd_weight is missing; add it" in message
+    crops = {"crop": {"name": "pad", "padding": 4}}, {"crop": {"name": "none"}}, {"crop": {"padding": 2}}
+    assert merged(crops[0], crops[1]) == crops[1]
+    assert merged(crops[0], crops[2]) == {"crop": {"name": "pad", "padding": 2}}
+
+
+def test_the_parameters_of_a_student_are_those_of_all_with_its_block_for_distill(tmp_path):
+    params = load_params(with_students(tmp_path, {"same": {}, "small": {"network": "wrn_16_2"}}))
+    assert params.of_student("small") == params.model_copy(update={"distill": params.students["small"]})
+    assert [params.block_of(name) for name in params.students] == ["distill", "students.small"]
+
+
+NO_NAME = "cannot name a student, because it names folders and stages too; begin with a letter a-z"
+
+
+@pytest.mark.parametrize("name", ["a b", 1, True, None, "", "..", "x@y", "a.b", "A", "-a", "é", "a\n", "a" * 33])
+def test_what_cannot_name_a_student_is_refused(tmp_path, name):
+    assert f"students: {name!r} {NO_NAME}" in message_of(with_students(tmp_path, {"small": {}, name: {}}))
+
+
+def test_names_of_students_have_up_to_32_characters_and_are_not_that_of_the_teacher(tmp_path):
+    names = ["a" * 32, "a-1", "a_1", "kd", "student"]
+    assert list(load_params(with_students(tmp_path, {name: {} for name in names})).students) == names
+    message = message_of(with_students(tmp_path, {"teacher": {}}))
+    assert message.endswith("students: no student can be called teacher; choose another name")
+
+
+NO_STUDENT = "students: it must name one student or more, for example `student: {}`; add a line"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({}, NO_STUDENT),
+        (None, NO_STUDENT),
+        (["small"], NO_STUDENT),
+        ({"small": None}, "students: small is None; write `small: {}` for a student that takes everything from"),
+        ({"small": ["resnet8"]}, "students: small is ['resnet8']; write `small: {}`"),
+        ({"a": {}, "b": {}, "c": {"netwrk": "resnet8"}}, "students.c.netwrk is not a known key; did you mean network?"),
+        ({"small": {1: 2}}, "students.small.1 is 1: keys should be strings"),
+        ({"small": {"training": 3}}, "students.small.training is 3"),
+        ({"small": {"training": {"epochs": "many"}}}, "students.small.training.epochs is 'many'"),
+        (
+            {"small": {"training": {"epohs": 3}}},
+            "students.small.training.epohs is not a known key; did you mean epochs?",
+        ),
+        ({"kd": {"loss": {"kd_weight": -1}}}, "students.kd.loss.kd_weight is -1"),
+        ({"small": {"loss": {"name": "kdd"}}}, "students.small.loss.name is 'kdd'; use one of 'kd', 'dkd'"),
+        ({"small": {"loss": {"beta": 8.0}}}, "students.small.loss.beta is not a known key; remove it"),
+        ({"small": {"mean": [0.5] * 3}}, "students.small: mean and std belong together"),
+        (
+            {"a": {}, "small": {"mean": [0.5], "std": [0.5]}},
+            "students.small.mean has 1 numbers, but data.channels is 3",
+        ),
+        ({"small": {"training": {"milestones": [3]}}}, "students.small.training: milestones belong to schedule step"),
+    ],
+)
+def test_a_wrong_entry_of_a_student_is_one_sentence_with_its_key(tmp_path, entries, words):
+    assert words in message_of(with_students(tmp_path, entries))
+
+
+def test_missing_students_are_named(tmp_path):
+    assert message_of(changed(tmp_path, "students", delete=True)).endswith("students is missing; add it")
+
+
+def test_what_is_wrong_in_distill_is_reported_there_and_once(tmp_path):
+    entries = {"a": {}, "b": {"network": "wrn_16_2"}}
+    message = message_of(with_students(tmp_path, entries, assignment="none"))
+    assert "distill.assignment is 'none'" in message
+    assert "more after this one" not in message
+    assert "students" not in message
+    message = message_of(with_students(tmp_path, {"b": entries["b"]}, mean=[0.5], std=[0.5]))
+    assert "distill.mean has 1 numbers, but data.channels is 3" in message
+
+
+def test_a_student_whose_cached_views_do_not_come_again_is_named(tmp_path):
+    path = with_students(tmp_path, {"a": {}, "small": {"teacher_cache": True}})
+    assert load_params(path).students["small"].teacher_cache
+    path.write_text(path.read_text().replace("policy: none", "policy: randaugment"))
+    assert "set students.small.teacher_cache to false" in message_of(path)
 
 
 def test_a_step_schedule_needs_milestones(tmp_path):

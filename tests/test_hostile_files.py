@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import pipeline
-from pipeline.config import BudgetParams, load_params, read_yaml
+from pipeline.config import TEACHER, BudgetParams, load_params, read_yaml
 from pipeline.data.store import read_card, read_split
 from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.device.errors import PlanError
@@ -34,13 +34,22 @@ from pipeline.portable.documents import Result
 from pipeline.portable.text import brief
 from pipeline.report.inputs import read_curves
 from pipeline.runtimes import ModelFileError, load
-from pipeline.store.documents import DataCard, Evaluation, ExportManifest, Measurement, NetworkCard, parse_as
+from pipeline.store.documents import (
+    CurvesCard,
+    DataCard,
+    Evaluation,
+    ExportManifest,
+    Measurement,
+    NetworkCard,
+    parse_as,
+)
 from pipeline.store.json_files import read_json
+from pipeline.store.paths import CURVES_CARD
 from pipeline.store.tables import EnergyLineage, SubsetLineage, read_table
 from pipeline.targets import read_index
 from pipeline.training.weights import load_pretrained
 from tests.conftest import CARD as CARD_OF_STUDENT
-from tests.conftest import PARITY, state_hash, write_manifest
+from tests.conftest import PARITY, STUDENT, places_in, state_hash, write_manifest
 from tests.report import conftest as reported
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -186,7 +195,7 @@ def test_a_subset_of_other_values_is_refused(change: Any, columns: Any, words: s
 def test_tables_that_lack_images_or_have_others_are_refused(tmp_path: Path) -> None:
     run = Run(Places(energy=tmp_path / "energy.parquet", subset=tmp_path / "subset.parquet"))
     run.data = DataCard.parsed(CARD | {"fingerprint": "0" * 64, "counts": {"train": 4, "val": 0, "test": 0}}, Path("a"))
-    run.teacher = NetworkCard.parsed(WHOLE_CARD | {"weights_sha256": "1" * 64}, Path("a"))
+    run.network(TEACHER).card = NetworkCard.parsed(WHOLE_CARD | {"weights_sha256": "1" * 64}, Path("a"))
     few = {"index": pa.array([0, 1, 2, 2], pa.int64())}
     table_file(run.places.energy, ENERGY_LINEAGE, **few)
     with pytest.raises(DataError, match="does not list the images 0 to 3"):
@@ -373,11 +382,15 @@ def test_an_onnx_file_without_an_output_or_with_names_that_are_no_text_is_refuse
 
 @pytest.mark.parametrize("content", [b"step\tval_top1\n" + b"\xff" * 2000, b'"' + b"x" * 200_000, b"step\n0\n"])
 def test_a_curve_that_is_none_is_refused_in_a_short_sentence(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "plots/metrics/val_top1.tsv"
+    run = Run(places_in(tmp_path), [STUDENT])
+    student = run.network(STUDENT)
+    student.card = reported.card(STUDENT)
+    path = student.places.curves / "plots/metrics/val_top1.tsv"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
+    CurvesCard(role="student", weights_sha256=student.card.weights_sha256).write(student.places.curves / CURVES_CARD)
     with pytest.raises(DataError, match="is not a DVCLive curve") as caught:
-        read_curves(Run(Places(curves={"student": tmp_path})))
+        read_curves(run)
     assert len(str(caught.value)) < 1000
 
 
@@ -427,9 +440,13 @@ def test_a_manifest_of_other_values_is_refused(change: dict[str, Any], words: st
     write_manifest(tmp_path / "export.json", "a.onnx", **change)
     with pytest.raises(DataError, match=words):
         ExportManifest.read(tmp_path / "export.json")
-    (tmp_path / "export.json").write_text('{"format": 2, "lineage": {}, "opset": 18, "files": []}')
+    (tmp_path / "export.json").write_text('{"format": 3, "lineage": {}, "opset": 18, "files": []}')
     with pytest.raises(DataError, match=r"lineage\.data is missing"):
         ExportManifest.read(tmp_path / "export.json")
+
+
+def evaluation() -> Evaluation:
+    return reported.build_inputs().run.network(STUDENT).evaluation
 
 
 def _in_rows(**change: Any) -> Change:
@@ -454,18 +471,18 @@ def _in_accuracy(**change: Any) -> Change:
 @pytest.mark.parametrize(
     ("schema", "whole", "change", "words"),
     [
-        (Evaluation, reported.evaluation, _in_rows(routing=...), r"rows\.0\.routing is missing"),
-        (Evaluation, reported.evaluation, lambda _: {"test_images": 0}, "test_images is 0"),
-        (Evaluation, reported.evaluation, lambda _: {"shot_classes": {"many": 1}}, "shot_classes.* many, medium, few"),
-        (Evaluation, reported.evaluation, lambda _: {"group_sizes": {"low": 1}}, "group_sizes.* low, mid, high"),
-        (Evaluation, reported.evaluation, lambda _: {"format": 2}, "has format 2, but this version reads 1"),
-        (Evaluation, reported.evaluation, _in_rows(name="../a"), "it is not a plain file name"),
-        (Evaluation, reported.evaluation, _in_router(top1=None), "top1 must be null if no image is kept"),
-        (Evaluation, reported.evaluation, _in_router(curve=[]), r"curve is \[\]"),
-        (Evaluation, reported.evaluation, _in_accuracy(top1=1.5), "top1 is 1.5"),
-        (Evaluation, reported.evaluation, _in_accuracy(delta_top1=-2.0), "delta_top1 is -2.0"),
-        (Evaluation, reported.evaluation, _in_accuracy(correct="ff"), "one bit for each of 360 images"),
-        (Evaluation, reported.evaluation, _in_accuracy(correct="0" * 90), "but 0 of 360 images are correct"),
+        (Evaluation, evaluation, _in_rows(routing=...), r"rows\.0\.routing is missing"),
+        (Evaluation, evaluation, lambda _: {"test_images": 0}, "test_images is 0"),
+        (Evaluation, evaluation, lambda _: {"shot_classes": {"many": 1}}, "shot_classes.* many, medium, few"),
+        (Evaluation, evaluation, lambda _: {"group_sizes": {"low": 1}}, "group_sizes.* low, mid, high"),
+        (Evaluation, evaluation, lambda _: {"format": 1}, "has format 1, but this version reads 2"),
+        (Evaluation, evaluation, _in_rows(name="../a"), "it is not a plain file name"),
+        (Evaluation, evaluation, _in_router(top1=None), "top1 must be null if no image is kept"),
+        (Evaluation, evaluation, _in_router(curve=[]), r"curve is \[\]"),
+        (Evaluation, evaluation, _in_accuracy(top1=1.5), "top1 is 1.5"),
+        (Evaluation, evaluation, _in_accuracy(delta_top1=-2.0), "delta_top1 is -2.0"),
+        (Evaluation, evaluation, _in_accuracy(correct="ff"), "one bit for each of 360 images"),
+        (Evaluation, evaluation, _in_accuracy(correct="0" * 90), "but 0 of 360 images are correct"),
         (Measurement, reported.benchmark, _in_rows(precision=...), r"rows\.0\.precision is missing"),
         (Measurement, reported.benchmark, _in_rows(rounds=None), r"rows\.0\.rounds is None"),
         (Measurement, reported.benchmark, _in_rows(rounds=[{}]), r"rows\.0\.rounds\.0\.samples is missing"),
@@ -531,10 +548,10 @@ def test_an_index_with_a_hash_that_is_none_is_refused(sha256: Any, tmp_path: Pat
     [
         ([], r"is damaged \(the whole: "),
         ({"board": {}}, r"is damaged \(board\.result_sha256: "),
-        ({"board": {"result_sha256": "0" * 64, "budget": {}}}, r"is damaged \(board\.budget\.minimum_top1: "),
+        ({"board": {"result_sha256": "0" * 64, "budget": {}}}, r"is damaged \(board\.budget\.choose: "),
         ({"../board": None}, "is damaged"),
-        ({"../board": {"result_sha256": "0" * 64, "budget": dict.fromkeys(BudgetParams.model_fields)}}, "'../board'"),
-        ({"\x1b[2J": {"result_sha256": "0" * 64, "budget": dict.fromkeys(BudgetParams.model_fields)}}, "damaged entry"),
+        ({"../board": {"result_sha256": "0" * 64, "budget": reported.budget().model_dump()}}, "'../board'"),
+        ({"\x1b[2J": {"result_sha256": "0" * 64, "budget": reported.budget().model_dump()}}, "damaged entry"),
     ],
 )
 def test_an_index_of_other_values_is_refused_in_one_printable_line(index: Any, words: str, tmp_path: Path) -> None:

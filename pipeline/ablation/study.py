@@ -11,7 +11,6 @@ arms:
 With ``arms: students``, each student of params.yaml is an arm; the reference then is the first, if none is named.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import Params, Seed, read_yaml, validated
+from pipeline.config import Params, Seed, merged, read_yaml, validated
 from pipeline.errors import ParamsError
 
 STUDENTS = "students"  # as arms: those of params.yaml
@@ -83,10 +82,10 @@ def load_study(path: Path, params_path: Path) -> Study:
             theirs; names the arm.
     """
     file = validated(StudyFile, read_yaml(path), str(path))
-    base = _merged(read_yaml(params_path), file.params)
+    base = merged(read_yaml(params_path), file.params)
     if isinstance(file.arms, dict):
         arms = {
-            name: validated(Params, _merged(base, changes), f"{path}: arm {name!r}")
+            name: validated(Params, merged(base, changes), f"{path}: arm {name!r}")
             for name, changes in file.arms.items()
         }
     else:
@@ -98,18 +97,5 @@ def load_study(path: Path, params_path: Path) -> Study:
     return Study(path.stem, file, arms, reference)
 
 
-def _students(params: Any) -> dict[str, Params]:
+def _students(params: Params) -> dict[str, Params]:
     return {name: params.of_student(name) for name in params.students}
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` merged in, block by block; a list, or a block of another loss or crop, is replaced."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            other = key in ("loss", "crop") and value.get("name", old.get("name")) != old.get("name")
-            result[key] = dict(value) if other else _merged(old, value)
-        else:
-            result[key] = value
-    return result

@@ -39,6 +39,7 @@ from pipeline.training.session import Session
 from pipeline.training.teacher import make_teacher
 
 CHECKPOINTS = "checkpoints"
+_STUDENT = "student"  # every arm has one, that of its block distill
 _REMEDY = "remove it and run the study again"
 
 
@@ -99,7 +100,7 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
         energy=energy / "train.parquet",
         energy_test=energy / "test.parquet",
         subset=root / f"subset-{_key([scored, params.heda.fraction, params.heda.subset, seed])}.parquet",
-        student=root / "students",
+        students=root / "students",
     )
 
 
@@ -184,16 +185,17 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     """
     training = trial.params.distill.training.model_copy(update={"keep": "last"})  # both epochs are measured
     distill = trial.params.distill.model_copy(update={"training": training})
-    params = trial.params.model_copy(update={"seed": trial.seed, "distill": distill})
+    update = {"seed": trial.seed, "distill": distill, "students": {_STUDENT: distill}}
+    params = trial.params.model_copy(update=update)
     path = result_path(trial, root)
-    run = Run(replace(places_of(trial.params, root, trial.seed), student=path.with_suffix("")))
+    run = Run(replace(places_of(trial.params, root, trial.seed), students=path.with_suffix("")))
     if not run.places.subset.exists():
         make_subset(run, params.heda, params.seed)
     # a folder of its own: two trials may differ only in how their students are measured
     checkpoints = root / CHECKPOINTS / path.stem
     session = Session.on(params.device, checkpoints=checkpoints, keep_best=True, on_epoch=on_epoch)
     device = session.device
-    with trained_student(run, params, session) as student:
+    with trained_student(run, _STUDENT, params, session) as student:
         normalisation = Normalisation(tuple(student.facts["mean"]), tuple(student.facts["std"]))
         records, last = student.records, measure(student.network, run, params, normalisation, device)
         best_epoch = student.checkpoint.load_best(student.network)

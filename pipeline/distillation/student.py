@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.describe import count_macs, count_parameters
 from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
@@ -47,8 +48,23 @@ from pipeline.training.session import Session
 from pipeline.training.task import Task
 
 
-def check_networks(params: Params, num_classes: int, image: ImageFormat) -> None:
-    """Build teacher and student and run them once, so that a mistake shows before anything is trained.
+@dataclass(frozen=True)
+class NetworkSize:
+    """Learnable parameters, and multiply-accumulates of one image."""
+
+    parameters: int
+    macs: int
+
+    @classmethod
+    def of(cls, network: nn.Module, image: ImageFormat) -> NetworkSize:
+        return cls(count_parameters(network), count_macs(network, image.shape))
+
+
+def check_networks(params: Params, num_classes: int, image: ImageFormat) -> dict[str, NetworkSize]:
+    """Build the teacher and all students and run them once, so that a mistake shows before anything is trained.
+
+    Returns:
+        The size of each student, by name.
 
     Raises:
         ParamsError: a network does not exist or cannot take the images, or an optimizer, stages to freeze or those of
@@ -62,10 +78,15 @@ def check_networks(params: Params, num_classes: int, image: ImageFormat) -> None
     weights.check_runs(teacher, "teacher.network", num_classes, image.shape)
     if params.teacher.checkpoint is None:
         check_trainable(teacher, params.teacher.training, "teacher.training", image.shape)
-    student = initial_network(params.distill, "distill", num_classes, image.shape).network
-    weights.check_runs(student, "distill.network", num_classes, image.shape)
-    check_trainable(student, params.distill.training, "distill.training", image.shape)
-    make_loss(params.distill, student, teacher, image.shape)
+    sizes = {}
+    for name, distill in params.students.items():
+        block = params.block_of(name)
+        student = initial_network(distill, block, num_classes, image.shape).network
+        weights.check_runs(student, f"{block}.network", num_classes, image.shape)
+        check_trainable(student, distill.training, f"{block}.training", image.shape)
+        make_loss(distill, student, teacher, image.shape)
+        sizes[name] = NetworkSize.of(student, image)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -116,8 +137,8 @@ class TrainedStudent:
     checkpoint: Checkpoint
 
 
-def make_student(run: Run, params: Params, session: Session) -> NetworkCard | None:
-    """Distill the student that ``params`` ask for and write it to its place in the run.
+def make_student(run: Run, name: str, params: Params, session: Session) -> NetworkCard | None:
+    """Distill the student of this name in ``params`` and write it to its place in the run.
 
     Returns:
         Its card; None in all processes but the first.
@@ -126,16 +147,15 @@ def make_student(run: Run, params: Params, session: Session) -> NetworkCard | No
         SpaceError: the disk cannot hold the weights.
         EnergyKDError: as of :func:`trained_student`.
     """
-    with trained_student(run, params, session) as student:
+    folder = run.network(name).places.weights
+    with trained_student(run, name, params, session) as student:
         # inside the block: the crash checkpoint is removed after the student is written
-        return (
-            weights.write_network(run.places.student, student.network, student.facts) if session.world.is_main else None
-        )
+        return weights.write_network(folder, student.network, student.facts) if session.world.is_main else None
 
 
 @contextmanager
-def trained_student(run: Run, params: Params, session: Session) -> Iterator[TrainedStudent]:
-    """Distill the student that ``params`` ask for; its crash checkpoint stays locked while the block runs.
+def trained_student(run: Run, name: str, params: Params, session: Session) -> Iterator[TrainedStudent]:
+    """Distill the student of this name in ``params``; its crash checkpoint stays locked while the block runs.
 
     Raises:
         ParamsError: there is no such network, it cannot take the images, or the loss does not fit the networks.
@@ -143,25 +163,26 @@ def trained_student(run: Run, params: Params, session: Session) -> Iterator[Trai
         SpaceError: the disk cannot hold the weights, or the epochs that are stored while it trains.
         TrainingError: as of :func:`pipeline.training.loop.train`.
     """
+    block, params = params.block_of(name), params.of_student(name)
     torch.manual_seed(params.seed)
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
-    initial = initial_network(params.distill, "distill", len(data.class_names), data.image.shape)
-    student, normalisation = initial.network, initial.normalised(data, "student", session)
+    initial = initial_network(params.distill, block, len(data.class_names), data.image.shape)
+    student, normalisation = initial.network, initial.normalised(data, name, session)
     lineage |= initial.lineage
     scored = ScoredImages.of(run, params, session.device, normalisation)
-    weights.check_runs(student, "distill.network", len(data.class_names), data.image.shape)
-    check_trainable(student, params.distill.training, "distill.training", data.image.shape)
+    weights.check_runs(student, f"{block}.network", len(data.class_names), data.image.shape)
+    check_trainable(student, params.distill.training, f"{block}.training", data.image.shape)
     with session.world.barrier():
         if session.world.is_main:
             size = weights.state_bytes(student)
-            require_space(run.places.student, size, "the weights of the student", output=size)
+            require_space(run.network(name).places.weights, size, f"the weights of {name}", output=size)
     validation = open_images(run.places.data, "val", session.device, normalisation)
     heda_in_use = params.heda.model_dump(mode="json") if params.heda.mix != "none" else {"mix": "none"}
     choices = {"distill": params.distill.model_dump(mode="json"), "heda": heda_in_use}
     key_parts: dict[str, Any] = {**choices, **lineage, "views": params.data.augmentation.model_dump(mode="json")}
     key_parts |= {"seed": params.seed, "data": data.fingerprint, "normalisation": normalisation}
-    with session.checkpoint("student", key_parts) as checkpoint:
+    with session.checkpoint("student", key_parts, name) as checkpoint:
         records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
         facts = card_facts("student", params.distill.network, data, lineage, normalisation)
         facts |= training_facts(records, params.seed, params.distill.training.keep)

@@ -1,4 +1,4 @@
-"""Accuracy of every exported file in its runtime on the test split, compared with the torch student."""
+"""Accuracy of every exported file of a network in its runtime on the test split, compared with the torch network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import runtimes
 from pipeline.config import EvaluateParams
@@ -23,8 +23,10 @@ from pipeline.evaluation.accuracy import (
 )
 from pipeline.evaluation.routing import route, softmax_uncertainty
 from pipeline.evaluation.runnable import RunnableFile
-from pipeline.lineage import Run
+from pipeline.lineage import NetworkRun, Run
 from pipeline.portable.accuracy import GROUPS, Expected, Outputs, score, top1_correct
+from pipeline.portable.files import sha256_file
+from pipeline.store.answers import Answers, FileAnswers, SplitAnswers
 from pipeline.store.documents import EvaluatedRow, Evaluation, Routing
 from pipeline.training.inference import all_logits
 from pipeline.training.weights import read_network
@@ -33,7 +35,7 @@ _CPU = torch.device("cpu")
 
 
 def expected_of(run: Run, logits: Tensor, labels: NDArray[Any], index: NDArray[Any] | slice = slice(None)) -> Expected:
-    """Reference outputs for the test images ``index``, from the ``logits`` [N, K] of the torch student."""
+    """Reference outputs for the test images ``index``, from the ``logits`` [N, K] of the torch network."""
     scores = run.energy_test
     energy = energy_score(logits, scores.lineage.temperature)
     return Expected(logits.numpy(), energy.numpy(), labels, scores.columns["group"][index])
@@ -46,7 +48,7 @@ class EvaluatedSplit:
     Attributes:
         images: N test images, on the CPU.
         validation: validation images, on the CPU, for the routing thresholds.
-        expected: reference outputs of the torch student for the N images.
+        expected: reference outputs of the torch network for the N images.
         shots: many-, medium- and few-shot classes, name -> bool [K]; None unless the training split is long-tailed.
     """
 
@@ -57,34 +59,55 @@ class EvaluatedSplit:
 
 
 def evaluate_files(
-    run: Run, files: Sequence[RunnableFile], params: EvaluateParams, on_file: Callable[[int], None]
+    network: NetworkRun, files: Sequence[RunnableFile], params: EvaluateParams, on_file: Callable[[int], None]
 ) -> Evaluation:
-    """Evaluate the files one by one.
+    """Evaluate the files one by one, and write the answers to each image and then the evaluation.
 
     Raises:
         DataError, LineageError: an artifact of the run is damaged or from another run.
         RuntimesError: a runtime cannot load or run a file.
     """
-    student = read_network(run.places.student, run.student)
-    normalisation = Normalisation.of(run.student)
+    run, card, places = network.run, network.card, network.places
+    trained, normalisation = read_network(places.weights, card), Normalisation.of(card)
     images, validation = (open_images(run.places.data, name, _CPU, normalisation) for name in ("test", "val"))
     counts = np.asarray(run.data.train_class_counts)
     shots = shot_groups(counts, params.many_shot_above, params.few_shot_below) if is_long_tailed(counts) else None
-    expected = expected_of(run, all_logits(student, images), images.labels.numpy())
-    test, rows = EvaluatedSplit(images, validation, expected, shots), []
+    expected = expected_of(run, all_logits(trained, images), images.labels.numpy())
+    of_network = FileAnswers(_torch_answers(run, trained, validation), split_answers(expected, expected.labels))
+    test, rows, answers = EvaluatedSplit(images, validation, expected, shots), [], {}
     for file in files:
-        rows.append(evaluate_file(file, test, params))
+        row, answers[file.file.name, file.runtime] = evaluate_file(file, test, params)
+        rows.append(row)
         on_file(1)
+    Answers(of_network, answers).write(places.answers)
     return Evaluation(
-        lineage=run.made_from,
+        lineage=network.made_from,
+        answers_sha256=sha256_file(places.answers),
         test_images=len(images),
         group_sizes={name: int(np.sum(expected.groups == code)) for name, code in GROUPS.items()},
         shot_classes=None if shots is None else {name: int(np.sum(members)) for name, members in shots.items()},
         rows=rows,
-    )
+    ).write(places.evaluation)
 
 
-def evaluate_file(file: RunnableFile, test: EvaluatedSplit, params: EvaluateParams) -> EvaluatedRow:
+def split_answers(outputs: Outputs | Expected, labels: NDArray[np.int64]) -> SplitAnswers:
+    """What the report needs of the outputs for N images with ``labels`` [N].
+
+    Args:
+        outputs: with energies.
+    """
+    assert outputs.energy is not None  # noqa: S101  the export checked it
+    uncertainty = softmax_uncertainty(outputs.logits).astype(np.float32)
+    return SplitAnswers(top1_correct(outputs.logits, labels), outputs.energy, uncertainty)
+
+
+def _torch_answers(run: Run, network: nn.Module, images: Images) -> SplitAnswers:
+    logits = all_logits(network, images)
+    outputs = Outputs(logits.numpy(), energy_score(logits, run.energy_test.lineage.temperature).numpy())
+    return split_answers(outputs, images.labels.numpy())
+
+
+def evaluate_file(file: RunnableFile, test: EvaluatedSplit, params: EvaluateParams) -> tuple[EvaluatedRow, FileAnswers]:
     """Evaluate accuracy, calibration, routing and executed precision of one file.
 
     Raises:
@@ -99,11 +122,9 @@ def evaluate_file(file: RunnableFile, test: EvaluatedSplit, params: EvaluatePara
         accuracy = score(outputs, test.expected)
     except ValueError as error:
         raise runtimes.RuntimesError(f"{file.path} in {file.runtime}: {error}; export it again.") from None
-    correct = top1_correct(outputs.logits, labels)
-    validation_correct = top1_correct(validation.logits, test.validation.labels.numpy())
-    assert outputs.energy is not None and validation.energy is not None  # noqa: S101  the export checked it
-    by_softmax = [softmax_uncertainty(answers.logits) for answers in (validation, outputs)]
-    return EvaluatedRow(
+    answers = FileAnswers(split_answers(validation, test.validation.labels.numpy()), split_answers(outputs, labels))
+    val, correct, wanted = answers.val, answers.test.correct, params.on_device_top1
+    row = EvaluatedRow(
         name=exported.name,
         runtime=file.runtime,
         sha256=exported.sha256,
@@ -116,11 +137,12 @@ def evaluate_file(file: RunnableFile, test: EvaluatedSplit, params: EvaluatePara
         shots=None if test.shots is None else shot_accuracy(correct, labels, test.shots),
         ece=expected_calibration_error(outputs.logits, labels),
         routing=Routing(
-            wanted_top1=params.on_device_top1,
-            energy=route((validation.energy, validation_correct), (outputs.energy, correct), params.on_device_top1),
-            max_softmax=route((by_softmax[0], validation_correct), (by_softmax[1], correct), params.on_device_top1),
+            wanted_top1=wanted,
+            energy=route((val.energy, val.correct), (answers.test.energy, correct), wanted),
+            max_softmax=route((val.uncertainty, val.correct), (answers.test.uncertainty, correct), wanted),
         ),
     )
+    return row, answers
 
 
 def _outputs(runtime: runtimes.Runtime, images: Images, size: int, batch: int | None) -> Outputs:

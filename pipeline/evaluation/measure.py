@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +20,21 @@ from pipeline.device.benchmark.plan import Plan, Variant
 from pipeline.errors import ParamsError
 from pipeline.evaluation.evaluate import expected_of
 from pipeline.evaluation.runnable import RunnableFile
-from pipeline.lineage import Run
+from pipeline.lineage import NetworkRun, Run
+from pipeline.portable.accuracy import Expected
 from pipeline.portable.documents import MeasuredRow
 from pipeline.portable.files import atomic_file, sha256_file
 from pipeline.remote import Address, BundleContent, run_bundle, write_bundle
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
+from pipeline.store.answers import spread_over
 from pipeline.store.documents import ExportedFile, Measurement
 from pipeline.store.paths import model_files
 from pipeline.store.space import require_space
 from pipeline.training.inference import inference_batch
 from pipeline.training.weights import read_network
 
+_CPU = torch.device("cpu")
 BUNDLE, SAMPLES = "bundle.pyz", "samples.npz"
-ARRAYS = "student"  # key of the images and reference outputs in the bundle
-_TEACHERS_PARITY = "parity on the device not measured: the reference outputs are those of the student"
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ def measure(run: Run, request: MeasurementRequest, on_progress: Callable[[int, i
         SpaceError: the disk cannot hold the bundle.
         DataError, LineageError, ParamsError: an artifact or a setting is not usable.
     """
-    content = bundle_content(run, make_plan(request), request.settings.images)
+    networks = {runnable.network.name: runnable.network for runnable in request.files}.values()
+    content = bundle_content(run, make_plan(request), list(networks), request.settings.images)
     models = {part for runnable in request.files for part in model_files(runnable.path)}
     bundle = request.folder / BUNDLE
-    needed = content.inputs[ARRAYS].nbytes + sum(part.stat().st_size for part in models)
+    needed = sum(images.nbytes for images in content.inputs.values()) + sum(part.stat().st_size for part in models)
     require_space(bundle, needed, "the files and images of the bundle")
     request.folder.mkdir(parents=True, exist_ok=True)
     write_bundle(bundle, content)
@@ -92,8 +93,8 @@ def measure(run: Run, request: MeasurementRequest, on_progress: Callable[[int, i
         device=reported.device,
         machine=reported.machine,
         settings=request.settings.model_dump(mode="json", exclude={"wait_minutes"})
-        | {"images": len(content.expected[ARRAYS].labels)},
-        lineage=run.made_from,
+        | {"images": min(request.settings.images, run.data.counts.test)},
+        lineage=run.measured_from(networks),
         bundle_sha256=reported.bundle_sha256,
         samples_sha256=sha256_file(request.folder / SAMPLES),
         started_at=reported.started_at,
@@ -122,6 +123,7 @@ def make_plan(request: MeasurementRequest) -> Plan:
         except ValueError as error:
             raise ParamsError(f"{request.key}: {error}") from None
     excluded = {"runtimes", "batch_size", "images", "sustained_minutes", "throughput", "wait_minutes"}
+    inputs = _input_names([runnable.network for runnable in request.files])
     return Plan(
         tuple(
             Variant(
@@ -129,10 +131,10 @@ def make_plan(request: MeasurementRequest) -> Plan:
                 runnable.runtime,
                 str(runnable.path),
                 runnable.file.precision,
-                inputs=ARRAYS,
-                expected=ARRAYS,
                 batch=settings.batch_size,
                 fixed_batch=runnable.file.batch is not None,
+                inputs=inputs[runnable.network.name],
+                expected=runnable.network.name,
             )
             for runnable in request.files
         ),
@@ -143,42 +145,45 @@ def make_plan(request: MeasurementRequest) -> Plan:
     )
 
 
-def bundle_content(run: Run, plan: Plan, count: int) -> BundleContent:
-    """Put a plan, ``count`` images of the test split and the torch student's outputs for them into a bundle."""
-    student = read_network(run.places.student, run.student)
-    images = open_images(run.places.data, "test", torch.device("cpu"), Normalisation.of(run.student))
-    index = spread_over(len(images), count)
-    inputs = images.centre(torch.from_numpy(index)).contiguous()
-    with torch.inference_mode():
-        logits = torch.cat([student(part).float() for part in torch.split(inputs, inference_batch(images))])
+def bundle_content(run: Run, plan: Plan, networks: Sequence[NetworkRun], count: int) -> BundleContent:
+    """Put a plan into a bundle, with ``count`` images of the test split in the normalisation of each network, and each
+    torch network's outputs for them."""
+    names = _input_names(networks)
+    inputs: dict[str, NDArray[np.float32]] = {}
+    expected: dict[str, Expected] = {}
+    for network in networks:
+        images = open_images(run.places.data, "test", _CPU, Normalisation.of(network.card))
+        index = spread_over(len(images), count)
+        pixels = images.centre(torch.from_numpy(index)).contiguous()
+        trained = read_network(network.places.weights, network.card)
+        with torch.inference_mode():
+            logits = torch.cat([trained(part).float() for part in torch.split(pixels, inference_batch(images))])
+        inputs.setdefault(names[network.name], pixels.numpy())
+        expected[network.name] = expected_of(run, logits, images.labels.numpy()[index], index)
     return BundleContent(
         plan=plan,
-        inputs={ARRAYS: inputs.numpy()},
-        expected={ARRAYS: expected_of(run, logits, images.labels.numpy()[index], index)},
+        inputs=inputs,
+        expected=expected,
         card={
             "names": {"input": INPUT, "logits": LOGITS, "energy": ENERGY},
             "labels": run.data.class_names,
-            "preprocessing": preprocessing(run.student),
-            "lineage": run.made_from.model_dump(),
+            "preprocessing": {network.name: preprocessing(network.card) for network in networks},
+            "lineage": run.measured_from(networks).model_dump(),
         },
     )
 
 
-def spread_over(total: int, wanted: int) -> NDArray[np.int64]:
-    """``wanted`` evenly spaced indices below ``total``; all ``total`` if there are fewer."""
-    count = min(wanted, total)
-    return np.arange(count, dtype=np.int64) * total // count
+def _input_names(networks: Sequence[NetworkRun]) -> dict[str, str]:
+    """Network -> name of its images in the bundle; networks of the same normalisation share them."""
+    first: dict[Normalisation, str] = {}
+    return {network.name: first.setdefault(Normalisation.of(network.card), network.name) for network in networks}
 
 
 def _with_file_facts(row: MeasuredRow, file: ExportedFile) -> MeasuredRow:
     """Complete a row from the export manifest; the device knows only the variant's name in the plan."""
-    row = replace(
+    return replace(
         row, name=file.name, role=file.role, format=file.format, sha256=file.sha256, size_bytes=file.size_bytes
     )
-    if file.role == "student" or row.accuracy is None:
-        return row
-    unknown: Any = dict.fromkeys(("parity_max_abs", "parity_mean_abs", "parity_top1_agreement", "energy_max_abs"))
-    return replace(row, accuracy=replace(row.accuracy, **unknown), notes=[*row.notes, _TEACHERS_PARITY])
 
 
 def in_short(row: MeasuredRow) -> str:

@@ -1,4 +1,4 @@
-"""The stage export: write all files of a run and compare each with its network."""
+"""The stage export: write all files of a network and compare each with it."""
 
 import hashlib
 import json
@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from pipeline.config import ExportParams, Precision
+from pipeline.config import TEACHER, ExportParams, Precision
 from pipeline.data.loader import open_images
-from pipeline.data.normalisation import Normalisation, taking
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.store import preprocessing
 from pipeline.errors import ExportError
 from pipeline.export.calibration import select
 from pipeline.export.formats import FORMATS, ExportSource, FormatName
 from pipeline.export.int8.quantize import weight_bits
 from pipeline.export.parity import check_energy, check_parity
-from pipeline.lineage import Run
+from pipeline.lineage import NetworkRun
 from pipeline.portable.accuracy import Outputs
 from pipeline.portable.files import atomic_folder
 from pipeline.runtimes import RuntimesError, joined, load, run_padded
@@ -44,68 +43,69 @@ Progress = Callable[[int, int, str], None]  # files written, files in total, nam
 class PlannedFile:
     """One file to write."""
 
-    role: Role
+    student: str | None
     format: FormatName
     precision: Precision
 
     @property
+    def role(self) -> Role:
+        return "teacher" if self.student is None else "student"
+
+    @property
     def name(self) -> str:
         """Name of the file that a runtime loads; a second file, the .bin of an OpenVINO IR, lies beside it."""
-        return f"{self.role}_{self.precision}{FORMATS[self.format].suffix}"
+        return f"{self.student or TEACHER}_{self.precision}{FORMATS[self.format].suffix}"
 
 
-def plan(params: ExportParams) -> list[PlannedFile]:
-    """List the files of an export in the order of the manifest."""
+def plan(params: ExportParams, student: str | None) -> list[PlannedFile]:
+    """List the files of a student, or of the teacher (None), in the order of the manifest."""
+    if student is None:
+        return [PlannedFile(None, "onnx", "fp32")] if params.teacher else []
     precisions = [precision for precision in _PRECISIONS if precision in params.precisions]
-    files = [PlannedFile("student", "torch", "fp32")]
-    files += [PlannedFile("student", "onnx", precision) for precision in precisions]
-    files += [PlannedFile("student", "openvino", precision) for precision in precisions if params.openvino]
-    files += [PlannedFile("student", "tensorrt", "int8")] if params.tensorrt and "int8" in precisions else []
-    return [*files, PlannedFile("teacher", "onnx", "fp32")] if params.teacher else files
+    files = [PlannedFile(student, "torch", "fp32")]
+    files += [PlannedFile(student, "onnx", precision) for precision in precisions]
+    files += [PlannedFile(student, "openvino", precision) for precision in precisions if params.openvino]
+    return files + ([PlannedFile(student, "tensorrt", "int8")] if params.tensorrt and "int8" in precisions else [])
 
 
-def make_export(run: Run, params: ExportParams, on_progress: Progress) -> ExportManifest:
-    """Write the files of :func:`plan`, the calibration record and the manifest into the run's export folder.
+def make_export(network: NetworkRun, params: ExportParams, on_progress: Progress) -> ExportManifest:
+    """Write the files of :func:`plan`, the calibration record and the manifest into the network's export folder.
 
     Raises:
         ExportError: see :func:`write_files`.
         SpaceError: the disk cannot hold the files.
         DataError, LineageError, CheckpointError: an artifact of the run is missing, damaged or from another run.
     """
-    scores, temperature, calibration = run.energy.columns, run.energy.lineage.temperature, params.calibration
-    normalisation = Normalisation.of(run.student)
-    teacher = read_network(run.places.teacher, run.teacher)
-    networks: dict[Role, nn.Module] = {
-        "student": read_network(run.places.student, run.student),
-        # all files take the same input: that of the student
-        "teacher": taking(normalisation, teacher, Normalisation.of(run.teacher)),
-    }
+    run, calibration = network.run, params.calibration
+    scores, temperature = run.energy.columns, run.energy.lineage.temperature
+    trained, normalisation = read_network(network.places.weights, network.card), Normalisation.of(network.card)
     train_index = select(scores["label"], scores["energy"], calibration.images, calibration.selection, calibration.seed)
     train, val = (open_images(run.places.data, name, torch.device("cpu"), normalisation) for name in ("train", "val"))
     val_index = torch.arange(min(params.parity.images, len(val)))
     pixels = (images.centre(index) for images, index in ((train, torch.from_numpy(train_index)), (val, val_index)))
     parts = *(part.contiguous().numpy() for part in pixels), val.labels[val_index].numpy()
-    sources = {role: ExportSource(network, role, params, temperature, *parts) for role, network in networks.items()}
-    planned = plan(params)
-    needed = sum(state_bytes(networks[file.role]) + GRAPH_BYTES for file in planned)
-    require_space(run.places.export, needed, "the exported files", output=needed)
-    with atomic_folder(run.places.export) as folder:
-        files = write_files(planned, sources, _metadata(run), folder, on_progress)
-        CalibrationRecord(
-            data=run.made_from.data,
-            energy=run.made_from.energy,
-            selection=calibration.selection,
-            seed=calibration.seed,
-            int8=params.int8.model_dump() | {"weight_bits": weight_bits(params.int8)},
-            sha256=hashlib.sha256(train_index.astype("<i8").tobytes()).hexdigest(),
-            indices=train_index.tolist(),
-        ).write(folder / "calibration.json")
-        return ExportManifest(lineage=run.made_from, opset=params.opset, files=files).write(folder / MANIFEST)
+    source = ExportSource(trained, network.role, params, temperature, *parts)
+    planned, places = plan(params, network.student), network.places
+    needed = len(planned) * (state_bytes(trained) + GRAPH_BYTES)
+    require_space(places.export, needed, f"the exported files of {network.name}", output=needed)
+    with atomic_folder(places.export) as folder:
+        files = write_files(planned, source, _metadata(network), folder, on_progress)
+        if any(file.precision == "int8" for file in planned):
+            CalibrationRecord(
+                data=network.made_from.data,
+                energy=network.made_from.energy,
+                selection=calibration.selection,
+                seed=calibration.seed,
+                int8=params.int8.model_dump() | {"weight_bits": weight_bits(params.int8)},
+                sha256=hashlib.sha256(train_index.astype("<i8").tobytes()).hexdigest(),
+                indices=train_index.tolist(),
+            ).write(folder / "calibration.json")
+        return ExportManifest(lineage=network.made_from, opset=params.opset, files=files).write(folder / MANIFEST)
 
 
 def write_files(
     planned: Sequence[PlannedFile],
-    sources: Mapping[Role, ExportSource],
+    source: ExportSource,
     metadata: Mapping[str, str],
     folder: Path,
     on_progress: Progress,
@@ -113,7 +113,7 @@ def write_files(
     """Write the files and check each one; equal inputs and library versions give equal bytes.
 
     Args:
-        planned: files to write.
+        planned: files to write of the network of ``source``.
         metadata: written into every file, together with the file's "role" and "precision".
 
     Raises:
@@ -122,7 +122,7 @@ def write_files(
     files: list[ExportedFile] = []
     for file in planned:
         on_progress(len(files), len(planned), file.name)
-        source, form, path = sources[file.role], FORMATS[file.format], folder / file.name
+        form, path = FORMATS[file.format], folder / file.name
         reference = source.reference  # before the file, so that a failure of the network is reported as one
         file_metadata = {**metadata, "role": file.role, "precision": file.precision}
         if form.runtime == "openvino":  # the IR has no place for it that OpenVINO reads by itself
@@ -142,6 +142,7 @@ def write_files(
         files.append(
             ExportedFile(
                 name=file.name,
+                role=file.role,
                 **vars(file),
                 sha256=sha256_model(path),
                 size_bytes=sum(part.stat().st_size for part in model_files(path)),
@@ -177,15 +178,15 @@ def _run(file: PlannedFile, path: Path, images: NDArray[np.float32], batch: int 
         raise ExportError(str(error).rstrip(".")) from error
 
 
-def _metadata(run: Run) -> dict[str, str]:
-    """Collect the metadata that all files share: preprocessing, labels, lineage, licence."""
-    data = run.data
+def _metadata(network: NetworkRun) -> dict[str, str]:
+    """Collect the metadata that all files of a network share: preprocessing, labels, lineage, licence."""
+    data, card = network.run.data, network.card
     return {
-        "energy_temperature": json.dumps(run.energy.lineage.temperature),
-        "parameters": json.dumps(run.student.model_dump(include={"network", "seed", "distill", "heda"})),
+        "energy_temperature": json.dumps(network.run.energy.lineage.temperature),
+        "parameters": json.dumps(card.model_dump(include={"network", "seed", "distill", "heda"})),
         "class_names": json.dumps(data.class_names),
-        "preprocessing": json.dumps(preprocessing(run.student)),
-        "lineage": json.dumps(run.made_from.model_dump()),
+        "preprocessing": json.dumps(preprocessing(card)),
+        "lineage": json.dumps(network.made_from.model_dump()),
         "data": data.source,
         "data_licence": data.licence,
     }

@@ -1,7 +1,6 @@
 """Compare a student file with the teacher in size, speed and accuracy, with confidence intervals."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -9,6 +8,7 @@ from scipy import stats
 from pipeline.device.benchmark import statistics
 from pipeline.portable.accuracy import Difference
 from pipeline.portable.documents import MeasuredRow
+from pipeline.report.cascades import CascadeRow
 from pipeline.report.formatting import interval, points, ratio, runtime, verdict
 from pipeline.report.rows import Row
 
@@ -50,26 +50,7 @@ def compare(row: Row, rows: Sequence[Row], measured: Sequence[MeasuredRow]) -> C
     if teacher is None:
         return Comparison(None, None, None, "no file of the teacher was exported", None)
     speed, reason = _speed(row, teacher, {(each.name, each.runtime): each for each in measured})
-    difference = None
-    if row.top1 is not None and teacher.top1 is not None and row.images and teacher.images:
-        low, high = newcombe_interval(row.top1, row.images, teacher.top1, teacher.images)
-        difference = Difference(row.top1 - teacher.top1, low, high)
-    return Comparison(teacher, teacher.size_bytes / row.size_bytes, speed, reason, difference)
-
-
-def newcombe_interval(share: float, count: int, other: float, other_count: int) -> tuple[float, float]:
-    """95 % interval of the difference ``share - other`` of two independent proportions.
-
-    Newcombe, Interval estimation for the difference between independent proportions, Statistics in Medicine 17, 1998,
-    method 10. Two networks share many errors on the same images, so the interval is conservative.
-    """
-    low, high = wilson_interval(share, count)
-    other_low, other_high = wilson_interval(other, other_count)
-    difference = share - other
-    return (
-        difference - math.hypot(share - low, other_high - other),
-        difference + math.hypot(high - share, other - other_low),
-    )
+    return Comparison(teacher, teacher.size_bytes / row.size_bytes, speed, reason, row.difference_to(teacher))
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
@@ -78,9 +59,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def verdict_sentence(row: Row, comparison: Comparison, decimals: int) -> str:
+def deploy_words(row: Row, *, several: bool) -> str:
+    """The file and its runtime, with the name of the student if there are several."""
+    return f"Deploy {f'the student {row.student} as ' * several}{row.name} with {runtime(row.runtime)}"
+
+
+def verdict_sentence(row: Row, comparison: Comparison, decimals: int, *, several: bool) -> str:
     """Recommend a file in one sentence, with its gain and loss against the teacher."""
-    start = f"Deploy {row.name} with {runtime(row.runtime)}"
+    start = deploy_words(row, several=several)
     if comparison.teacher is None:
         return f"{start}; it was not compared with the teacher, because {comparison.speed_reason}."
     gains = [_times(comparison.size_ratio, "smaller", "larger")] if comparison.size_ratio else []
@@ -105,11 +91,19 @@ def _times(value: float, more: str, less: str) -> str:
     return f"{ratio(value)} {more}" if value >= 1 else f"{ratio(1 / value)} {less}"
 
 
+def _round_medians(row: Row, measured: Mapping[tuple[str, str], MeasuredRow]) -> list[float]:
+    """Median of each round, milliseconds; of a cascade the mean of an image, by the rounds of both files."""
+    if isinstance(row, CascadeRow):
+        small, large = (_round_medians(each, measured) for each in (row.cascade.small, row.cascade.large))
+        return [first + row.cascade.sent * second for first, second in zip(small, large, strict=False)]
+    return [timed.median_ms for timed in measured[row.key].rounds] if row.key in measured else []
+
+
 def _speed(row: Row, teacher: Row, measured: dict[tuple[str, str], MeasuredRow]) -> tuple[float | None, str]:
     """Return the latency ratio teacher / file if the benchmark's rule shows a difference, else None and the reason."""
     medians, latencies = [], []
     for subject, candidate in (("the file", row), ("the teacher", teacher)):
-        rounds = [timed.median_ms for timed in measured[candidate.key].rounds] if candidate.key in measured else []
+        rounds = _round_medians(candidate, measured)
         if not candidate.latency_p50_ms or not rounds:
             return None, f"the latency of {subject} was not measured"
         if candidate.verdict in _UNUSABLE:

@@ -9,10 +9,12 @@ from typing import Any
 from pipeline import targets
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
+from pipeline.lineage import Run
 from pipeline.portable.documents import MeasuredRow
 from pipeline.portable.text import brief
+from pipeline.report.cascades import CascadeRow, cascade_rows
 from pipeline.report.recommend import Recommendation, recommend
-from pipeline.report.rows import Row
+from pipeline.report.rows import Reference, Row, row_class
 from pipeline.store.documents import ExportedFile, Measurement
 from pipeline.store.json_files import parse_json
 from pipeline.store.paths import TARGET_INDEX
@@ -55,6 +57,7 @@ class OnDevice:
         machine: properties of the machine.
         changed: system settings changed for the measurement, path -> [value before, value].
         rows: rows of the table, for the current files only.
+        cascades: as for this machine, by the latencies of the device.
         measured: the same rows as measured, in the same order.
         recommendation: for the budget of the device.
         notes: remarks on the whole result.
@@ -67,6 +70,7 @@ class OnDevice:
     changed: Any
     budget: BudgetParams
     rows: list[Row]
+    cascades: list[CascadeRow]
     measured: list[MeasuredRow]
     recommendation: Recommendation
     notes: list[str]
@@ -101,7 +105,7 @@ class OnDevice:
             "name": self.name,
             "device": self.hardware,
             "emulated": self.emulated,
-            "recommended": self.recommendation.reference(),
+            "recommended": self.recommendation.entry(),
             "not_recommended": self.not_recommended,
             "broken": self.recommendation.broken,
             "slower_than_fp32": self.recommendation.slower_than_fp32,
@@ -110,9 +114,16 @@ class OnDevice:
             "settings": self.settings,
             "tuning": self.changed,
             "budget": self.budget.model_dump(),
-            "measurements": [{key: asdict(row)[key] for key in _MEASUREMENTS} for row in self.measured],
+            "measurements": [_measurement(row) for row in self.measured],
             "notes": self.notes,
         }
+
+
+def _measurement(row: MeasuredRow) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(row).items() if key in _MEASUREMENTS}
+    if values["accuracy"] is not None:
+        del values["accuracy"]["correct"]  # as long as the test split
+    return values
 
 
 def read_devices() -> list[Device]:
@@ -134,14 +145,14 @@ def read_devices() -> list[Device]:
     return devices
 
 
-def on_device(device: Device, files: Sequence[ExportedFile], row_class: type[Row] = Row) -> OnDevice:
+def on_device(device: Device, run: Run, here: Sequence[Row]) -> OnDevice:
     """Select the rows of a device for the current files, and recommend one.
 
     Args:
-        files: files of the export manifest.
-        row_class: result of :func:`pipeline.report.rows.row_class`.
+        here: the rows of this machine, for the accuracy on the validation split.
     """
-    result, exported = device.measured, {file.name: file for file in files}
+    result, exported, kind = device.measured, {file.name: file for file in run.files}, row_class(run)
+    reference, validation = Reference.of(run, device.budget), {row.name: row.val_top1 for row in here}
     machine = result.machine if result else {}
     current, older = [], []
     for row in result.rows if result else []:
@@ -152,8 +163,12 @@ def on_device(device: Device, files: Sequence[ExportedFile], row_class: type[Row
             now = "missing" if file is None else file.sha256[:12]
             older.append(f"{row.name} {str(row.sha256)[:12]}, now {now}")
     emulated = bool(machine.get("emulated"))
-    rows = [_row(device.name, row, exported[row.name], row_class, emulated=emulated) for row in current]
-    recommendation = recommend(rows, device.budget)
+    rows = [_row(device.name, row, exported[row.name], kind, emulated=emulated) for row in current]
+    for each in rows:
+        each.val_top1 = validation.get(each.name)
+        each.set_reference(reference)
+    cascades = [] if emulated else cascade_rows(rows, run.answers, reference)
+    recommendation = recommend([*rows, *(cascades if device.budget.cascades else ())], device.budget)
     return OnDevice(
         name=device.name,
         hardware=result.device if result else device.name,
@@ -162,6 +177,7 @@ def on_device(device: Device, files: Sequence[ExportedFile], row_class: type[Row
         changed=result.tuning.get("changed", {}) if result else {},
         budget=device.budget,
         rows=rows,
+        cascades=cascades,
         measured=current,
         recommendation=replace(recommendation, row=None) if emulated else recommendation,
         notes=[*_left_out(device, older), *(note.rstrip(".") for note in (result.notes if result else []))],

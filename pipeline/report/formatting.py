@@ -63,6 +63,14 @@ def number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:,.0f}"
 
 
+def count(value: float) -> str:
+    """A large number in thousands, millions or billions, with three significant digits: ``12.5 M``."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:
+            return f"{significant(value / unit)} {name}"
+    return number(value)
+
+
 def throughput(value: float | None) -> str:
     """Images per second with at least three significant digits."""
     return number(value) if value is None or value >= 100 else significant(value)

@@ -1,18 +1,22 @@
 """Inputs of the report: the artifacts of one run, learning curves, and results of devices."""
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
-from pipeline.lineage import Run
+from pipeline.lineage import NetworkRun, Run
 from pipeline.portable.text import brief
 from pipeline.report.devices import Device, read_devices
-from pipeline.store.documents import check_lineage
+from pipeline.store.documents import StudentSpread, StudentsSpread, check_lineage
+from pipeline.store.paths import SPREAD
+
+_STUDY = "run `make ablation STUDY=ablations/students.yaml`"
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,11 @@ class Inputs:
 
     Attributes:
         tensorrt_unavailable: reason why TensorRT cannot run here, in one sentence; None if it can.
-        curves: role ("teacher", "student") -> metric ("train_loss", "val_top1") -> curve; roles that were not
+        curves: "teacher" or name of a student -> metric ("train_loss", "val_top1") -> curve; networks that were not
             trained in this run are absent.
         devices: devices of targets/.
+        spread: of the students over several seeds, by name; those without a study of the present data, teacher and
+            parameters are absent.
     """
 
     run: Run
@@ -39,6 +45,7 @@ class Inputs:
     tensorrt_unavailable: str | None
     curves: Mapping[str, Mapping[str, Curve]]
     devices: Sequence[Device] = ()
+    spread: Mapping[str, StudentSpread] = field(default_factory=dict)
 
 
 def read_inputs(run: Run, budget: BudgetParams, tensorrt_unavailable: str | None) -> Inputs:
@@ -48,10 +55,34 @@ def read_inputs(run: Run, budget: BudgetParams, tensorrt_unavailable: str | None
         DataError: a file is missing or damaged.
         LineageError: two files come from different runs.
     """
-    _ = run.energy, run.energy_test, run.subset, run.evaluation, run.benchmark
-    # the stages after distill do not read the subset, so Run does not check this link
-    check_lineage(run.places.student, run.student.lineage.model_dump(), {"subset": run.subset_sha256})
-    return Inputs(run, budget, tensorrt_unavailable, read_curves(run), read_devices())
+    _ = run.energy, run.energy_test, run.subset, run.benchmark
+    for network in run.networks:
+        _ = network.answers
+    for student in run.students:  # the stages after distill do not read the subset, so Run does not check this link
+        check_lineage(student.places.weights, student.card.lineage.model_dump(), {"subset": run.subset_sha256})
+    return Inputs(run, budget, tensorrt_unavailable, read_curves(run), read_devices(), read_spread(run))
+
+
+def read_spread(run: Run, path: Path = SPREAD) -> dict[str, StudentSpread]:
+    """Read the spread of the students, without that of other data, of another teacher or of other parameters.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    found = StudentsSpread.read(path, f"remove it, or {_STUDY}")
+    if (found.data, found.teacher) != (run.data.fingerprint, run.teacher.weights_sha256):
+        logging.warning("%s is of other data or another teacher and is left out; %s", path, _STUDY)
+        return {}
+    older = [each.name for each in run.students if each.name in found.students and not _is_of(found, each)]
+    for name in older:
+        logging.warning("%s has %s with other parameters, which is left out; %s", path, name, _STUDY)
+    return {each.name: found.students[each.name] for each in run.students if _is_of(found, each)}
+
+
+def _is_of(found: StudentsSpread, student: NetworkRun) -> bool:
+    return student.name in found.students and found.students[student.name].distill == student.card.distill
 
 
 def read_curves(run: Run) -> dict[str, dict[str, Curve]]:
@@ -62,11 +93,11 @@ def read_curves(run: Run) -> dict[str, dict[str, Curve]]:
         LineageError: the curves are from another network.
     """
     curves: dict[str, dict[str, Curve]] = {}
-    for role, folder in run.places.curves.items():
-        role_curves = {path.stem: _read_curve(path) for path in sorted((folder / "plots/metrics").glob("*.tsv"))}
-        if role_curves:
-            run.check_curves(role, getattr(run, role))
-            curves[role] = role_curves
+    for network in run.networks:
+        files = sorted((network.places.curves / "plots/metrics").glob("*.tsv"))
+        if files:
+            network.check_curves()
+            curves[network.name] = {path.stem: _read_curve(path) for path in files}
     return curves
 
 

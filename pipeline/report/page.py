@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import jinja2
@@ -13,22 +16,33 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipeline.config import TEACHER, BudgetParams
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report import formatting
 from pipeline.report.build import Report
-from pipeline.report.compare import compare, verdict_sentence, wilson_interval
+from pipeline.report.cascades import beaten_by
+from pipeline.report.compare import compare, deploy_words, verdict_sentence, wilson_interval
 from pipeline.report.devices import OnDevice
 from pipeline.report.pareto import pareto_plot
-from pipeline.report.plots import confidence_plot, energy_plot, learning_plot, routing_plot, sustained_plot
-from pipeline.report.recommend import budget_sentence
-from pipeline.report.rows import Row
+from pipeline.report.plots import (
+    confidence_plot,
+    energy_plot,
+    learning_plot,
+    network_colours,
+    routing_plot,
+    sustained_plot,
+)
+from pipeline.report.recommend import Recommendation, Step, budget_sentence
+from pipeline.report.rows import Row, best_student
 from pipeline.store import paths
 
 _CLASSES_SHOWN = 12
+_DEVICE_PLOT_INCHES = 3.4
 _PLAIN_FILTERS = (
-    *("executed", "flatten", "known", "logit_error", "milliseconds", "number", "plain", "runtime", "size"),
+    *("count", "executed", "flatten", "known", "logit_error", "milliseconds", "number", "plain", "runtime", "size"),
     *("throughput", "verdict"),
 )
+_CARD_FACTS = ("network", "source", "epochs", "kept_epoch", "seed", "parameters", "macs", "distill", "heda")
 _BY_DECIMALS = ("interval", "percent", "points")
 
 
@@ -58,25 +72,29 @@ class Notes:
 def render_page(report: Report) -> str:
     """Render reports/report.html."""
     inputs, run, chosen = report.inputs, report.inputs.run, report.recommendation.row
-    decimals = formatting.accuracy_decimals(run.evaluation.test_images)
+    evaluation = report.student.evaluation
+    decimals = formatting.accuracy_decimals(evaluation.test_images)
     shown = [row for row in report.rows if row.is_measured]
-    routing = next(
-        (row.routing for row in run.evaluation.rows if chosen and (row.name, row.runtime) == chosen.key), None
-    )
+    routing = next((row.routing for row in evaluation.rows if chosen and (row.name, row.runtime) == chosen.key), None)
     kept = routing.energy if routing else None
+    colours = network_colours(list(report.students))
+    colour_of_file = {file.name: colours[network.name] for network in run.networks for file in network.exported.files}
+    script = resources.files("pipeline.report").joinpath("sort.js").read_text(encoding="utf-8")
     return (
-        _environment(decimals)
+        _environment(report, decimals, colour_of_file)
         .get_template("report.html")
         .render(
             report=report,
             run=run,
             data=run.data,
+            evaluation=evaluation,
             paths=paths,
             chosen=chosen,
             verdict=_verdict(report, decimals),
             rows=shown,
             beside=side_by_side(shown, report.devices),
-            pareto=figure_element(pareto_plot(shown, chosen)),
+            pareto=figure_element(_pareto(report, chosen, colour_of_file)),
+            colours=colours,
             energy=figure_element(energy_plot(run.energy, run.energy_test)),
             energy_groups=np.bincount(run.energy.columns["group"], minlength=3).tolist(),
             confidence=figure_element(confidence_plot(run.energy)),
@@ -84,16 +102,29 @@ def render_page(report: Report) -> str:
             routing_figure=figure_element(routing_plot(routing)) if routing else None,
             routing_interval=wilson_interval(kept.top1, kept.kept) if kept and kept.top1 is not None else None,
             subset=_subset(report),
-            curves=figure_element(learning_plot(inputs.curves)),
+            curves=figure_element(learning_plot(inputs.curves, colours)),
+            network_settings=network_settings(report),
             runtimes={
-                formatting.runtime(row.runtime): f"{row.runtime_version}, {row.provider}" for row in run.evaluation.rows
+                formatting.runtime(row.runtime): f"{row.runtime_version}, {row.provider}" for row in evaluation.rows
             },
             missing=_missing(report),
+            script=Markup(script),  # noqa: S704  our own
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
 
 
-def _environment(decimals: int) -> jinja2.Environment:
+def _pareto(where: Report | OnDevice, chosen: Row | None, colours: Mapping[str, str], **options: Any) -> str | None:
+    """The plot of the files of a device and of their cascades, in the colour of the file that answers first."""
+    rows = [*(row for row in where.rows if row.is_measured), *where.cascades]
+    of_cascades = {row.name: colours[row.cascade.small.name] for row in where.cascades}
+    curves = [[(point.latency_ms, point.top1) for point in row.cascade.curve] for row in where.cascades]
+    return pareto_plot(rows, chosen, {**colours, **of_cascades}, curves=curves, **options)
+
+
+def _environment(report: Report, decimals: int, colours: Mapping[str, str]) -> jinja2.Environment:
+    """Args: colours: of the files, by name."""
+    several = len(report.students) > 1
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "."),
         autoescape=True,
@@ -106,10 +137,19 @@ def _environment(decimals: int) -> jinja2.Environment:
         name: functools.partial(getattr(formatting, name), decimals=decimals) for name in _BY_DECIMALS
     }
     environment.globals |= {
+        "several": several,
         "notes_of": Notes.of,
-        "device_sentence": device_sentence,
+        "apart": lambda budget: several or budget.reference == TEACHER,
+        "reference": functools.partial(_reference, report),
+        "reference_name": functools.partial(_reference_name, report),
+        "device_sentence": functools.partial(device_sentence, several=several),
+        "step_sentences": step_sentences,
         "has_passes": has_passes,
-        "sustained_figure": lambda rows, name: figure_element(sustained_plot(rows, name)),
+        "beaten_by": beaten_by,
+        "device_pareto": lambda found: figure_element(
+            _pareto(found, found.recommendation.row, colours, name=f"pareto-{found.name}", height=_DEVICE_PLOT_INCHES)
+        ),
+        "sustained_figure": lambda rows, name: figure_element(sustained_plot(rows, name, colours)),
     }
     return environment
 
@@ -127,23 +167,77 @@ def figure_element(svg: str | None) -> Markup | None:
 def _verdict(report: Report, decimals: int) -> str:
     row = report.recommendation.row
     if row is not None and report.comparison is not None:
-        return verdict_sentence(row, report.comparison, decimals)
+        return verdict_sentence(row, report.comparison, decimals, several=len(report.students) > 1)
     if report.recommendation.broken:
         return "No file can be recommended: each one breaks a limit of the budget, as listed under the measurements."
     reason = budget_sentence(report.recommendation)
     return f"{reason[0].upper()}{reason[1:]}."
 
 
-def device_sentence(device: OnDevice) -> str:
+def device_sentence(device: OnDevice, *, several: bool) -> str:
     """Recommend a file for a device in one sentence, or give the reason for no recommendation."""
     row = device.recommendation.row
     if row is None:
         return f"No file is recommended for it: {device.not_recommended}."
     if not any(other.role == "teacher" for other in device.rows):
         latency = formatting.milliseconds(row.latency_p50_ms)
-        return f"Deploy {row.name} with {formatting.runtime(row.runtime)}: {latency} ms at the median."
+        return f"{deploy_words(row, several=several)}: {latency} ms at the median."
     decimals = formatting.accuracy_decimals(row.images or 0)
-    return verdict_sentence(row, compare(row, device.rows, device.measured), decimals)
+    return verdict_sentence(row, compare(row, device.rows, device.measured), decimals, several=several)
+
+
+def step_sentences(recommendation: Recommendation) -> list[tuple[str, str]]:
+    """What the next cheaper and the next better file would change: a caption and a sentence for each."""
+    if recommendation.row is None:
+        return []
+    steps = {"One step cheaper": recommendation.cheaper, "One step better": recommendation.better}
+    return [(caption, _step_sentence(step) if step else "there is none.") for caption, step in steps.items()]
+
+
+def _step_sentence(step: Step) -> str:
+    row, difference = step.row, step.difference
+    size, latency = formatting.size(abs(step.size_bytes)), formatting.milliseconds(abs(step.latency_ms))
+    changes = [
+        f"{size} {'smaller' if step.size_bytes < 0 else 'larger'}" if step.size_bytes else "of the same size",
+        f"{latency} ms {'faster' if step.latency_ms < 0 else 'slower'}" if step.latency_ms else "as fast",
+    ]
+    sentence = f"{row.name} with {formatting.runtime(row.runtime)}, {' and '.join(changes)}"
+    if difference is not None:
+        decimals = formatting.accuracy_decimals(row.images or 0)
+        bounds = formatting.interval(difference.low, difference.high, decimals)
+        change = formatting.points(difference.value, decimals)
+        sentence += f", at {change} points of top-1 accuracy (95 % interval {bounds})"
+    return f"{sentence}; {', '.join(step.broken)}." if step.broken else f"{sentence}; it is within the budget too."
+
+
+def _reference_name(report: Report, budget: BudgetParams) -> str:
+    """The network that the drops of a budget are against."""
+    return TEACHER if budget.reference == TEACHER else best_student(report.inputs.run).name
+
+
+def _reference(report: Report, budget: BudgetParams) -> str:
+    name = _reference_name(report, budget)
+    if name == TEACHER:
+        return "the teacher"
+    return f"the student {name}" if len(report.students) > 1 else "the student in PyTorch"
+
+
+def network_settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Captions and settings of the networks; what several students have in common is said once."""
+    run = report.inputs.run
+    settings = {
+        network.name: formatting.known(
+            {key: getattr(network.card, key) for key in _CARD_FACTS}  # without those that did not apply
+        )
+        for network in run.networks
+    }
+    of_teacher = ("Teacher", settings.pop(TEACHER))
+    if len(settings) == 1:
+        return [of_teacher, *(("Student", pairs) for pairs in settings.values())]
+    first = next(iter(settings.values()))
+    common = [pair for pair in first if all(pair in pairs for pairs in settings.values())]
+    own = [(name, [pair for pair in pairs if pair not in common]) for name, pairs in settings.items()]
+    return [of_teacher, ("All students", common), *((f"Student {name}", pairs) for name, pairs in own)]
 
 
 def has_passes(rows: Sequence[MeasuredRow]) -> bool:
@@ -176,7 +270,7 @@ def _subset(report: Report) -> dict[str, Any]:
     hardest = np.argsort(-factor, kind="stable")[:_CLASSES_SHOWN]
     return {
         "kind": run.subset.lineage.subset.replace("_", "-"),
-        "mix": (run.student.heda or {}).get("mix", "none"),
+        "mix": (report.student.card.heda or {}).get("mix", "none"),
         "sides": [_images(train, inside), _images(train, ~inside)],
         "classes": [(names[k], float(of_train[k]), float(of_subset[k]), float(factor[k])) for k in hardest.tolist()],
         "largest": largest,
@@ -203,8 +297,8 @@ def _missing(report: Report) -> list[tuple[str, list[str]]]:
         for note in row.notes:
             if "not measured" in note or "not unique" in note:
                 missing.setdefault(note, []).append(f"{row.name} ({formatting.runtime(row.runtime)})")
-    for card in (report.inputs.run.teacher, report.inputs.run.student):
-        if card.role not in report.inputs.curves:
-            source = "it came from a checkpoint" if card.source == "checkpoint" else "no curves were logged"
-            missing[f"learning curves of the {card.role} not measured: {source}"] = []
+    for network in report.inputs.run.networks:
+        if network.name not in report.inputs.curves:
+            source = "it came from a checkpoint" if network.card.source == "checkpoint" else "no curves were logged"
+            missing[f"learning curves of {network.name} not measured: {source}"] = []
     return list(missing.items())

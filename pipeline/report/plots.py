@@ -1,14 +1,17 @@
 """Common style of all plots, and all plots except the Pareto plot.
 
-Equal inputs give equal SVG files. Text is drawn as outlines, so no font is needed. The colours of Okabe and Ito stay
-distinct with common colour vision deficiencies; labels or legends repeat the meaning of each colour.
+Equal inputs give equal SVG files. Text is drawn as outlines, so no font is needed. A network has one colour in all
+plots, a precision one shape, a runtime one fill. The colours are those of Okabe and Ito and two of Tol, which stay
+distinct with common colour vision deficiencies; labels or legends repeat the meaning of each.
 """
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from pipeline.config import TEACHER as TEACHER_NAME
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report.compare import wilson_interval
 from pipeline.report.formatting import runtime
@@ -27,10 +31,13 @@ from pipeline.store.tables import EnergyLineage, Table
 TEACHER, STUDENT = "#5b6470", "#0072b2"
 INK, FAINT, LINE, GRID = "#22262b", "#6a727c", "#9aa2ac", "#e7e9ec"  # as in report.mplstyle
 DASHED = (0, (4, 3))
-RUNTIME_COLOURS = {"torch": "#5b6470", "onnxruntime": "#0072b2", "openvino": "#c4500a", "tensorrt": "#00805f"}
+STUDENT_COLOURS = (STUDENT, "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#882255", "#332288")
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "int8": "D"}
+OTHER_MARKER = "P"
+RUNTIME_FILLS = {"onnxruntime": "full", "openvino": "none", "tensorrt": "left", "torch": "bottom"}
 GROUP_COLOURS = {"low": "#56b4e9", "middle": "#b8bec6", "high": "#d55e00"}
 
+LEGEND_LINE = 0.2  # inches
 _WIDTH_INCHES = 10.0
 _CONFIDENCE_BINS = 40
 STYLE = Path(__file__).with_name("report.mplstyle")
@@ -41,6 +48,24 @@ def new_figure(height: float, columns: int, ratios: Sequence[float] | None = Non
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
     grid = figure.subplots(1, columns, squeeze=False, gridspec_kw={"width_ratios": ratios or [1] * columns})
     return figure, list(grid[0])
+
+
+def network_colours(students: Sequence[str]) -> dict[str, str]:
+    """Colour of the teacher and of each student; those of students repeat from the ninth on."""
+    colours = itertools.cycle(STUDENT_COLOURS)
+    return {TEACHER_NAME: TEACHER} | dict(zip(students, colours, strict=False))
+
+
+def marker(precision: str, runtime_name: str, colour: str) -> dict[str, Any]:
+    """Keywords for a line of matplotlib: the shape is the precision, the fill is the runtime."""
+    fill = RUNTIME_FILLS.get(runtime_name, "full")
+    return {
+        "marker": PRECISION_MARKERS.get(precision, OTHER_MARKER),
+        "fillstyle": "full" if fill == "none" else fill,
+        "markerfacecolor": "white" if fill == "none" else colour,
+        "markerfacecoloralt": "white",
+        "markeredgecolor": "white" if fill == "full" else colour,
+    }
 
 
 def to_svg(figure: Figure, name: str) -> str:
@@ -96,14 +121,15 @@ def routing_plot(routing: Routing) -> str:
         return to_svg(figure, "routing")
 
 
-def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
-    """Plot training loss and validation top-1 of teacher and student; None if neither was trained in this run.
+def learning_plot(curves: Mapping[str, Mapping[str, Curve]], colours: Mapping[str, str]) -> str | None:
+    """Plot training loss and validation top-1 of all networks; None if none was trained in this run.
 
     Args:
-        curves: role -> metric ("train_loss", "val_top1") -> curve.
+        curves: name of a network -> metric ("train_loss", "val_top1") -> curve.
+        colours: of the networks.
     """
     lines = {
-        metric: [(role, found[metric]) for role, found in curves.items() if metric in found and found[metric].steps]
+        metric: [(name, found[metric]) for name, found in curves.items() if metric in found and found[metric].steps]
         for metric in ("train_loss", "val_top1")
     }
     if not any(lines.values()):
@@ -117,24 +143,26 @@ def learning_plot(curves: Mapping[str, Mapping[str, Curve]]) -> str | None:
             axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for role, curve in lines[metric]:
-                colour, style = (TEACHER, "--") if role == "teacher" else (STUDENT, "-")
+            for name, curve in lines[metric]:
                 marker = "o" if len(curve.steps) == 1 else ""
+                style = "--" if name == TEACHER_NAME else "-"
                 # DVCLive counts from 0, and its first value is from the end of epoch 1.
                 epochs, values = np.asarray(curve.steps) + 1, scale * np.asarray(curve.values)
-                axes.plot(epochs, values, style, color=colour, linewidth=1.8, marker=marker, label=role)
-            if lines[metric]:
-                axes.legend(loc="best")
+                axes.plot(epochs, values, style, color=colours[name], linewidth=1.8, marker=marker, label=name)
         _scale_losses(left, [value for _, curve in lines["train_loss"] for value in curve.values])
+        _leave_out_first_epochs(right, [100 * curve.values[-1] for _, curve in lines["val_top1"]])
+        named = right if lines["val_top1"] else left
+        named.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return to_svg(figure, "curves")
 
 
-def sustained_plot(rows: Sequence[MeasuredRow], name: str) -> str | None:
+def sustained_plot(rows: Sequence[MeasuredRow], name: str, colours: Mapping[str, str]) -> str | None:
     """Plot the median latency per minute of sustained load, one line per file and runtime; None without data.
 
     Args:
         rows: rows of one measurement.
         name: name of the device, for the ids.
+        colours: of the files, by name.
     """
     measured = [
         (row, [minute.p50_ms for minute in row.sustained.minutes if minute.p50_ms is not None])
@@ -145,17 +173,18 @@ def sustained_plot(rows: Sequence[MeasuredRow], name: str) -> str | None:
     if not measured:
         return None
     with mpl.rc_context(fname=STYLE):
-        figure, (axes,) = new_figure(3.6, 1)
+        figure, (axes,) = new_figure(max(3.6, LEGEND_LINE * len(measured)), 1)
         for row, medians in measured:
+            colour = colours.get(row.name, INK)
             axes.plot(
                 range(1, len(medians) + 1),
                 medians,
-                marker=PRECISION_MARKERS.get(row.precision, "o"),
-                color=RUNTIME_COLOURS.get(row.runtime, INK),
+                color=colour,
                 linestyle="--" if row.role == "teacher" else "-",
                 linewidth=1.5,
-                markersize=4.5,
+                markersize=6,
                 label=f"{row.name}, {runtime(row.runtime)}",
+                **marker(row.precision, row.runtime, colour),
             )
         axes.set_title("Latency under sustained load")
         axes.set_xlabel("minute")
@@ -164,6 +193,12 @@ def sustained_plot(rows: Sequence[MeasuredRow], name: str) -> str | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return to_svg(figure, f"sustained-{name}")
+
+
+def _leave_out_first_epochs(axes: Axes, last: Sequence[float]) -> None:
+    """Begin the axis of top-1 four times as far below 100 % as the worst last value, so that last values stay apart."""
+    if last:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 100 - 4 * (100 - min(last)) - 1))
 
 
 def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:

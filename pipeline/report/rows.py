@@ -1,13 +1,18 @@
 """Rows of the table of all measurements: one row per file, runtime and device."""
 
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import runtimes
-from pipeline.lineage import Run
-from pipeline.portable.accuracy import Accuracy
+from pipeline.config import TEACHER, BudgetParams
+from pipeline.lineage import NetworkRun, Run
+from pipeline.portable.accuracy import GROUPS, Accuracy, Difference, paired_difference, unpack_correct
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report.formatting import runtime, verdict
+from pipeline.store.answers import spread_over
 from pipeline.store.documents import EvaluatedRow, ExportedFile, Routing, ShotAccuracy
 
 _GROUPS = {"top1_low_energy": "low", "top1_mid_energy": "middle", "top1_high_energy": "high"}
@@ -20,18 +25,23 @@ class Row:
     A missing measurement is None, and ``notes`` have the reason.
 
     Attributes:
+        student: name of the student; None for the teacher.
         device: hardware name from the device itself.
         target: name of the device in targets/; None for this machine.
         batch: fixed batch size of the file; None if it is dynamic.
         precision_executed: None if accuracy and latency were measured in different precisions.
         images: number of images for ``top1``.
-        delta_top1: difference to the torch student on the same images, as a share, with its 95 % interval.
+        delta_top1: difference to the file's own torch network on the same images, as a share, with its 95 % interval.
+        delta_reference: difference to the reference of the budget on the same images, likewise.
+        val_top1: on the validation split, from the stage evaluate on this machine.
+        correct: bool [images], which answers are right, in the order of the test images; not in the summary.
         energy_threshold: the device keeps answers up to this energy; see :mod:`pipeline.evaluation.routing`.
         latency_ci_low_ms, latency_ci_high_ms: 95 % interval of the median latency over rounds.
     """
 
     name: str
     role: str
+    student: str | None
     format: str
     precision: str
     runtime: str
@@ -43,6 +53,7 @@ class Row:
     precision_executed: str | None = None
     images: int | None = None
     top1: float | None = None
+    val_top1: float | None = None
     top1_low_energy: float | None = None
     top1_mid_energy: float | None = None
     top1_high_energy: float | None = None
@@ -52,6 +63,10 @@ class Row:
     delta_top1_high_energy: float | None = None
     delta_high_energy_ci_low: float | None = None
     delta_high_energy_ci_high: float | None = None
+    delta_reference: float | None = None
+    delta_reference_ci_low: float | None = None
+    delta_reference_ci_high: float | None = None
+    delta_reference_high_energy: float | None = None
     energy_threshold: float | None = None
     on_device_coverage: float | None = None
     on_device_top1: float | None = None
@@ -65,11 +80,13 @@ class Row:
     throughput_ips: float | None = None
     verdict: str | None = None
     notes: list[str] = field(default_factory=list)
+    correct: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, file: ExportedFile, runtime_name: str, device: str, target: str | None = None) -> Self:
         """Make a row without measurements."""
-        facts = file.model_dump(include={"name", "role", "format", "precision", "batch", "size_bytes", "sha256"})
+        keys = {"name", "role", "student", "format", "precision", "batch", "size_bytes", "sha256"}
+        facts = file.model_dump(include=keys)
         return cls(**facts, runtime=runtime_name, device=device, target=target)
 
     @property
@@ -81,9 +98,32 @@ class Row:
     def is_measured(self) -> bool:
         return self.top1 is not None or self.latency_p50_ms is not None
 
+    def entry(self) -> dict[str, Any]:
+        """The row in reports/summary.json."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "correct"}
+
+    def set_reference(self, reference: "Reference") -> None:
+        """Set the differences to the reference on the images of this row."""
+        if self.correct is None:
+            return
+        index = spread_over(len(reference.correct), len(self.correct))
+        other, high = reference.correct[index], reference.groups[index] == GROUPS["high"]
+        difference = paired_difference(self.correct, other)
+        self.delta_reference = difference.value
+        self.delta_reference_ci_low, self.delta_reference_ci_high = difference.low, difference.high
+        if high.any():
+            self.delta_reference_high_energy = float(self.correct[high].mean() - other[high].mean())
+
+    def difference_to(self, other: "Row") -> Difference | None:
+        """Top-1 of this row minus that of another on the same images; None if they were not measured on the same."""
+        if self.correct is None or other.correct is None or len(self.correct) != len(other.correct):
+            return None
+        return paired_difference(self.correct, other.correct)
+
     def set_accuracy(self, accuracy: Accuracy, image_kind: str) -> None:
         """Set accuracy and differences, with a note for each energy group without an ``image_kind`` ("test image")."""
         self._copy_fields(accuracy, "images", "top1", "delta")
+        self.correct = unpack_correct(accuracy.correct, accuracy.images)
         self.notes += [
             f"accuracy on {group}-energy images not measured: no {image_kind} is in this group"
             for key, group in _GROUPS.items()
@@ -163,19 +203,19 @@ class LongTailRow(Row):
 
 def row_class(run: Run) -> type[Row]:
     """Class for the rows of a run: LongTailRow if the training split is long-tailed."""
-    return Row if run.evaluation.shot_classes is None else LongTailRow
+    return Row if run.network(TEACHER).evaluation.shot_classes is None else LongTailRow
 
 
 def rows_here(run: Run, tensorrt_unavailable: str | None) -> list[Row]:
-    """Make the rows of this machine, in the order of the manifest.
+    """Make the rows of this machine: the files of each student in the order of its manifest, then the teacher's.
 
     Args:
         tensorrt_unavailable: reason why TensorRT cannot run here, in one sentence; None if it can.
     """
-    evaluated_rows = {(row.name, row.runtime): row for row in run.evaluation.rows}
+    evaluated_rows = {(row.name, row.runtime): row for network in run.networks for row in network.evaluation.rows}
     timed_rows = {(row.name, row.runtime): row for row in run.benchmark.rows}
     kind, rows = row_class(run), []
-    for file in run.exported.files:
+    for file in run.files:
         for name in (name for name in runtimes.NAMES if runtimes.format_read_by(name, file.precision) == file.format):
             evaluated, timed = evaluated_rows.get((file.name, name)), timed_rows.get((file.name, name))
             # the device of a row may differ from the device of the benchmark: TensorRT runs on the GPU
@@ -190,8 +230,35 @@ def rows_here(run: Run, tensorrt_unavailable: str | None) -> list[Row]:
                 row.notes.append(f"not measured on this machine: {reason.rstrip('.')}")
                 if file.parity.runtime == name:
                     _set_parity(row, file, None)
+            if (answers := run.answers.get(row.key)) is not None:
+                row.val_top1 = float(answers.val.correct.mean())
             rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The network that the drops of a budget are against.
+
+    Attributes:
+        name: of the student, or "teacher".
+        correct: bool [N], which test images the torch network answers right.
+        groups: int8 [N], codes of the energy groups.
+    """
+
+    name: str
+    correct: NDArray[np.bool_]
+    groups: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, run: Run, budget: BudgetParams) -> Self:
+        network = run.network(TEACHER) if budget.reference == TEACHER else best_student(run)
+        return cls(network.name, network.answers.network.test.correct, run.energy_test.columns["group"])
+
+
+def best_student(run: Run) -> NetworkRun:
+    """The student with the best validation top-1, the first of equals."""
+    return max(run.students, key=lambda student: student.card.val_top1)
 
 
 def _fill(row: Row, file: ExportedFile, evaluated: EvaluatedRow | None, timed: MeasuredRow | None) -> None:

@@ -90,28 +90,30 @@ class Document(Part):
         return {"format": self.FORMAT, **self.model_dump(mode="json")}
 
     @classmethod
-    def read(cls, path: Path, remedy: str | None = None) -> Self:
+    def read(cls, path: Path, remedy: str | None = None, *, stage: str | None = None) -> Self:
         """The document in a file.
 
         Args:
             remedy: what to do about a file that cannot be read; by default, to run its stage again.
+            stage: that wrote the file, if it is not ``MADE_BY``.
 
         Raises:
             DataError: the file is missing, damaged, of another format or no such document.
         """
-        return cls.parsed(read_json(path, remedy or _again(cls.MADE_BY)), path, remedy)
+        return cls.parsed(read_json(path, remedy or _again(stage or cls.MADE_BY)), path, remedy, stage=stage)
 
     @classmethod
-    def parsed(cls, value: Any, path: Path, remedy: str | None = None) -> Self:
-        """The document that JSON from ``path`` holds; errors as for :meth:`read`."""
+    def parsed(cls, value: Any, path: Path, remedy: str | None = None, *, stage: str | None = None) -> Self:
+        """The document that JSON from ``path`` holds; arguments and errors as for :meth:`read`."""
         values = dict(value) if isinstance(value, Mapping) else {}
+        stage = stage or cls.made_by(values)
         if (found := values.pop("format", None)) != cls.FORMAT:
-            remedy = remedy or _again(cls.made_by(values), "-fs ")  # DVC considers the file up to date
+            remedy = remedy or _again(stage, "-fs ")  # DVC considers the file up to date
             raise DataError(f"{path} has format {brief(found)}, but this version reads {cls.FORMAT}; {remedy}")
         try:
             return cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            remedy = remedy or _again(cls.made_by(values))
+            remedy = remedy or _again(stage)
             raise DataError(f"{path} is not what it should be ({reason_of(error, cls)}); {remedy}") from None
 
     @classmethod
@@ -331,7 +333,9 @@ class ExportedFile(Part):
     """One file that was written and compared with its network.
 
     Attributes:
-        name: name in the folder; for an OpenVINO IR, that of its .xml file.
+        name: name in the folder; for an OpenVINO IR, that of its .xml file. It begins with the name of the network, so
+            it is unique among the files of all networks.
+        student: name of the student; None for the teacher.
         sha256: hash of the bytes of all its parts, the named one first.
         size_bytes: of all its parts.
         batch: images per call, fixed in the file; None for any number.
@@ -340,6 +344,7 @@ class ExportedFile(Part):
 
     name: FileName
     role: Role
+    student: Word | None
     format: Literal["torch", "onnx", "openvino", "tensorrt"]
     precision: Precision
     sha256: Hash
@@ -350,23 +355,23 @@ class ExportedFile(Part):
 
 
 class MadeFrom(Part):
-    """Hashes of the artifacts that exported files and their measurements are made from."""
+    """Hashes of the artifacts that a network's exported files and their accuracy are made from."""
 
     data: Hash
     teacher: Hash
     energy: Hash
-    student: Hash
+    network: Hash
 
 
 class ExportManifest(Document):
-    """export.json: the exported files."""
+    """export.json: the exported files of a network; a teacher may have none."""
 
-    FORMAT = 2
+    FORMAT = 3
     MADE_BY = "export"
 
     lineage: MadeFrom
     opset: Annotated[int, Field(ge=1, le=1000)]
-    files: Annotated[list[ExportedFile], Field(min_length=1)]
+    files: list[ExportedFile]
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -460,20 +465,32 @@ class EvaluatedRow(Part):
 
 
 class Evaluation(Document):
-    """evaluation.json.
+    """evaluation.json: accuracy of a network's files.
 
     Attributes:
+        answers_sha256: hash of the file with the answers to every image.
         group_sizes: number of test images of each energy group.
         shot_classes: number of many-, medium- and few-shot classes; None unless the training split is long-tailed.
     """
 
+    FORMAT = 2
     MADE_BY = "evaluate"
 
     lineage: MadeFrom
+    answers_sha256: Hash
     test_images: Annotated[int, Field(ge=1, le=10**12)]
     group_sizes: Annotated[dict[str, Count], _with_keys(*GROUPS)]
     shot_classes: Annotated[dict[str, Count], _with_keys("many", "medium", "few")] | None
     rows: list[EvaluatedRow]
+
+
+class MeasuredFrom(Part):
+    """Hashes of the artifacts that a measurement of several networks is made from; ``networks`` by name."""
+
+    data: Hash
+    teacher: Hash
+    energy: Hash
+    networks: Annotated[dict[Word, Hash], Field(min_length=1)]
 
 
 class Measurement(Document):
@@ -486,13 +503,13 @@ class Measurement(Document):
         samples_sha256: hash of the file with the latency of every timed call.
     """
 
-    FORMAT = 2
+    FORMAT = 3
     MADE_BY = "benchmark"
 
     device: Word
     machine: dict[str, Any]
     settings: dict[str, Any]
-    lineage: MadeFrom
+    lineage: MeasuredFrom
     bundle_sha256: Hash
     samples_sha256: Hash
     started_at: float
@@ -500,6 +517,44 @@ class Measurement(Document):
     tuning: dict[str, Any]
     notes: list[Annotated[str, Field(max_length=2000), AfterValidator(_printable)]]
     rows: list[MeasuredRow]
+
+
+class SeedDifference(Part):
+    """Top-1 of a student minus that of a reference student, seed by seed.
+
+    Attributes:
+        value: mean over the seeds.
+        half_width: of the 95 % interval; None where there are too few seeds for one.
+    """
+
+    reference: Word
+    value: Change
+    half_width: Distance | None
+
+
+class StudentSpread(Part):
+    """Test top-1 of a student after its last epoch, over several seeds.
+
+    Attributes:
+        seeds: how many.
+        deviation: of the sample; None for one seed.
+        difference: None for the reference itself.
+        distill: block of params.yaml that it was trained with.
+    """
+
+    seeds: Count
+    mean: Share
+    deviation: Distance | None
+    difference: SeedDifference | None
+    distill: dict[str, Any]
+
+
+class StudentsSpread(Document):
+    """spread.json: the students of params.yaml over several seeds, of one data set and one teacher."""
+
+    data: Hash
+    teacher: Hash
+    students: dict[Word, StudentSpread]
 
 
 class ShownResult(Part):

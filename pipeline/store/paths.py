@@ -9,7 +9,7 @@ LOGS = CHECKPOINTS / "logs"  # one file for each stage
 DEVICE_RUNS = CHECKPOINTS / "devices"  # one folder for each, while it is measured
 FOREIGN_CHECKPOINTS = Path("checkpoints")
 ABLATIONS = Path(".ablations")
-STUDENTS_STUDY = ABLATIONS / "students.json"  # the newest study of all students, for the report
+SPREAD = ABLATIONS / "spread.json"  # of the students over seeds, from their newest study, for the report
 RECIPES = Path("recipes")
 RESULTS = Path("docs/results")
 
@@ -24,26 +24,26 @@ TEACHER = ARTIFACTS / "teacher"
 ENERGY = ARTIFACTS / "energy.parquet"
 ENERGY_TEST = ARTIFACTS / "energy_test.parquet"
 SUBSET = ARTIFACTS / "heda_subset.parquet"
-STUDENT = ARTIFACTS / "student"
-EXPORT = ARTIFACTS / "export"
+TEACHER_EXPORT = ARTIFACTS / "teacher_export"
+STUDENTS = ARTIFACTS / "students"  # one folder for each, with those of its network and of its files
+NETWORK, EXPORT = "network", "export"
 DATA_CARD, CARD, MANIFEST = "data.json", "card.json", "export.json"  # in their folders
-EXPORT_MANIFEST = EXPORT / MANIFEST
 DEPLOY = ARTIFACTS / "deploy"
 
 REPORTS = Path("reports")
-TEACHER_CURVES = REPORTS / "curves/teacher"
-STUDENT_CURVES = REPORTS / "curves/student"
-CURVES = {"teacher": TEACHER_CURVES, "student": STUDENT_CURVES}
+TEACHER_REPORTS = REPORTS / "teacher"
+STUDENT_REPORTS = REPORTS / "students"  # one folder for each
+CURVES, EVALUATION, ANSWERS = "curves", "evaluation.json", "answers.npz"  # in the folder of a network's reports
 CURVES_CARD = "lineage.json"  # in the folders of curves: whose they are
 ENERGY_METRICS = REPORTS / "energy.json"
 ENERGY_HISTOGRAM = REPORTS / "energy_histogram.csv"
 SUBSET_METRICS = REPORTS / "subset.json"
-EVALUATION = REPORTS / "evaluation.json"
 BENCHMARK = REPORTS / "benchmark.json"
 BENCHMARK_SAMPLES = REPORTS / "benchmark_samples.npz"
 SUMMARY = REPORTS / "summary.json"
 METRICS = REPORTS / "metrics.json"
 PAGE = REPORTS / "report.html"
+CURVES_TABLE = REPORTS / "curves.csv"
 
 
 def model_files(path: Path) -> tuple[Path, ...]:

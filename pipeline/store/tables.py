@@ -95,7 +95,7 @@ def sha256_model(path: Path) -> str:
     digest = hashlib.sha256()
     for part in model_files(path):
         if not part.is_file():
-            raise DataError(f"{part} does not exist; run `dvc repro export` to make it")
+            raise DataError(f"{part} does not exist; run `dvc repro` to make it")
         digest.update(part.read_bytes())
     return digest.hexdigest()
 

@@ -32,6 +32,7 @@ _FINISHED = "finished"
 _SHARE = 0.015  # of the training time, at most, for storing all epochs but the last
 _CODE = Path(__file__).parents[2]
 _PACKAGES = ("models", "pipeline", "stages")
+_KEY_LENGTH = 16  # hexadecimal digits
 _STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "distill"}
 
 
@@ -174,43 +175,52 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, An
 
 @contextmanager
 def crash_folder(
-    root: Path, role: str, key_parts: Mapping[str, Any], work: str, world: World = ALONE, *, keep: bool = False
+    root: Path,
+    role: str,
+    key_parts: Mapping[str, Any],
+    work: str,
+    world: World = ALONE,
+    *,
+    name: str | None = None,
+    keep: bool = False,
 ) -> Iterator[Path]:
     """The locked folder for the finished parts of the run that ``key_parts`` describe.
 
-    It is removed when the block ends without an error, or kept until the next run of its role ends.
+    It is removed when the block ends without an error, or kept until the next run of its role and name ends.
 
     Args:
         root: folder of all checkpoints.
-        role: teacher, energy or student; the folder's name begins with it.
+        role: teacher, energy or student; the folder's name begins with it, and with ``name``.
         key_parts: parameters and hashes of inputs, JSON-like, that decide the result. The hash of the code is added.
         work: the run in words, for the message that refuses a second one.
         world: the processes that share the folder. The first one holds the lock and removes the folder, so a barrier
             must follow the last use by another process.
+        name: of the student.
         keep: for a stage. If dvc is killed before it records the outputs of a finished stage, the next dvc removes them
             and runs the stage again, which then finds everything here.
 
     Raises:
         BusyError: another process holds the folder.
     """
-    key = hashlib.sha256(json.dumps([key_parts, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / f"{role}-{key}"
+    key = hashlib.sha256(json.dumps([key_parts, code_hash(_STAGES[role])], sort_keys=True).encode()).hexdigest()
+    run = role if name is None else f"{role}-{name}"
+    folder = root / f"{run}-{key[:_KEY_LENGTH]}"
     with ExitStack() as held:
         with world.barrier():
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(exclusive(root / f"{role}-{key}.lock", work))
+                held.enter_context(exclusive(root / f"{folder.name}.lock", work))
         yield folder
         if world.is_main and keep:
             (folder / _FINISHED).touch()
-            _remove_finished(root, role, folder)
+            remove_finished(root, run, folder)
         elif world.is_main:
             shutil.rmtree(folder)
 
 
-def _remove_finished(root: Path, role: str, kept: Path) -> None:
-    """Remove the folders of earlier finished runs; unfinished runs may still be continued."""
-    for marker in root.glob(f"{role}-*/{_FINISHED}"):
+def remove_finished(root: Path, run: str, kept: Path | None = None) -> None:
+    """Remove the folders of finished runs of this role and name; unfinished runs may still be continued."""
+    for marker in root.glob(f"{run}-{'[0-9a-f]' * _KEY_LENGTH}/{_FINISHED}"):
         if marker.parent != kept:
             with suppress(BusyError), exclusive(root / f"{marker.parent.name}.lock", "using these"):
                 shutil.rmtree(marker.parent)

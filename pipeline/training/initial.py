@@ -12,7 +12,7 @@ from pipeline.config import PRETRAINED, NetworkParams, TeacherParams
 from pipeline.data.normalisation import Normalisation
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.portable.files import sha256_file
-from pipeline.store.documents import DataCard, Role, Shape
+from pipeline.store.documents import DataCard, Shape
 from pipeline.training.session import Session
 from pipeline.training.weights import build_network, load_pretrained, load_tensors
 
@@ -30,10 +30,10 @@ class Initial:
     normalisation: Normalisation | None
     lineage: dict[str, str]
 
-    def normalised(self, data: DataCard, role: Role, session: Session) -> Normalisation:
+    def normalised(self, data: DataCard, name: str, session: Session) -> Normalisation:
         """The normalisation to train in; the session is told that of given weights."""
         if self.normalisation is not None:
-            session.tell(f"normalisation of the {role}: mean {self.normalisation.mean}, std {self.normalisation.std}")
+            session.tell(f"normalisation of {name}: mean {self.normalisation.mean}, std {self.normalisation.std}")
         return self.normalisation or Normalisation.of(data)
 
 

@@ -54,15 +54,17 @@ class Session:
         return records
 
     @contextmanager
-    def checkpoint(self, role: str, key_parts: Mapping[str, Any]) -> Iterator[Checkpoint]:
-        """The crash checkpoint of the training that ``key_parts`` describe, locked.
+    def checkpoint(self, role: str, key_parts: Mapping[str, Any], name: str | None = None) -> Iterator[Checkpoint]:
+        """The crash checkpoint of the training that ``key_parts`` describe, locked; ``name`` of the student.
 
         Raises:
             BusyError: another process is training the same run.
         """
-        with self.folder(role, key_parts, f"training this {role}") as folder:
+        with self.folder(role, key_parts, f"training this {role}", name) as folder:
             yield Checkpoint(folder)
 
-    def folder(self, role: str, key_parts: Mapping[str, Any], work: str) -> AbstractContextManager[Path]:
+    def folder(
+        self, role: str, key_parts: Mapping[str, Any], work: str, name: str | None = None
+    ) -> AbstractContextManager[Path]:
         """As :func:`pipeline.training.checkpoint.crash_folder`."""
-        return crash_folder(self.checkpoints, role, key_parts, work, self.world, keep=self.keep)
+        return crash_folder(self.checkpoints, role, key_parts, work, self.world, name=name, keep=self.keep)

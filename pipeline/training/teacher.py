@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import Params, TeacherParams
+from pipeline.config import TEACHER, Params, TeacherParams
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation, taking
 from pipeline.errors import CheckpointError, TrainingError
@@ -77,7 +77,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
 
 def _train(initial: Initial, run: Run, params: Params, session: Session) -> NetworkCard | None:
     teacher, data, augmentation, network = params.teacher, run.data, params.data.augmentation, initial.network
-    normalisation = initial.normalised(data, "teacher", session)
+    normalisation = initial.normalised(data, TEACHER, session)
     key_parts = {
         "network": teacher.network,
         "training": teacher.training.model_dump(mode="json"),

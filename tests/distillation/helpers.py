@@ -18,7 +18,7 @@ from pipeline.energy.groups import EnergyGroups
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.session import Session
-from tests.conftest import augmented, loss_params
+from tests.conftest import STUDENT, augmented, loss_params
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,13 @@ def settings(params: Params, **changes: Any) -> Params:
     training = params.distill.training.model_copy(update=quick)
     if isinstance(name := changes.get("loss"), str):
         changes["loss"] = loss_params(name)
-    distillation = params.distill.model_copy(update={"training": training} | changes)
-    return params.model_copy(update={"distill": distillation})
+    return distilling(params, **{"training": training} | changes)
+
+
+def distilling(params: Params, **changes: Any) -> Params:
+    """The parameters with ``changes`` to the block distill, which the only student takes as it is."""
+    distillation = params.distill.model_copy(update=changes)
+    return params.model_copy(update={"distill": distillation, "students": {STUDENT: distillation}})
 
 
 def build(name: str, seed: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The student as an artifact of a run: its weights, its card, and what a stopped training leaves."""
+"""Students as artifacts of a run: their weights, their cards, and what a stopped training leaves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import Normalisation
-from pipeline.distillation.student import make_student
-from pipeline.errors import ParamsError
+from pipeline.distillation.student import check_networks, make_student, trained_student
+from pipeline.errors import BusyError, CheckpointError, ParamsError
 from pipeline.lineage import Run
 from pipeline.training.inference import predict
 from pipeline.training.session import Session
 from pipeline.training.weights import WEIGHTS, read_network
-from tests.distillation.helpers import CPU, settings
+from tests.conftest import STUDENT, loss_params
+from tests.distillation.helpers import CPU, distilling, settings
 
 
 @pytest.fixture
@@ -30,14 +31,15 @@ def session(root: Path, **options) -> Session:
 
 
 def files(run: Run) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(run.places.student.iterdir())}
+    folder = run.network(STUDENT).places.weights
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_the_same_parameters_write_the_same_bytes_and_another_seed_others(tiny_run, quick, tmp_path):
     written = []
     for params in (quick, quick, quick.model_copy(update={"seed": 1})):
         torch.rand(7)  # what was drawn before has no part in it
-        make_student(Run(tiny_run.places), params, session(tmp_path))
+        make_student(Run(tiny_run.places), STUDENT, params, session(tmp_path))
         written.append(files(tiny_run))
     assert written[0] == written[1]
     assert list(written[0]) == ["card.json", WEIGHTS]
@@ -46,9 +48,9 @@ def test_the_same_parameters_write_the_same_bytes_and_another_seed_others(tiny_r
 
 def test_the_card_tells_how_and_from_what_the_student_was_made(tiny_run, quick, tmp_path):
     records = []
-    card = make_student(tiny_run, quick, session(tmp_path, on_epoch=records.append))
+    card = make_student(tiny_run, STUDENT, quick, session(tmp_path, on_epoch=records.append))
     run = Run(tiny_run.places)
-    assert run.student == card
+    assert run.network(STUDENT).card == card
     assert (card.role, card.source, card.seed, card.epochs) == ("student", "trained", quick.seed, 2)
     assert [record.epoch for record in records] == [0, 1]
     assert (card.val_top1, card.kept_epoch, card.precision) == (records[-1].val_top1, 1, "fp32")
@@ -68,36 +70,37 @@ def test_the_card_tells_how_and_from_what_the_student_was_made(tiny_run, quick, 
 
 def test_the_card_tells_which_epoch_was_kept(tiny_run, quick, tmp_path):
     training = quick.distill.training.model_copy(update={"keep": "best", "epochs": 3})
-    chosen = quick.model_copy(update={"distill": quick.distill.model_copy(update={"training": training})})
     records = []
-    card = make_student(tiny_run, chosen, session(tmp_path, on_epoch=records.append))
+    card = make_student(
+        tiny_run, STUDENT, distilling(quick, training=training), session(tmp_path, on_epoch=records.append)
+    )
     tops = [record.val_top1 for record in records]
     assert card.kept_epoch == card.best_val_epoch == tops.index(max(tops))
     assert card.val_top1 == card.best_val_top1 == max(tops)
-    validation = open_images(tiny_run.places.data, "val", CPU, Normalisation.of(tiny_run.student))
-    assert predict(read_network(tiny_run.places.student, card), validation).top1 == card.val_top1
+    validation = open_images(tiny_run.places.data, "val", CPU, Normalisation.of(card))
+    assert predict(read_network(tiny_run.network(STUDENT).places.weights, card), validation).top1 == card.val_top1
 
 
 def test_a_stopped_training_goes_on_to_the_same_bytes(tiny_run, quick, tmp_path):
-    make_student(tiny_run, quick, session(tmp_path / "whole"))
+    make_student(tiny_run, STUDENT, quick, session(tmp_path / "whole"))
     expected = files(tiny_run)
 
     def stop(record):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_student(Run(tiny_run.places), quick, session(tmp_path, on_epoch=stop))
+        make_student(Run(tiny_run.places), STUDENT, quick, session(tmp_path, on_epoch=stop))
     assert list((tmp_path / "checkpoints").glob("student-*/"))
-    make_student(Run(tiny_run.places), quick, session(tmp_path))
+    make_student(Run(tiny_run.places), STUDENT, quick, session(tmp_path))
     assert files(tiny_run) == expected
 
 
 def test_without_mixing_the_other_parameters_of_heda_are_no_part_of_the_student(tiny_run, quick, tmp_path):
     plain = quick.model_copy(update={"heda": quick.heda.model_copy(update={"mix": "none"})})
     other = plain.model_copy(update={"heda": plain.heda.model_copy(update={"kd_weight": 7.0})})
-    card = make_student(tiny_run, plain, session(tmp_path, keep=True))
+    card = make_student(tiny_run, STUDENT, plain, session(tmp_path, keep=True))
     [stored] = (tmp_path / "checkpoints").glob("student-*/epoch.pt")
-    assert make_student(Run(tiny_run.places), other, session(tmp_path, keep=True)) == card
+    assert make_student(Run(tiny_run.places), STUDENT, other, session(tmp_path, keep=True)) == card
     assert list((tmp_path / "checkpoints").glob("student-*/epoch.pt")) == [stored], "it was found again"
     assert card.heda == {"mix": "none"}
 
@@ -105,9 +108,9 @@ def test_without_mixing_the_other_parameters_of_heda_are_no_part_of_the_student(
 def test_initial_weights_are_where_the_student_starts_and_part_of_its_lineage(tiny_run, quick, tmp_path):
     given = tiny_run.places.teacher / WEIGHTS
     still = quick.distill.training.model_copy(update={"epochs": 1, "learning_rate": 1e-30, "weight_decay": 0.0})
-    distill = quick.distill.model_copy(update={"initial_weights": str(given), "training": still})
-    card = make_student(tiny_run, quick.model_copy(update={"distill": distill}), session(tmp_path))
-    student = read_network(tiny_run.places.student, card)
+    chosen = distilling(quick, initial_weights=str(given), training=still)
+    card = make_student(tiny_run, STUDENT, chosen, session(tmp_path))
+    student = read_network(tiny_run.network(STUDENT).places.weights, card)
     teacher = read_network(tiny_run.places.teacher, tiny_run.teacher)
     torch.testing.assert_close(student.fc.weight, teacher.fc.weight)
     assert card.lineage.initial_weights == tiny_run.teacher.weights_sha256
@@ -115,7 +118,60 @@ def test_initial_weights_are_where_the_student_starts_and_part_of_its_lineage(ti
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_anything_is_trained(tiny_run, quick, tmp_path):
     before = files(tiny_run)
-    distill = quick.distill.model_copy(update={"network": "vgg8x"})
     with pytest.raises(ParamsError, match=r"distill\.network: There is no network vgg8x"):
-        make_student(tiny_run, quick.model_copy(update={"distill": distill}), session(tmp_path))
+        make_student(tiny_run, STUDENT, distilling(quick, network="vgg8x"), session(tmp_path))
     assert files(tiny_run) == before
+
+
+def with_small(params: Params, **changes) -> Params:
+    """The parameters with a second student, ``small``, that differs by ``changes``."""
+    small = params.distill.model_copy(update=changes)
+    return params.model_copy(update={"students": params.students | {"small": small}})
+
+
+def test_each_student_is_made_of_its_own_parameters_in_its_own_place(tiny_run, quick, tmp_path):
+    before, said = files(tiny_run), []
+    params = with_small(quick, network="resnet14", mean=[0.5] * 3, std=[0.25] * 3, loss=loss_params("dkd"))
+    card = make_student(tiny_run, "small", params, session(tmp_path, tell=said.append))
+    run = Run(tiny_run.places)
+    assert run.network("small").card == card
+    assert (card.role, card.network, card.mean) == ("student", "resnet14", [0.5] * 3)
+    assert card.distill == params.students["small"].model_dump(mode="json")
+    assert files(tiny_run) == before
+    assert said == ["normalisation of small: mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)"]
+    assert {path.name for path in run.places.students.iterdir()} == {STUDENT, "small"}
+
+
+def test_a_student_that_differs_by_its_name_alone_has_the_same_weights(tiny_run, quick, tmp_path):
+    params = with_small(quick)
+    cards = [make_student(tiny_run, name, params, session(tmp_path)) for name in (STUDENT, "small")]
+    assert cards[0] == cards[1]
+
+
+def test_students_are_made_at_the_same_time_and_each_only_once(tiny_run, quick, tmp_path):
+    params, kept = with_small(quick), session(tmp_path, keep=True)
+    with trained_student(tiny_run, STUDENT, params, kept):
+        with trained_student(tiny_run, "small", params, kept) as small:
+            assert small.checkpoint.folder.name.startswith("student-small-")
+        with (
+            pytest.raises(BusyError, match="is already training this student"),
+            trained_student(tiny_run, STUDENT, params, kept),
+        ):
+            pass
+    stored = sorted(path.parent.name[:-17] for path in kept.checkpoints.glob("*/finished"))
+    assert stored == ["student-small", "student-student"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "vgg8x"}, r"students\.small\.network: There is no network vgg8x"),
+        ({"initial_weights": "none.pth"}, "none.pth"),
+        ({"loss": loss_params("at", student_stages=["layer9"], teacher_stages=["layer9"])}, "layer9"),
+    ],
+)
+def test_every_student_is_built_before_anything_is_trained(tiny_run, quick, changes, words):
+    data = tiny_run.data
+    check_networks(with_small(quick, loss=loss_params("at")), len(data.class_names), data.image)
+    with pytest.raises((ParamsError, CheckpointError), match=words):
+        check_networks(with_small(quick, **changes), len(data.class_names), data.image)

@@ -22,7 +22,7 @@ from pipeline.export.capture import capture, deployable
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.session import Session
 from tests.conftest import loss_params, state_hash
-from tests.distillation.helpers import CPU, build, images, scored, settings, train
+from tests.distillation.helpers import CPU, build, distilling, images, scored, settings, train
 from tests.training.helpers import Killed, killed_after
 
 
@@ -288,8 +288,7 @@ def test_the_connectors_are_trained_with_the_student(params, loss, monkeypatch):
 
 def with_training(params: Params, **changes) -> Params:
     """Settings with changes to the block training."""
-    distill = params.distill.model_copy(update={"training": params.distill.training.model_copy(update=changes)})
-    return params.model_copy(update={"distill": distill})
+    return distilling(params, training=params.distill.training.model_copy(update=changes))
 
 
 @pytest.mark.parametrize("changes", [{"class_balance": "weights"}, {"label_smoothing": 0.1}])

@@ -17,29 +17,25 @@ import matplotlib
 import pytest
 from dvc.repo import Repo
 
+from pipeline.lineage import Places
 from pipeline.training import checkpoint
-from tests.conftest import ROOT, loss_params
+from tests.conftest import ROOT, STUDENT, loss_params
 from tests.torture.clone import QUICK
 from tests.torture.clone import clone as clone_repository
 from tests.torture.clone import set_params as set_values
 
 pytestmark = pytest.mark.e2e
+THE_STUDENTS = Places().network(STUDENT)
+OF_STUDENT = [f"{stage}@{STUDENT}" for stage in ("distill", "export", "evaluate")]
 STAGES = [
-    "prepare",
-    "train_teacher",
-    "score_energy",
-    "build_subset",
-    "distill",
-    "export",
-    "evaluate",
-    "benchmark",
-    "report",
+    *("prepare", "train_teacher", "score_energy", "build_subset", *OF_STUDENT),
+    *("export_teacher", "evaluate_teacher", "benchmark", "report"),
 ]
 # what decides no number
 INFRASTRUCTURE = [
     *("pipeline/errors.py", "pipeline/config.py", "pipeline/store", "pipeline/portable", "pipeline/lineage.py"),
     *("pipeline/targets.py", "pipeline/report", "stages/common.py", "stages/environment_error.py"),
-    *("stages/launcher.py", "stages/curves.py", "stages/output.py", "stages/progress.py"),
+    *("stages/launcher.py", "stages/curves.py", "stages/output.py", "stages/progress.py", "stages/students.py"),
 ]
 SMALL = {
     **QUICK,
@@ -75,7 +71,7 @@ def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.Com
 def stages_run(folder: Path) -> list[str]:
     """The stages that one `dvc repro` ran or restored, in order."""
     output = command(folder, "dvc", "repro").stdout
-    return re.findall(r"Running stage '(\w+)'", output)
+    return re.findall(r"Running stage '(\S+)'", output)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -108,7 +104,7 @@ def clone(tmp_path_factory, own_home) -> Path:
 
 def test_the_run_ends_in_a_summary_a_page_and_a_deploy_folder(clone):
     summary = json.loads((clone / "reports/summary.json").read_text())
-    assert summary["schema"] == 2
+    assert summary["schema"] == 3
     assert summary["recommended"]
     formats = {(row["format"], row["precision"], row["runtime"]) for row in summary["rows"] if row["top1"] is not None}
     assert {("onnx", "int8", "onnxruntime"), ("openvino", "int8", "openvino"), ("torch", "fp32", "torch")} <= formats
@@ -186,14 +182,14 @@ def changed_stages(clone: Path) -> set[str]:
 @pytest.mark.parametrize("name", INFRASTRUCTURE)
 def test_a_comment_in_code_that_decides_no_number_changes_no_training_and_no_file(clone, name):
     with edited(clone, name):
-        assert not changed_stages(clone) & {"prepare", "train_teacher", "score_energy", "distill", "export"}
+        assert not changed_stages(clone) & {"prepare", "train_teacher", "score_energy", *OF_STUDENT[:2]}
 
 
 @pytest.mark.parametrize(
     ("name", "changed", "first"),
     [
-        ("pipeline/distillation/losses/dkd.py", {"distill"}, "distill"),
-        ("pipeline/export/int8/quantize.py", {"export"}, "export"),
+        ("pipeline/distillation/losses/dkd.py", {OF_STUDENT[0]}, OF_STUDENT[0]),
+        ("pipeline/export/int8/quantize.py", {OF_STUDENT[1], "export_teacher"}, OF_STUDENT[1]),
         ("pipeline/energy/groups.py", None, "score_energy"),
         ("pipeline/training/optimizer.py", None, "train_teacher"),
         ("pipeline/data/store.py", None, "prepare"),
@@ -214,7 +210,7 @@ def test_a_parameter_of_a_loss_that_is_not_in_use_changes_nothing(clone):
     assert params.read_text() != text
     assert changed_stages(clone) == set()
     set_params(clone, {"distill.loss": loss_params("dkd").model_dump()})
-    assert changed_stages(clone) == {"distill"}
+    assert changed_stages(clone) == {OF_STUDENT[0]}
     params.write_text(text)
 
 
@@ -302,16 +298,16 @@ def test_no_file_within_the_budget_is_exit_code_2_with_the_broken_limits(clone):
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "benchmark"])
-def test_a_truncated_file_is_named_and_not_measured(clone, stage):
-    path = clone / "artifacts/export/student_int8.onnx"
+@pytest.mark.parametrize(("stage", "network"), [("evaluate", [STUDENT]), ("benchmark", [])])
+def test_a_truncated_file_is_named_and_not_measured(clone, stage, network):
+    path = clone / THE_STUDENTS.export / "student_int8.onnx"
     whole, before = path.read_bytes(), snapshot(clone)
     path.unlink()  # it may be a link into the cache
     path.write_bytes(whole[:-100])
-    result = command(clone, sys.executable, "-m", f"stages.{stage}", check=False)
+    result = command(clone, sys.executable, "-m", f"stages.{stage}", *network, check=False)
     path.write_bytes(whole)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: artifacts/export/student_int8.onnx has hash ")
+    assert result.stderr.startswith(f"error: {THE_STUDENTS.export}/student_int8.onnx has hash ")
     assert result.stderr.count("\n") == 1
     assert snapshot(clone) == before
 
@@ -319,7 +315,7 @@ def test_a_truncated_file_is_named_and_not_measured(clone, stage):
 def test_a_student_whose_weights_are_not_numbers_is_not_exported(clone):
     from safetensors.torch import load_file, save_file
 
-    folder, before = clone / "artifacts/student", snapshot(clone)
+    folder, before = clone / THE_STUDENTS.weights, snapshot(clone)
     weights, card = folder / "weights.safetensors", folder / "card.json"
     tensors = load_file(weights)
     tensors["fc.weight"].fill_(float("nan"))
@@ -328,16 +324,17 @@ def test_a_student_whose_weights_are_not_numbers_is_not_exported(clone):
     content = json.loads(card.read_text())
     card.unlink()
     card.write_text(json.dumps(content | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
-    result = command(clone, sys.executable, "-m", "stages.export", check=False)
+    result = command(clone, sys.executable, "-m", "stages.export", STUDENT, check=False)
     for name in (weights, card):
         name.write_bytes(before[name.relative_to(clone).as_posix()])
     assert result.returncode == 2
-    assert "error: artifacts/student/weights.safetensors has values of fc.weight that are not finite" in result.stderr
+    words = f"error: {THE_STUDENTS.weights}/weights.safetensors has values of fc.weight that are not finite"
+    assert words in result.stderr
     assert snapshot(clone) == before
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "benchmark"])
-def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, stage):
+@pytest.mark.parametrize(("stage", "network"), [("evaluate", [STUDENT]), ("benchmark", [])])
+def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, stage, network):
     import importlib.util
 
     if importlib.util.find_spec("tensorrt"):
@@ -345,7 +342,7 @@ def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, st
     params, before = clone / "params.yaml", snapshot(clone)
     text = params.read_text()
     set_params(clone, {f"{stage}.runtimes": ["onnxruntime", "tensorrt"]})
-    result = command(clone, sys.executable, "-m", f"stages.{stage}", check=False)
+    result = command(clone, sys.executable, "-m", f"stages.{stage}", *network, check=False)
     params.write_text(text)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
@@ -354,12 +351,12 @@ def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, st
 
 
 def test_a_temperature_reruns_distill_and_what_follows_and_going_back_restores_the_student(clone):
-    weights = clone / "artifacts/student/weights.safetensors"
+    weights = clone / THE_STUDENTS.weights / "weights.safetensors"
     before = weights.read_bytes()
     set_params(clone, {"distill.temperatures.high_energy": 3.0})
-    assert stages_run(clone) == ["distill", "export", "evaluate", "benchmark", "report"]
+    assert stages_run(clone) == [*OF_STUDENT, "benchmark", "report"]
     assert weights.read_bytes() != before
     set_params(clone, {"distill.temperatures.high_energy": 2.0})
     output = command(clone, "dvc", "repro", "distill").stdout
-    assert "Stage 'distill' is cached" in output
+    assert f"Stage '{OF_STUDENT[0]}' is cached" in output
     assert weights.read_bytes() == before

@@ -18,15 +18,16 @@ from pipeline.config import Params
 from pipeline.export.files import PlannedFile, plan, write_files
 from pipeline.export.formats import ExportSource
 from pipeline.store.documents import ExportedFile
+from tests.conftest import STUDENT
 
 SIZE = 16
 CLASSES = 4
 METADATA = {
     "class_names": json.dumps(["a", "b", "c", "d"]),
     "preprocessing": json.dumps({"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "size": [SIZE, SIZE]}),
-    "lineage": json.dumps({"student": "12" * 32}),
+    "lineage": json.dumps({"network": "12" * 32}),
 }
-ONNX = {precision: PlannedFile("student", "onnx", precision) for precision in ("fp32", "fp16", "int8")}
+ONNX = {precision: PlannedFile(STUDENT, "onnx", precision) for precision in ("fp32", "fp16", "int8")}
 _MADE_ONCE = ("network", "reference", "graph", "fp16_graph", "quantizer")
 
 
@@ -92,10 +93,10 @@ class Exported:
         return new
 
 
-def write(folder: Path, planned: Sequence[PlannedFile], *sources: ExportSource) -> list[ExportedFile]:
-    """Files of these sources in a new folder."""
+def write(folder: Path, planned: Sequence[PlannedFile], source: ExportSource) -> list[ExportedFile]:
+    """Files of this source in a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return write_files(planned, {source.role: source for source in sources}, METADATA, folder, lambda *_: None)
+    return write_files(planned, source, METADATA, folder, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +119,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Export
         logits = student.eval()(pool[64:]).numpy()
     student.train()
     made = Exported(folder, sources, copy.deepcopy(student.state_dict()), logits)
-    files = write_files(plan(settings), sources, METADATA, folder, lambda *step: made.progress.append(step))
-    made.files.update({file.name: file for file in files})
+    for role, name in (("student", STUDENT), ("teacher", None)):
+        planned = plan(settings, name)
+        files = write_files(planned, sources[role], METADATA, folder, lambda *step: made.progress.append(step))
+        made.files.update({file.name: file for file in files})
     return made
 
 

@@ -23,6 +23,7 @@ from pipeline.export import graph
 from pipeline.export.files import plan
 from pipeline.store.documents import ExportedFile
 from pipeline.store.paths import model_files
+from tests.conftest import STUDENT
 
 from .conftest import CLASSES, ONNX, SIZE, Exported, write
 
@@ -44,11 +45,13 @@ def _one_sentence(message: str) -> bool:
 
 def test_all_planned_files_are_written_and_nothing_else(exported: Exported) -> None:
     names = [*STUDENT_FILES, "teacher_fp32.onnx"]
-    planned = plan(exported.sources["student"].params)
+    params = exported.sources["student"].params
+    planned = [*plan(params, STUDENT), *plan(params, None)]
     assert list(exported.files) == [file.name for file in planned] == names
     layers = [f"{name}, layer {number} of 3" for name in names if "int8" in name for number in (1, 2, 3)]
     assert [step for step in exported.progress if step[2] not in layers] == [
-        (done, 9, name) for done, name in enumerate([*names, ""])
+        *((done, 8, name) for done, name in enumerate([*STUDENT_FILES, ""])),
+        *[(0, 1, "teacher_fp32.onnx"), (1, 1, "")],
     ]
     assert [name for _, _, name in exported.progress if name in layers] == layers
     written = {path.name for path in exported.folder.iterdir()}
@@ -61,8 +64,21 @@ def test_plan_leaves_out_what_params_leave_out(exported: Exported) -> None:
         update={"precisions": ["int8", "fp32"], "openvino": False, "tensorrt": False, "teacher": False}
     )
     names = ["student_fp32.pt2", "student_fp32.onnx", "student_int8.onnx"]
-    assert [file.name for file in plan(fewer)] == names
-    assert [file.name for file in plan(params.model_copy(update={"teacher": False}))] == STUDENT_FILES
+    assert [file.name for file in plan(fewer, STUDENT)] == names
+    assert plan(fewer, None) == []
+    assert [file.name for file in plan(params.model_copy(update={"teacher": False}), STUDENT)] == STUDENT_FILES
+
+
+def test_files_are_named_after_their_network_and_unlike_those_of_others(exported: Exported) -> None:
+    params = exported.sources["student"].params
+    small = plan(params, "small")
+    assert [file.name for file in small] == [name.replace("student", "small") for name in STUDENT_FILES]
+    assert {(file.student, file.role) for file in small} == {("small", "student")}
+    [teacher] = plan(params, None)
+    assert (teacher.name, teacher.student, teacher.role) == ("teacher_fp32.onnx", None, "teacher")
+    alike = ("small", "small_int8", "small-int8", "small_int8_tensorrt", "teacher_fp32", None)
+    names = [file.name for student in alike for file in plan(params, student)]
+    assert len(set(names)) == len(names)
 
 
 def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
@@ -77,7 +93,8 @@ def test_entries_describe_the_bytes_on_disk(exported: Exported) -> None:
 def test_entries_say_what_a_file_was_compared_on_and_by(exported: Exported) -> None:
     entry = exported.files["student_int8.onnx"]
     assert ExportedFile.model_validate_json(entry.model_dump_json(), strict=True) == entry
-    assert (entry.role, entry.format, entry.precision, entry.fp32_layers) == ("student", "onnx", "int8", [])
+    assert (entry.role, entry.student, entry.format, entry.precision) == ("student", "student", "onnx", "int8")
+    assert entry.fp32_layers == []
     assert (entry.parity.images, entry.parity.runtime) == (len(exported.images), "onnxruntime")
     assert 0 < entry.parity.energy_max_abs < 0.5
 
@@ -93,8 +110,7 @@ def test_every_file_computes_what_its_network_computes(exported: Exported) -> No
 
 def test_second_export_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     student = replace(exported.sources["student"])  # nothing of it is made yet
-    planned = [file for file in plan(student.params) if file.role == "student"]
-    again = write(tmp_path / "elsewhere" / "files", planned, student)
+    again = write(tmp_path / "elsewhere" / "files", plan(student.params, STUDENT), student)
     assert {file.name: file.sha256 for file in again} == {name: exported.files[name].sha256 for name in STUDENT_FILES}
 
 
@@ -139,18 +155,19 @@ def test_a_file_alone_in_another_folder_gives_the_same_answers_for_any_batch_siz
 def test_a_fixed_batch_is_in_every_file_but_the_torch_program_and_proved_with_it(
     exported: Exported, tmp_path: Path, batch: int
 ) -> None:
-    sources = [exported.changed(role=role, images=7, batch=batch, ir_version=9) for role in ("student", "teacher")]
-    planned = [file for file in plan(sources[0].params) if batch > 1 or file.format != "torch"]
-    for file in write(tmp_path, planned, *sources):
-        assert file.batch == (None if file.format == "torch" else batch)
-        assert file.parity.images == 7
-        if file.format == "torch" or file.role == "teacher":
-            continue
-        runtime = runtimes.load(file.parity.runtime, tmp_path / file.name, precision=file.precision)
-        answers = runtimes.run_padded(runtime, exported.images[: min(2, batch)], batch)
-        np.testing.assert_allclose(answers.logits, exported.logits[: min(2, batch)], atol=0.5)
-        with pytest.raises(Exception):  # noqa: B017  each runtime has its own
-            runtime.run(exported.images[: batch + 1])
+    for name, role in ((STUDENT, "student"), (None, "teacher")):
+        source = exported.changed(role=role, images=7, batch=batch, ir_version=9)
+        planned = [file for file in plan(source.params, name) if batch > 1 or file.format != "torch"]
+        for file in write(tmp_path, planned, source):
+            assert file.batch == (None if file.format == "torch" else batch)
+            assert file.parity.images == 7
+            if file.format == "torch" or file.role == "teacher":
+                continue
+            runtime = runtimes.load(file.parity.runtime, tmp_path / file.name, precision=file.precision)
+            answers = runtimes.run_padded(runtime, exported.images[: min(2, batch)], batch)
+            np.testing.assert_allclose(answers.logits, exported.logits[: min(2, batch)], atol=0.5)
+            with pytest.raises(Exception):  # noqa: B017  each runtime has its own
+                runtime.run(exported.images[: batch + 1])
     model = onnx.load(tmp_path / "student_int8.onnx")
     assert model.ir_version == 9
     sizes = [value.type.tensor_type.shape.dim[0].dim_value for value in (*model.graph.input, *model.graph.output)]

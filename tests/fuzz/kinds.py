@@ -84,16 +84,36 @@ def odd_npy(content: bytes, rng: random.Random) -> bytes:
         case 0:
             return mutate_bytes(content, rng, (b"|O", b"<f8", b"\x03\x00", b"'shape': ", b"(", b"9" * 30, b"-"))
         case 1:
-            kind = rng.choice((np.float32, np.uint8, np.int8, np.bool_, np.complex64, "U3", "M8[s]", object))
-            array = array.astype(kind)
+            numbers = (np.float32, np.uint8, np.int8, np.bool_, np.complex64, "M8[s]")
+            array = array.astype(rng.choice(("U3", object, *(() if array.dtype.kind == "U" else numbers))))
         case 2:
-            shape = rng.choice(((-1,), (1, -1), (-1, 1), (2, 3, -1)))
+            shape = rng.choice(((-1,), (1, -1), (-1, 1), (1, 1, -1)))
             array = array.reshape(shape) if rng.randrange(2) else array[: rng.randrange(6)]
         case _:
             descr, fortran, shape = rng.choice(_HEADERS)
             header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
             return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + array.tobytes()
     np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def odd_npz(content: bytes, rng: random.Random) -> bytes:
+    """An archive of arrays with damaged bytes, an odd array, or a missing or further one."""
+    if rng.randrange(3) == 0:
+        return mutate_bytes(content, rng, (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\xff" * 8, b"\x00" * 8))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name, buffer = rng.choice(list(members)), io.BytesIO()
+    match rng.randrange(8):
+        case 0:
+            members.pop(name)
+        case 1:
+            members[rng.choice(("x", "keys.npy", "../owned.npy"))] = members[name]
+        case _:
+            members[name] = odd_npy(members[name], rng)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -300,6 +320,7 @@ def odd_bundle(content: bytes, rng: random.Random) -> bytes:
 _KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".json": odd_json,
     ".npy": odd_npy,
+    ".npz": odd_npz,
     ".onnx": odd_onnx,
     ".parquet": odd_parquet,
     **dict.fromkeys((".bmp", ".jpeg", ".png", ".ppm", ".tiff", ".webp"), odd_image),

@@ -26,7 +26,7 @@ from torch import nn
 
 from bench.setting import data_params
 from pipeline import remote, targets
-from pipeline.config import load_params
+from pipeline.config import TEACHER, load_params
 from pipeline.data import store
 from pipeline.data.image_files import decode_at
 from pipeline.data.loader import open_images
@@ -39,17 +39,18 @@ from pipeline.export import graph as graphs
 from pipeline.export.half_precision import to_fp16
 from pipeline.export.int8.quantize import Quantizer
 from pipeline.export.structure import check_structure
-from pipeline.lineage import Run
+from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import Expected
 from pipeline.report.build import build_report
 from pipeline.report.inputs import read_inputs
 from pipeline.report.page import render_page
 from pipeline.runtimes import load
 from pipeline.store import paths
+from pipeline.store.answers import Answers
 from pipeline.store.documents import NetworkCard
 from pipeline.training import weights
 from pipeline.training.card import card_facts, checkpoint_facts
-from tests.conftest import ROOT, squashed, state_hash
+from tests.conftest import ROOT, STUDENT, squashed, state_hash
 from tests.fuzz.cases import Outcome, tell_cases
 from tests.fuzz.judge import Files, Target, judge
 from tests.fuzz.kinds import damage
@@ -150,20 +151,25 @@ def _read_image(folder: Path, out: Path) -> None:
 # ---- the artifacts of a run
 
 _RESULT = targets.device_files("board")[1]
-_CARDS = (paths.STUDENT / paths.CARD, paths.TEACHER / paths.CARD, paths.STUDENT_CURVES / paths.CURVES_CARD)
-_CURVE = paths.STUDENT_CURVES / "plots/metrics/val_top1.tsv"
+_STUDENT, _TEACHER = (Places().network(name) for name in (STUDENT, TEACHER))
+_CARDS = (_STUDENT.weights / paths.CARD, _TEACHER.weights / paths.CARD, _STUDENT.curves / paths.CURVES_CARD)
+_CURVE = _STUDENT.curves / "plots/metrics/val_top1.tsv"
+_MANIFEST = _STUDENT.export / paths.MANIFEST
 # most of what is said of a run, and so damaged most often
-_MOST = (paths.EVALUATION, paths.BENCHMARK, paths.EXPORT / paths.MANIFEST) * 2
+_MOST = (_STUDENT.evaluation, paths.BENCHMARK, _MANIFEST) * 2
 
 
 def _make_run(folder: Path) -> None:
     """All files of a run and of a device that it was measured on, by their paths in the repository."""
     (folder / "run").mkdir()
     with chdir(folder / "run"):
-        write_run(runs.build_inputs().run)
-        for name, *_ in runs.FILES:  # the manifest has the hashes of the names
-            (paths.EXPORT / name).write_bytes(name.encode())
-            (paths.EXPORT / name).with_suffix(".bin").touch()
+        run = runs.build_inputs().run
+        write_run(run)
+        for network in run.networks:
+            for file in network.exported.files:  # the manifest has the hashes of the names
+                path = network.places.export / file.name
+                path.write_bytes(file.name.encode())
+                path.with_suffix(".bin").touch()
         _RESULT.parent.mkdir(parents=True)
         runs.device_result().write(_RESULT)
         entry = {"result_sha256": _sha256(_RESULT.read_bytes()), "budget": runs.budget(max_size_mb=1.0).model_dump()}
@@ -180,7 +186,7 @@ def _listed(case: dict[Path, bytes], path: Path) -> None:
 
 def _read_report(folder: Path, out: Path) -> None:
     with chdir(folder):
-        found = build_report(read_inputs(Run(), runs.budget(), None))
+        found = build_report(read_inputs(Run(students=[STUDENT]), runs.budget(), None))
         # as files are written
         json.dumps([found.summary(), found.metrics()], allow_nan=False, ensure_ascii=False).encode()
         if sum(zlib.crc32(path.read_bytes()) for path in Path().rglob("*.json")) % _PAGES == 0:
@@ -191,7 +197,7 @@ def _read_tables(folder: Path, out: Path) -> None:
     with chdir(folder):
         run = Run()
         # each is read by itself: a damaged one is not what the next was made from
-        run.energy_sha256 = str(run.student.lineage.energy)
+        run.energy_sha256 = str(run.network(STUDENT).card.lineage.energy)
         for table in (run.energy, run.energy_test):
             assert np.isfinite(table.columns["energy"]).all(), "an energy that is no number was let through"
             assert set(np.unique(table.columns["group"])) <= {0, 1, 2}, "a foreign group was let through"
@@ -202,13 +208,30 @@ def _read_tables(folder: Path, out: Path) -> None:
 
 def _read_manifest(folder: Path, out: Path) -> None:
     with chdir(folder):
-        found = runnable_files(Run(), ["torch", "onnxruntime", "openvino"], "params.yaml: evaluate.runtimes")
-        assert {each.path.parent for each in found} == {paths.EXPORT}, "a file outside of its folder was let through"
+        run = Run(students=[STUDENT])
+        found = runnable_files(
+            [run.students[0]], ["torch", "onnxruntime", "openvino"], "params.yaml: evaluate.runtimes"
+        )
+        assert {each.path.parent for each in found} == {_STUDENT.export}, "a file outside of its folder was let through"
         limits = {"timeout_seconds": 60, "process_seconds": 60}
         places = dict.fromkeys(("folder", "result", "samples"), out)
         make_plan(
             MeasurementRequest(found, _PARAMS.benchmark, "params.yaml", remote.Address(None), **places, **limits)
         ).to_json()
+
+
+def _make_answers(folder: Path) -> None:
+    for name in (STUDENT, TEACHER):
+        (folder / name).mkdir()
+        runs.answers(name, np.arange(30, dtype=np.int8) % 3).write(folder / name / paths.ANSWERS)
+
+
+def _read_answers(folder: Path, out: Path) -> None:
+    found = Answers.read(_only(folder))
+    for answers in (found.network, *found.files.values()):
+        for split in (answers.val, answers.test):
+            assert len(split.correct) == len(split.energy) == len(split.uncertainty), "arrays of other lengths"
+            assert split.correct.dtype == bool, "answers that are neither right nor wrong were let through"
 
 
 def _make_networks(folder: Path) -> None:
@@ -358,7 +381,8 @@ TARGETS = {
     "store": Target("data card, labels, pixels and manifest", _make_stores, _read_store, _damage_store),
     "energy": Target("tables of energies and of the images to mix", _make_run, _read_tables, _TABLES),
     "network": Target("card and weights of a network", _make_networks, _read_network, _NETWORK),
-    "manifest": Target("manifest of exported files", _make_run, _read_manifest, damage(paths.EXPORT / paths.MANIFEST)),
+    "manifest": Target("manifest of exported files", _make_run, _read_manifest, damage(_MANIFEST)),
+    "answers": Target("answers to every image", _make_answers, _read_answers, damage()),
     "report": Target(_OF_REPORT, _make_run, _read_report, damage(*_MOST, *_CARDS, _CURVE)),
     "result": Target("result of a device and the index", _make_run, _read_report, _RESULTS),
     "bundle": Target("bundle and its manifest", _make_bundle, _read_bundle, damage()),

@@ -1,66 +1,105 @@
-"""Realistic inputs of the report, built by functions: digits, resnet20 to resnet8, on a machine without TensorRT."""
+"""Realistic inputs of the report, built by functions: digits, resnet20 to students, on a machine without TensorRT."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from pipeline.config import BudgetParams
-from pipeline.lineage import Run
-from pipeline.portable.accuracy import Accuracy, pack_correct
+from pipeline.config import TEACHER, BudgetParams
+from pipeline.lineage import NetworkRun, Run
+from pipeline.portable.accuracy import GROUPS, Accuracy, group_accuracy, pack_correct, paired_difference
 from pipeline.portable.documents import ColdStart, MeasuredRow, Memory, Minute, Round, Sustained, Throughput
+from pipeline.report.build import build_report
 from pipeline.report.devices import Device
 from pipeline.report.inputs import Curve, Inputs
-from pipeline.report.rows import Row, rows_here
+from pipeline.report.rows import Row
 from pipeline.store import documents
+from pipeline.store.answers import Answers, FileAnswers, SplitAnswers, spread_over
 from pipeline.store.tables import EnergyLineage, SubsetLineage, Table
 from tests.conftest import squashed
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 NO_TENSORRT = "tensorrt is not installed; install it with `pip install tensorrt`."
-TEST_IMAGES = 360
-GROUP_SIZES = {"low": 69, "mid": 219, "high": 72}
-
-# name, role, format, precision, size in bytes
-FILES = [
-    ("student_fp32.onnx", "student", "onnx", "fp32", 318_114),
-    ("student_fp16.onnx", "student", "onnx", "fp16", 163_402),
-    ("student_int8.onnx", "student", "onnx", "int8", 97_861),
-    ("student_fp32.xml", "student", "openvino", "fp32", 361_870),
-    ("student_fp16.xml", "student", "openvino", "fp16", 209_334),
-    ("student_int8.xml", "student", "openvino", "int8", 171_250),
-    ("student_fp32.pt2", "student", "torch", "fp32", 402_911),
-    ("teacher_fp32.onnx", "teacher", "onnx", "fp32", 1_103_207),
-]
-# wrong answers in the low, middle and high group, and median latency in ms, per file
-ERRORS = {
-    "student_fp32.onnx": (0, 2, 7),
-    "student_fp16.onnx": (0, 2, 7),
-    "student_int8.onnx": (0, 3, 7),
-    "student_fp32.xml": (0, 2, 7),
-    "student_fp16.xml": (0, 2, 7),
-    "student_int8.xml": (0, 2, 8),
-    "student_fp32.pt2": (0, 2, 7),
-    "teacher_fp32.onnx": (0, 1, 4),
-}
-LATENCY = {
-    "student_fp32.onnx": 0.412,
-    "student_fp16.onnx": 0.533,
-    "student_int8.onnx": 0.298,
-    "student_fp32.xml": 0.371,
-    "student_fp16.xml": 0.374,
-    "student_int8.xml": 0.262,
-    "student_fp32.pt2": 1.94,
-    "teacher_fp32.onnx": 1.31,
-}
+VAL_IMAGES, TEST_IMAGES, DEVICE_IMAGES = 144, 360, 256
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 VERSIONS = {"onnxruntime": "1.23.2", "openvino": "2026.4.1", "torch": "2.14.0"}
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU", "torch": "CPU"}
+
+# of the student's files: ending, format, precision, size in bytes, median latency in ms, errors beyond the network's
+FILES = [
+    ("_fp32.onnx", "onnx", "fp32", 318_114, 0.412, (0, 0, 0)),
+    ("_fp16.onnx", "onnx", "fp16", 163_402, 0.533, (0, 0, 0)),
+    ("_int8.onnx", "onnx", "int8", 97_861, 0.298, (0, 1, 0)),
+    ("_fp32.xml", "openvino", "fp32", 361_870, 0.371, (0, 0, 0)),
+    ("_fp16.xml", "openvino", "fp16", 209_334, 0.374, (0, 0, 0)),
+    ("_int8.xml", "openvino", "int8", 171_250, 0.262, (0, 0, 1)),
+    ("_fp32.pt2", "torch", "fp32", 402_911, 1.94, (0, 0, 0)),
+]
+TEACHER_FILES = [("_fp32.onnx", "onnx", "fp32", 1_103_207, 1.31, (0, 0, 0))]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A made-up network.
+
+    Attributes:
+        errors: wrong answers among the test images of low, middle and high energy.
+        size, latency: of its files, as factors on those of FILES.
+    """
+
+    name: str
+    network: str
+    parameters: int
+    macs: int
+    epochs: int
+    val_top1: float
+    errors: tuple[int, int, int]
+    size: float = 1.0
+    latency: float = 1.0
+
+    @cached_property
+    def files(self) -> list[tuple[str, str, str, int, float, tuple[int, ...]]]:
+        """Name, format, precision, size, median latency and wrong answers in each group, of each file."""
+        return [
+            (
+                self.name + ending,
+                form,
+                precision,
+                round(self.size * size),
+                self.latency * latency,
+                tuple(a + b for a, b in zip(self.errors, more, strict=True)),
+            )
+            for ending, form, precision, size, latency, more in (TEACHER_FILES if self.name == TEACHER else FILES)
+        ]
+
+    @property
+    def role(self) -> Any:
+        return "teacher" if self.name == TEACHER else "student"
+
+
+NETWORKS = {
+    made.name: made
+    for made in (
+        Made("student", "resnet8", 78_042, 12_501_632, 30, 0.979, (0, 2, 7)),
+        Made("wide", "resnet8x4", 1_214_954, 177_782_272, 60, 0.993, (0, 1, 5), 3.1, 2.2),
+        Made("slim", "wrn_16_1", 175_258, 25_165_824, 30, 0.972, (0, 5, 11), 0.62, 0.55),
+        Made("deep", "resnet14", 172_506, 26_738_688, 30, 0.981, (0, 2, 6), 1.4, 1.9),
+        Made("mobile", "torchvision:mobilenet_v3_small", 1_528_106, 58_794_032, 90, 0.951, (1, 12, 14), 2.2, 0.8),
+        Made("shuffle", "ShuffleV2", 1_263_854, 44_555_264, 30, 0.965, (0, 7, 12), 1.9, 1.1),
+        Made("quarter", "resnet8", 78_042, 12_501_632, 8, 0.944, (1, 14, 16), 0.35, 0.31),
+        Made("vgg", "vgg8", 3_965_028, 96_338_176, 30, 0.986, (0, 2, 6), 5.5, 1.5),
+        Made(TEACHER, "resnet20", 272_474, 40_813_184, 14, 0.986, (0, 1, 4)),
+    )
+}
+STUDENTS = [name for name in NETWORKS if name != TEACHER]
 
 
 def sha(text: str) -> str:
@@ -80,8 +119,10 @@ def with_rows(document: Any, change: Callable[[Any], Any], *names: str) -> Any:
 
 def without(run: Run, name: str) -> None:
     """Leave a file out of a run."""
-    run.exported = changed(run.exported, files=[file for file in run.exported.files if file.name != name])
-    run.evaluation = with_rows(run.evaluation, lambda _: None, name)
+    for network in run.networks:
+        files = [file for file in network.exported.files if file.name != name]
+        network.exported = changed(network.exported, files=files)
+        network.evaluation = with_rows(network.evaluation, lambda _: None, name)
     run.benchmark = with_rows(run.benchmark, lambda _: None, name)
 
 
@@ -93,7 +134,7 @@ def data_card() -> documents.DataCard:
         image=squashed(32),
         mean=[0.3053, 0.3053, 0.3053],
         std=[0.3552, 0.3552, 0.3552],
-        counts=documents.SplitCounts(train=1293, val=144, test=TEST_IMAGES),
+        counts=documents.SplitCounts(train=1293, val=VAL_IMAGES, test=TEST_IMAGES),
         train_class_counts=[130, 130, 130, 129, 129, 129, 129, 129, 129, 129],
         source="scikit-learn load_digits: UCI Optical Recognition of Handwritten Digits, 1,797 scans of 8x8 pixels",
         licence="CC BY 4.0 (UCI Machine Learning Repository)",
@@ -101,18 +142,19 @@ def data_card() -> documents.DataCard:
     )
 
 
-def card(role: str) -> documents.NetworkCard:
-    teacher = role == "teacher"
+def card(name: str) -> documents.NetworkCard:
+    made, teacher = NETWORKS[name], name == TEACHER
     made_from = {} if teacher else {name: sha(name) for name in ("teacher", "energy", "subset")}
     distill = {
-        "network": "resnet8",
+        "network": made.network,
         "loss": {"name": "kd", "ce_weight": 0.1, "kd_weight": 0.9},
         "temperatures": {"low_energy": 6.0, "mid": 4.0, "high_energy": 2.0},
         "assignment": "sample",
+        "training": {"epochs": made.epochs, "batch_size": 32},
     }
     return documents.NetworkCard(
-        role=role,
-        network="resnet20" if teacher else "resnet8",
+        role=made.role,
+        network=made.network,
         num_classes=10,
         class_names=list(CLASS_NAMES),
         image=squashed(32),
@@ -120,45 +162,47 @@ def card(role: str) -> documents.NetworkCard:
         std=[0.3552, 0.3552, 0.3552],
         source="trained",
         seed=0,
-        epochs=14 if teacher else 30,
-        val_top1=0.986 if teacher else 0.979,
-        best_val_top1=0.993 if teacher else 0.979,
-        best_val_epoch=11 if teacher else 29,
-        kept_epoch=11 if teacher else 29,
+        epochs=made.epochs,
+        val_top1=made.val_top1,
+        best_val_top1=made.val_top1,
+        best_val_epoch=made.epochs - 1,
+        kept_epoch=made.epochs - 1,
         precision="fp32",
-        parameters=272_474 if teacher else 78_042,
-        macs=40_813_184 if teacher else 12_501_632,
-        weights_sha256=sha(role),
+        parameters=made.parameters,
+        macs=made.macs,
+        weights_sha256=sha(made.name),
         lineage=documents.NetworkLineage(data=sha("data"), **made_from),
         distill=None if teacher else distill,
         heda=None if teacher else {"fraction": 0.4, "mix": "cutmix", "kd_weight": 0.9, "mixed_label_weight": 0.0},
     )
 
 
-def made_from() -> documents.MadeFrom:
-    return documents.MadeFrom(**{name: sha(name) for name in ("data", "teacher", "energy", "student")})
+def made_from(name: str) -> documents.MadeFrom:
+    return documents.MadeFrom(**{part: sha(part) for part in ("data", "teacher", "energy")}, network=sha(name))
 
 
 def executed(name: str, precision: str) -> str:
     if precision == "fp16":
         return "fp32"
-    return "mixed:int8=9,fp32=1" if name == "student_int8.xml" else precision
+    return "mixed:int8=9,fp32=1" if name.endswith("_int8.xml") else precision
 
 
-def export_manifest() -> documents.ExportManifest:
+def export_manifest(name: str = "student") -> documents.ExportManifest:
+    made = NETWORKS[name]
     error = {"fp32": 4.8e-6, "fp16": 7.3e-3, "int8": 0.412}
     files = [
         documents.ExportedFile(
-            name=name,
-            role=role,
+            name=file,
+            role=made.role,
+            student=None if made.role == "teacher" else name,
             format=form,
             precision=precision,
-            sha256=sha(name),
+            sha256=sha(file),
             size_bytes=size,
             batch=None,
             fp32_layers=["/conv1/Conv"] if precision == "int8" else [],
             parity=documents.FileParity(
-                images=144,
+                images=VAL_IMAGES,
                 max_abs=error[precision],
                 mean_abs=error[precision] / 6,
                 cosine={"fp32": 1.0, "fp16": 0.999998, "int8": 0.99921}[precision],
@@ -169,35 +213,64 @@ def export_manifest() -> documents.ExportManifest:
                 delta_ci_high=0.014,
                 energy_max_abs=error[precision] / 2,
                 runtime=RUNTIMES[form],
-                executed_precision=executed(name, precision),
+                executed_precision=executed(file, precision),
             ),
         )
-        for name, role, form, precision, size in FILES
+        for file, form, precision, size, _, _ in made.files
     ]
-    return documents.ExportManifest(lineage=made_from(), opset=18, files=files)
+    return documents.ExportManifest(lineage=made_from(name), opset=18, files=files)
 
 
-def accuracy(name: str, images: int, sizes: dict[str, int], half: float, **parity: float | None) -> Accuracy:
-    """Of a file with its errors among so many images, beside the torch student."""
-    errors, reference = ERRORS[name], ERRORS["student_fp32.pt2"]
-    difference = (sum(reference) - sum(errors)) / images
-    groups: dict[str, float] = {}
-    for (group, size), wrong, before in zip(sizes.items(), errors, reference, strict=True):
-        delta = (before - wrong) / size
-        groups |= {
-            f"top1_{group}_energy": 1 - wrong / size,
-            f"delta_top1_{group}_energy": delta,
-            f"delta_{group}_energy_ci_low": delta - 0.02,
-            f"delta_{group}_energy_ci_high": delta + 0.02,
+def answers_with(name: str, errors: tuple[int, ...], groups: NDArray[np.int8]) -> SplitAnswers:
+    """Answers of which so many are wrong in each group; networks share most of their errors, files nearly all."""
+    generator, shared = np.random.default_rng(list(name.encode())), np.random.default_rng(5)
+    hardness = shared.random(len(groups)) + 0.4 * generator.random(len(groups))
+    correct = np.ones(len(groups), dtype=bool)
+    for wrong, code in zip(errors, GROUPS.values(), strict=True):
+        members = np.flatnonzero(groups == code)
+        correct[members[np.argsort(-hardness[members])[:wrong]]] = False
+    uncertainty = (hardness / 2).astype(np.float32)
+    return SplitAnswers(correct, 12 * uncertainty - 14, uncertainty)
+
+
+def answers(name: str, groups: NDArray[np.int8]) -> Answers:
+    """Args: groups: of the test images."""
+    made = NETWORKS[name]
+    of_val = np.ones(VAL_IMAGES, dtype=np.int8)
+
+    def both(errors: tuple[int, ...]) -> FileAnswers:
+        return FileAnswers(
+            answers_with(name, (0, round((1 - made.val_top1) * VAL_IMAGES), 0), of_val),
+            answers_with(name, errors, groups),
+        )
+
+    files = {(file, RUNTIMES[form]): both(errors) for file, form, _, _, _, errors in made.files}
+    return Answers(both(made.errors), files)
+
+
+def accuracy(
+    correct: NDArray[np.bool_], reference: NDArray[np.bool_], groups: NDArray[np.int8], **parity: float | None
+) -> Accuracy:
+    """Of a file beside its torch network."""
+    parts: dict[str, float | None] = {}
+    for group, top1 in group_accuracy(correct, groups).items():
+        members = groups == GROUPS[group]
+        difference = paired_difference(correct[members], reference[members])
+        parts |= {
+            f"top1_{group}_energy": top1,
+            f"delta_top1_{group}_energy": difference.value,
+            f"delta_{group}_energy_ci_low": difference.low,
+            f"delta_{group}_energy_ci_high": difference.high,
         }
+    difference = paired_difference(correct, reference)
     return Accuracy(
-        images=images,
-        top1=1 - sum(errors) / images,
-        correct=pack_correct(np.arange(images) >= sum(errors)),
-        **groups,
-        delta_top1=difference,
-        delta_ci_low=difference - half,
-        delta_ci_high=difference + half,
+        images=len(correct),
+        top1=float(correct.mean()),
+        correct=pack_correct(correct),
+        **parts,
+        delta_top1=difference.value,
+        delta_ci_low=difference.low,
+        delta_ci_high=difference.high,
         **dict.fromkeys(("parity_max_abs", "parity_mean_abs", "parity_top1_agreement", "energy_max_abs")) | parity,
     )
 
@@ -212,26 +285,33 @@ def routing() -> documents.Routing:
     )
 
 
-def evaluation() -> documents.Evaluation:
-    rows = [
-        documents.EvaluatedRow(
-            name=name,
-            runtime=RUNTIMES[form],
-            sha256=sha(name),
-            precision_executed=executed(name, precision),
-            precision_mismatch=None,
-            provider=PROVIDERS[RUNTIMES[form]],
-            runtime_version=VERSIONS[RUNTIMES[form]],
-            accuracy=accuracy(name, TEST_IMAGES, GROUP_SIZES, 0.006),
-            balanced_accuracy=1 - sum(ERRORS[name]) / TEST_IMAGES - 0.001,
-            shots=None,
-            ece=0.012,
-            routing=routing(),
+def evaluation(name: str, found: Answers, groups: NDArray[np.int8]) -> documents.Evaluation:
+    rows = []
+    for file, form, precision, *_ in NETWORKS[name].files:
+        correct = found.files[(file, RUNTIMES[form])].test.correct
+        rows.append(
+            documents.EvaluatedRow(
+                name=file,
+                runtime=RUNTIMES[form],
+                sha256=sha(file),
+                precision_executed=executed(file, precision),
+                precision_mismatch=None,
+                provider=PROVIDERS[RUNTIMES[form]],
+                runtime_version=VERSIONS[RUNTIMES[form]],
+                accuracy=accuracy(correct, found.network.test.correct, groups),
+                balanced_accuracy=float(correct.mean()) - 0.001,
+                shots=None,
+                ece=0.012,
+                routing=routing(),
+            )
         )
-        for name, _, form, precision, _ in FILES
-    ]
     return documents.Evaluation(
-        lineage=made_from(), test_images=TEST_IMAGES, group_sizes=GROUP_SIZES, shot_classes=None, rows=rows
+        lineage=made_from(name),
+        answers_sha256=sha(f"answers of {name}"),
+        test_images=TEST_IMAGES,
+        group_sizes={group: int((groups == code).sum()) for group, code in GROUPS.items()},
+        shot_classes=None,
+        rows=rows,
     )
 
 
@@ -244,12 +324,17 @@ def rounds(*medians: float) -> list[Round]:
     ]
 
 
-def measurement(device: str, machine: dict[str, Any], settings: dict[str, Any], rows: list[MeasuredRow]) -> Any:
+def measurement(
+    device: str, machine: dict[str, Any], settings: dict[str, Any], rows: list[MeasuredRow], *names: str
+) -> documents.Measurement:
+    """Of the files of the networks of these names."""
     return documents.Measurement(
         device=device,
         machine=machine,
         settings=settings,
-        lineage=made_from(),
+        lineage=documents.MeasuredFrom(
+            **{part: sha(part) for part in ("data", "teacher", "energy")}, networks={name: sha(name) for name in names}
+        ),
         bundle_sha256=sha("bundle"),
         samples_sha256=sha("samples"),
         started_at=1795381664.05,
@@ -260,10 +345,17 @@ def measurement(device: str, machine: dict[str, Any], settings: dict[str, Any], 
     )
 
 
-def benchmark() -> documents.Measurement:
+def files_of(*names: str) -> list[tuple[Any, ...]]:
+    """Role of the network, and what Made.files lists, of each file."""
+    return [(NETWORKS[name].role, *file) for name in names for file in NETWORKS[name].files]
+
+
+def benchmark(*names: str) -> documents.Measurement:
+    """Of the files of these networks; by default, of the student and the teacher."""
+    names = names or ("student", TEACHER)
     rows = []
-    for name, role, form, precision, size in FILES:
-        p50, slow = LATENCY[name], form == "torch"
+    for role, name, form, precision, size, p50, _ in files_of(*names):
+        slow = form == "torch"
         rows.append(
             MeasuredRow(
                 name=name,
@@ -301,7 +393,7 @@ def benchmark() -> documents.Measurement:
         "state": {"time": 1795381664.05, "load_average": [0.31, 0.4, 0.2], "temperatures_c": None},
     }
     settings = {"batch_size": 1, "threads": 0, "rounds": 5, "warmup_seconds": 0.2, "min_seconds": 0.5, "min_count": 250}
-    return measurement("Example CPU", machine, settings, rows)
+    return measurement("Example CPU", machine, settings, rows, *names)
 
 
 def minute(p50: float) -> Minute:
@@ -310,13 +402,21 @@ def minute(p50: float) -> Minute:
     return Minute(samples=900, seconds=60.0, whole=True, p50_ms=p50, mean_ms=p50, max_ms=2 * p50, notes=[], **unknown)
 
 
-def device_result() -> documents.Measurement:
+def device_result(*names: str) -> documents.Measurement:
     """The result of the stage measure for a device that runs the ONNX files, ten times slower than this machine."""
+    names = names or ("student", TEACHER)
+    index = spread_over(TEST_IMAGES, DEVICE_IMAGES)
+    groups = energy_table(TEST_IMAGES, 2, "test").columns["group"]
+    found_answers = {name: answers(name, groups) for name in names}
     rows = []
-    for name, role, form, precision, size in FILES:
+    for role, name, form, precision, size, here, _ in files_of(*names):
         if form != "onnx":
             continue
-        p50, teacher = 10 * LATENCY[name], role == "teacher"
+        p50, teacher = 10 * here, role == "teacher"
+        of_network = found_answers[name.rpartition("_")[0]]
+        correct, reference = (
+            each.test.correct[index] for each in (of_network.files[(name, "onnxruntime")], of_network.network)
+        )
         found = {
             "parity_max_abs": 5.1e-6,
             "parity_mean_abs": 4e-7,
@@ -342,7 +442,7 @@ def device_result() -> documents.Measurement:
                 verdict="throttled" if teacher else "stable",
                 reasons=["the CPU clock fell from 2400 to 1500 MHz."] if teacher else [],
                 notes=["energy per inference not measured: RAPL is not available; the board shows no INA sensor."],
-                accuracy=accuracy(name, 256, {"low": 49, "mid": 156, "high": 51}, 0.01, **found),
+                accuracy=accuracy(correct, reference, groups[index], **found),
                 cold=ColdStart(rounds=3, import_ms=412.0, load_ms=31.0, first_inference_ms=9.7, dropped_cache=True),
                 memory=Memory(peak_rss_kb=81_240, model_rss_kb=5_120),
                 sustained=Sustained(
@@ -361,17 +461,18 @@ def device_result() -> documents.Measurement:
             )
         )
     machine = {"board": "Example Board", "cpu": "Cortex-A76", "machine": "aarch64", "emulated": False}
-    settings = {"runtimes": ["onnxruntime"], "images": 256, "threads": 4}
-    return measurement("Example Board", machine, settings, rows)
+    settings = {"runtimes": ["onnxruntime"], "images": DEVICE_IMAGES, "threads": 4}
+    return measurement("Example Board", machine, settings, rows, *names)
 
 
-def device(name: str = "board", measured: documents.Measurement | None = None, **limits: float) -> Device:
+def device(name: str = "board", measured: documents.Measurement | None = None, **limits: Any) -> Device:
     """A measured device with the limits of its budget."""
     return Device(name, measured or device_result(), budget(**limits))
 
 
-def budget(**limits: float) -> BudgetParams:
-    return BudgetParams(**(dict.fromkeys(BudgetParams.model_fields) | limits))
+def budget(**limits: Any) -> BudgetParams:
+    choice = {"choose": "smallest", "cascades": False, "reference": "best_student"}
+    return BudgetParams(**(dict.fromkeys(BudgetParams.model_fields) | choice | limits))
 
 
 def energy_table(images: int, seed: int, split: str) -> Table[EnergyLineage]:
@@ -408,30 +509,40 @@ def subset_table(energy: Table[EnergyLineage], kind: str = "high_energy") -> Tab
     return Table(columns, SubsetLineage(data=sha("data"), energy=sha("energy"), fraction=0.4, subset=kind))
 
 
-def learning_curves() -> dict[str, dict[str, Curve]]:
+def learning_curves(*names: str) -> dict[str, dict[str, Curve]]:
     curves = {}
-    for role, epochs, best in (("teacher", 14, 0.986), ("student", 30, 0.979)):
+    for name in names:
+        epochs, best = NETWORKS[name].epochs, NETWORKS[name].val_top1
         steps = [float(epoch) for epoch in range(epochs)]
-        loss = [2.2 * float(np.exp(-epoch / (epochs / 5))) + 0.02 for epoch in range(epochs)]
+        loss = [2.2 * float(np.exp(-epoch / (epochs / 5))) + 1.05 - best for epoch in range(epochs)]
         top1 = [best - 0.7 * float(np.exp(-epoch / (epochs / 7))) for epoch in range(epochs)]
-        curves[role] = {"train_loss": Curve(steps, loss), "val_top1": Curve(steps, top1)}
+        curves[name] = {"train_loss": Curve(steps, loss), "val_top1": Curve(steps, top1)}
     return curves
 
 
-def build_inputs(**changes: Any) -> Inputs:
-    """Fresh inputs; keywords replace whole fields."""
-    run = Run()
+def fill(network: NetworkRun, groups: NDArray[np.int8]) -> None:
+    network.card, network.exported = card(network.name), export_manifest(network.name)
+    network.answers = answers(network.name, groups)
+    network.evaluation = evaluation(network.name, network.answers, groups)
+
+
+def build_inputs(*students: str, **changes: Any) -> Inputs:
+    """Fresh inputs of a run with these students, by default one; keywords replace whole fields."""
+    students = students or ("student",)
+    run = Run(students=students)
     # a cached property that has its value reads no file
-    run.data, run.teacher, run.student = data_card(), card("teacher"), card("student")
+    run.data = data_card()
     run.energy, run.energy_test = energy_table(1293, 1, "train"), energy_table(TEST_IMAGES, 2, "test")
     run.subset = subset_table(run.energy)
     run.energy_sha256, run.subset_sha256 = sha("energy"), sha("subset")
-    run.exported, run.evaluation, run.benchmark = export_manifest(), evaluation(), benchmark()
+    for network in run.networks:
+        fill(network, run.energy_test.columns["group"])
+    run.benchmark = benchmark(*students, TEACHER)
     values: dict[str, Any] = {
         "run": run,
         "budget": budget(max_top1_drop=0.01),
         "tensorrt_unavailable": NO_TENSORRT,
-        "curves": learning_curves(),
+        "curves": learning_curves(*students, TEACHER),
     }
     return Inputs(**(values | changes))
 
@@ -456,4 +567,4 @@ def inputs() -> Inputs:
 @pytest.fixture
 def rows() -> list[Row]:
     """Rows of this machine of the default inputs, free to change."""
-    return rows_here(build_inputs().run, NO_TENSORRT)
+    return list(build_report(build_inputs()).rows)

@@ -11,13 +11,14 @@ import pytest
 from pipeline.config import BudgetParams
 from pipeline.errors import DataError
 from pipeline.report.build import Report, build_report
-from pipeline.report.devices import OnDevice, on_device, read_devices
+from pipeline.report.devices import Device, OnDevice, on_device, read_devices
 from pipeline.store.documents import Measurement
 from pipeline.store.json_files import write_json
 from pipeline.store.paths import TARGET_INDEX
-from tests.report.conftest import build_inputs, changed, device, export_manifest, row_of, with_rows
+from tests.report.conftest import TEACHER, build_inputs, changed, device, device_result, row_of, with_rows
 
-NO_LIMITS = dict.fromkeys(BudgetParams.model_fields)
+NO_LIMITS = dict.fromkeys(BudgetParams.model_fields) | {"choose": "smallest", "cascades": False}
+NO_LIMITS |= {"reference": "best_student"}
 
 
 @pytest.fixture
@@ -36,16 +37,22 @@ def write_device(text: str, listed: str | None = None) -> Path:
     return path
 
 
-def on_board(measured: Measurement | None = None, **limits: float) -> OnDevice:
-    return on_device(device("board", measured, **limits), export_manifest().files)
+def shown(found: Device, *students: str) -> OnDevice:
+    """A device beside a run of these students, by default of one."""
+    report = build_report(build_inputs(*students))
+    return on_device(found, report.inputs.run, report.rows)
 
 
-def entry_of(*arguments: Any, **limits: float) -> dict[str, Any]:
+def on_board(measured: Measurement | None = None, **limits: Any) -> OnDevice:
+    return shown(device("board", measured, **limits))
+
+
+def entry_of(*arguments: Any, **limits: Any) -> dict[str, Any]:
     """The summary's entry of a device."""
     return on_board(*arguments, **limits).entry()
 
 
-def with_board(*arguments: Any, **limits: float) -> Report:
+def with_board(*arguments: Any, **limits: Any) -> Report:
     return build_report(build_inputs(devices=[device("board", *arguments, **limits)]))
 
 
@@ -63,14 +70,15 @@ def test_rows_of_a_device_follow_those_of_this_machine_and_leave_them_as_they_ar
     assert all(row.keys() == here[0].keys() for row in there)
     assert report.recommendation == alone.recommendation
     assert report.summary()["recommended"] == alone.summary()["recommended"]
-    assert report.student == alone.student
+    assert report.students == alone.students
 
 
 def test_a_row_has_the_accuracy_parity_and_latency_of_the_device() -> None:
     row = row_of(on_board().rows, "student_int8.onnx", "onnxruntime")
     assert row.device == "Example Board"
-    assert (row.images, row.top1) == (256, 246 / 256)
-    assert (row.delta_top1_high_energy, row.delta_high_energy_ci_low, row.delta_high_energy_ci_high) == (0, -0.02, 0.02)
+    assert (row.images, row.top1) == (256, 248 / 256)
+    assert row.delta_top1_high_energy == 0
+    assert row.val_top1 == row_of(build_report(build_inputs()).rows, "student_int8.onnx", "onnxruntime").val_top1
     assert row.latency_p50_ms == pytest.approx(2.98)
     assert row.parity_max_abs == 5.1e-6
     assert "energy threshold not measured on the device: the stage evaluate sets it, on this machine" in row.notes
@@ -86,6 +94,19 @@ def test_the_smallest_file_within_the_devices_own_budget_is_recommended() -> Non
     assert entry["slower_than_fp32"] == {
         "student_fp16.onnx": ["in ONNX Runtime it takes 5.33 ms, the fp32 file 4.12"],
     }
+
+
+def test_files_of_all_students_are_judged_on_the_images_that_were_sent() -> None:
+    measured = device_result("student", "wide", TEACHER)
+    found = shown(device("board", measured, max_top1_drop=0.001), "student", "wide")
+    row = row_of(found.rows, "student_int8.onnx", "onnxruntime")
+    wide = row_of(found.rows, "wide_fp32.onnx", "onnxruntime")
+    assert wide.delta_reference == 0, "the reference is the torch network of the best student"
+    assert row.correct is not None
+    assert wide.correct is not None
+    assert row.delta_reference == pytest.approx(row.correct.mean() - wide.correct.mean())
+    assert found.recommendation.row is not None
+    assert found.recommendation.row.student == "wide"
 
 
 def test_a_budget_that_no_file_keeps_leaves_no_recommendation_and_names_each_limit() -> None:
@@ -157,7 +178,7 @@ def test_a_listed_result_is_read(measured: Measurement) -> None:
     write_device(json.dumps(measured.content()))
     (found,) = read_devices()
     assert (found.name, found.measured) == ("board", measured)
-    assert on_device(found, export_manifest().files).in_short() == "deploy student_int8.onnx with onnxruntime"
+    assert shown(found).in_short() == "deploy student_int8.onnx with onnxruntime"
 
 
 @pytest.mark.usefixtures("repository")
@@ -165,7 +186,7 @@ def test_a_result_that_was_not_shown_is_left_out_with_the_command_that_shows_it(
     text = json.dumps(measured.content())
     write_device(text, listed="0" * 64)
     (found,) = read_devices()
-    entry = on_device(found, export_manifest().files).entry()
+    entry = shown(found).entry()
     assert entry["recommended"] is None
     now = hashlib.sha256(text.encode()).hexdigest()[:12]
     assert entry["notes"] == [
@@ -178,10 +199,10 @@ def test_a_result_that_was_not_shown_is_left_out_with_the_command_that_shows_it(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format": 2, "rows": [', "result.json is not readable as JSON"),
-        ("[]", "result.json has format None, but this version reads 2"),
-        ('{"format": 99}', "result.json has format 99, but this version reads 2"),
-        ('{"format": 2}', "result.json is not what it should be (device is missing"),
+        ('{"format": 3, "rows": [', "result.json is not readable as JSON"),
+        ("[]", "result.json has format None, but this version reads 3"),
+        ('{"format": 99}', "result.json has format 99, but this version reads 3"),
+        ('{"format": 3}', "result.json is not what it should be (device is missing"),
         (None, "result.json does not exist, but targets/results.json lists board"),
     ],
 )

@@ -23,6 +23,14 @@ def test_size_is_in_kilobytes_below_a_megabyte(value: int, text: str) -> None:
     assert formatting.size(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(950, "950"), (78_042, "78.0 k"), (999_600, "1.00 M"), (4.1e9, "4.10 G")],
+)
+def test_counts_of_parameters_have_a_unit(value: float, text: str) -> None:
+    assert formatting.count(value) == text
+
+
 def test_difference_has_a_sign_unless_it_rounds_to_zero() -> None:
     assert formatting.points(0.0123) == "+1.2"
     assert formatting.points(-0.0123, 2) == f"{MINUS}1.23"

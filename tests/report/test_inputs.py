@@ -9,18 +9,21 @@ import pytest
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
-from pipeline.report.inputs import Inputs, read_inputs
+from pipeline.report.build import build_report
+from pipeline.report.inputs import Inputs, read_inputs, read_spread
 from pipeline.store import paths
-from pipeline.store.documents import CurvesCard
+from pipeline.store.documents import CurvesCard, StudentSpread, StudentsSpread
 from pipeline.store.json_files import write_json
 from pipeline.store.tables import Table, write_table
-from tests.report.conftest import changed, with_rows
+from tests.report.conftest import TEACHER, build_inputs, changed, sha, with_rows
+
+STUDENTS = ("student", "wide")
 
 
 def write_run(run: Run) -> None:
     """The artifacts of a run as they lie in a repository, each made from those before it unless it says otherwise."""
 
-    def relink(document: Any, **hashes: str) -> Any:
+    def relink(document: Any) -> Any:
         values = document.lineage.model_dump()
         known = {name: new for name, (old, new) in renamed.items() if values.get(name) == old}
         return changed(document, lineage=changed(document.lineage, **known))
@@ -35,19 +38,31 @@ def write_run(run: Run) -> None:
     write(relink(run.subset), paths.SUBSET)
     renamed["subset"] = run.subset_sha256, sha256_file(paths.SUBSET)
     run.data.write(paths.DATA / paths.DATA_CARD)
-    run.teacher.write(paths.TEACHER / paths.CARD)
-    relink(run.student).write(paths.STUDENT / paths.CARD)
-    relink(run.exported).write(paths.EXPORT_MANIFEST)
-    relink(run.evaluation).write(paths.EVALUATION)
+    for network in run.networks:
+        places = network.places
+        relink(network.card).write(places.weights / paths.CARD)
+        relink(network.exported).write(places.export / paths.MANIFEST)
+        places.evaluation.parent.mkdir(parents=True, exist_ok=True)
+        network.answers.write(places.answers)
+        evaluation = relink(network.evaluation)
+        if evaluation.answers_sha256 == sha(f"answers of {network.name}"):
+            evaluation = changed(evaluation, answers_sha256=sha256_file(places.answers))
+        evaluation.write(places.evaluation)
     relink(run.benchmark).write(paths.BENCHMARK)
     write_json(paths.TARGET_INDEX, {})
-    CurvesCard(role="student", weights_sha256=run.student.weights_sha256).write(
-        paths.STUDENT_CURVES / paths.CURVES_CARD
+    student = run.network("student")
+    CurvesCard(role="student", weights_sha256=student.card.weights_sha256).write(
+        student.places.curves / paths.CURVES_CARD
     )
-    metrics = paths.STUDENT_CURVES / "plots/metrics"
+    metrics = student.places.curves / "plots/metrics"
     metrics.mkdir(parents=True, exist_ok=True)
     (metrics / "val_top1.tsv").write_text("step\tval_top1\n0\t0.5\n1\t0.75\n")
     (metrics / "train_loss.tsv").write_text("step\tvalue\n0\t2.5\n1\tnan\n")
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    return build_inputs(*STUDENTS)
 
 
 @pytest.fixture
@@ -56,7 +71,7 @@ def reread(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.chdir(tmp_path)
 
     def read() -> Inputs:
-        return read_inputs(Run(), inputs.budget, inputs.tensorrt_unavailable)
+        return read_inputs(Run(students=STUDENTS), inputs.budget, inputs.tensorrt_unavailable)
 
     def again() -> Inputs:
         write_run(inputs.run)
@@ -72,12 +87,13 @@ def test_files_of_one_run_are_read(reread: Callable[[], Inputs], inputs: Inputs)
     assert found.curves["student"]["val_top1"].values == (0.5, 0.75)
     assert found.curves["student"]["train_loss"].values == (2.5,)
     assert found.run.energy.columns["energy"].shape == (1293,)
-    assert found.run.exported.files == inputs.run.exported.files
+    assert found.run.files == inputs.run.files
+    assert build_report(found).summary() == build_report(changed(inputs, curves=found.curves)).summary()
 
 
 def test_missing_and_damaged_files_are_named(reread: Any) -> None:
     reread()
-    curve = paths.STUDENT_CURVES / "plots/metrics/val_top1.tsv"
+    curve = paths.STUDENT_REPORTS / "student" / paths.CURVES / "plots/metrics/val_top1.tsv"
     curve.write_text("step\tval_top1\n0\tmuch\n")
     with pytest.raises(DataError, match=r"val_top1\.tsv is not a DVCLive curve"):
         reread.read()
@@ -89,9 +105,9 @@ def test_missing_and_damaged_files_are_named(reread: Any) -> None:
 
 @pytest.mark.parametrize("name", ["data", "teacher", "energy", "subset"])
 def test_student_of_another_run_is_refused(reread: Callable[[], Inputs], inputs: Inputs, name: str) -> None:
-    student = inputs.run.student
-    inputs.run.student = changed(student, lineage=changed(student.lineage, **{name: "d" * 64}))
-    with pytest.raises(LineageError, match=f"artifacts/student was made from {name} dddddddddddd"):
+    wide = inputs.run.network("wide")
+    wide.card = changed(wide.card, lineage=changed(wide.card.lineage, **{name: "d" * 64}))
+    with pytest.raises(LineageError, match=f"artifacts/students/wide/network was made from {name} dddddddddddd"):
         reread()
 
 
@@ -103,16 +119,37 @@ def test_table_of_other_data_is_refused(reread: Callable[[], Inputs], inputs: In
         reread()
 
 
-@pytest.mark.parametrize("name", ["student", "teacher", "data", "energy"])
-@pytest.mark.parametrize(
-    ("document", "file"), [("exported", "export"), ("evaluation", "evaluation"), ("benchmark", "benchmark")]
-)
-def test_files_and_measurements_of_another_run_are_refused_with_both_hashes(
-    reread: Callable[[], Inputs], inputs: Inputs, document: str, file: str, name: str
+@pytest.mark.parametrize("name", ["network", "teacher", "data", "energy"])
+@pytest.mark.parametrize(("document", "file"), [("exported", "export"), ("evaluation", "evaluation")])
+@pytest.mark.parametrize("network", ["wide", TEACHER])
+def test_files_of_another_run_are_refused_with_both_hashes(
+    reread: Callable[[], Inputs], inputs: Inputs, network: str, document: str, file: str, name: str
 ) -> None:
-    made = getattr(inputs.run, document)
-    setattr(inputs.run, document, changed(made, lineage=changed(made.lineage, **{name: "e" * 64})))
+    of_network = inputs.run.network(network)
+    made = getattr(of_network, document)
+    setattr(of_network, document, changed(made, lineage=changed(made.lineage, **{name: "e" * 64})))
     with pytest.raises(LineageError, match=rf"{file}\.json was made from {name} e{{12}}, but .* is [0-9a-f]{{12}};"):
+        reread()
+
+
+@pytest.mark.parametrize("name", ["student", "wide", TEACHER, "data", "energy"])
+def test_a_benchmark_of_another_run_is_refused_with_both_hashes(
+    reread: Callable[[], Inputs], inputs: Inputs, name: str
+) -> None:
+    lineage = inputs.run.benchmark.lineage
+    if name in lineage.networks:
+        lineage = changed(lineage, networks={**lineage.networks, name: "e" * 64})
+    else:
+        lineage = changed(lineage, **{name: "e" * 64})
+    inputs.run.benchmark = changed(inputs.run.benchmark, lineage=lineage)
+    with pytest.raises(LineageError, match=rf"benchmark\.json was made from {name} e{{12}}, but .* [0-9a-f]{{12}};"):
+        reread()
+
+
+def test_answers_of_another_evaluation_are_refused(reread: Callable[[], Inputs], inputs: Inputs) -> None:
+    wide = inputs.run.network("wide")
+    wide.evaluation = changed(wide.evaluation, answers_sha256="9" * 64)
+    with pytest.raises(LineageError, match=r"wide/evaluation\.json was made from answers 9{12}"):
         reread()
 
 
@@ -127,9 +164,10 @@ def test_subset_of_another_energy_table_is_refused(reread: Callable[[], Inputs],
 def test_measurement_of_another_file_is_refused_with_both_hashes(
     reread: Callable[[], Inputs], inputs: Inputs, document: str
 ) -> None:
-    exported = inputs.run.exported.files[2].sha256
-    made = with_rows(getattr(inputs.run, document), lambda row: changed(row, sha256="f" * 64), "student_int8.onnx")
-    setattr(inputs.run, document, made)
+    owner: Any = inputs.run if document == "benchmark" else inputs.run.network("student")
+    exported = inputs.run.network("student").exported.files[2].sha256
+    other = with_rows(getattr(owner, document), lambda row: changed(row, sha256="f" * 64), "student_int8.onnx")
+    setattr(owner, document, other)
     with pytest.raises(LineageError, match=f"student_int8.onnx with hash f{{12}}, but .* {exported[:12]}"):
         reread()
 
@@ -142,6 +180,31 @@ def test_measurement_of_an_unknown_file_is_refused(reread: Callable[[], Inputs],
 
 def test_curves_of_another_network_are_refused(reread: Any) -> None:
     reread()
-    CurvesCard(role="student", weights_sha256="a" * 64).write(paths.STUDENT_CURVES / paths.CURVES_CARD)
-    with pytest.raises(LineageError, match=r"curves/student was made from student a{12}"):
+    CurvesCard(role="student", weights_sha256="a" * 64).write(
+        paths.STUDENT_REPORTS / "student" / paths.CURVES / paths.CURVES_CARD
+    )
+    with pytest.raises(LineageError, match=r"student/curves was made from student a{12}"):
         reread.read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [({}, ["wide"]), ({"teacher": "f" * 64}, []), ({"data": "f" * 64}, []), ({"distill": {"network": "other"}}, [])],
+)
+def test_the_spread_over_seeds_is_that_of_the_present_data_teacher_and_parameters(
+    tmp_path: Path, changes: dict[str, Any], known: list[str]
+) -> None:
+    run = build_inputs(*STUDENTS).run
+    of_wide = {
+        "seeds": 3,
+        "mean": 0.9,
+        "deviation": 0.01,
+        "difference": None,
+        "distill": run.network("wide").card.distill,
+    }
+    of_wide |= {key: value for key, value in changes.items() if key in of_wide}
+    made_from = {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256}
+    made_from |= {key: value for key, value in changes.items() if key in made_from}
+    StudentsSpread(**made_from, students={"wide": StudentSpread(**of_wide)}).write(tmp_path / "spread.json")
+    assert list(read_spread(run, tmp_path / "spread.json")) == known
+    assert read_spread(run, tmp_path / "none.json") == {}

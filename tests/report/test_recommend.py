@@ -2,12 +2,58 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.report.build import build_report
 from pipeline.report.recommend import budget_sentence, recommend
 from pipeline.report.rows import Row
-from tests.report.conftest import budget, changed, row_of
+from tests.report.conftest import STUDENTS, budget, build_inputs, changed, row_of
 
 Rows = list[Row]
 INT8 = ("student_int8.onnx", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def of_eight() -> Rows:
+    """Rows of eight students with the differences to the best of them, wide."""
+    return list(build_report(build_inputs(*STUDENTS)).rows)
+
+
+@pytest.mark.parametrize(
+    ("choose", "name"),
+    [("smallest", "quarter_int8.onnx"), ("fastest", "quarter_int8.xml"), ("most_accurate", "wide_int8.onnx")],
+)
+def test_budget_chooses_among_the_files_of_all_students(of_eight: Rows, choose: str, name: str) -> None:
+    found = recommend(of_eight, budget(choose=choose))
+    assert found.row is not None
+    assert found.row.name == name
+
+
+def test_a_small_student_must_keep_the_drop_to_the_best_one(of_eight: Rows) -> None:
+    found = recommend(of_eight, budget(max_top1_drop=0.01))
+    assert found.row is not None
+    assert found.row.name == "deep_int8.onnx"
+    assert found.broken["quarter_int8.onnx"] == [
+        "it loses 7.22 points of top-1 accuracy, 1 allowed (max_top1_drop)",
+    ]
+
+
+def test_steps_are_to_the_next_cheaper_and_the_next_better_file(of_eight: Rows) -> None:
+    found = recommend(of_eight, budget(max_top1_drop=0.01))
+    assert found.row is not None
+    assert found.cheaper is not None
+    assert found.better is not None
+    assert found.cheaper.row.name == "student_int8.onnx"
+    assert found.cheaper.size_bytes == found.cheaper.row.size_bytes - found.row.size_bytes < 0
+    assert found.cheaper.difference is not None
+    assert found.cheaper.difference.value == pytest.approx(-1 / 360)
+    assert found.cheaper.broken == ["it loses 1.11 points of top-1 accuracy, 1 allowed (max_top1_drop)"]
+    assert found.better.row.name == "deep_fp16.xml", "deep_fp16.onnx is smaller, but slower than its fp32 file"
+    assert found.better.broken == []
+
+
+def test_nothing_is_cheaper_than_the_smallest_or_better_than_the_most_accurate(of_eight: Rows) -> None:
+    assert recommend(of_eight, budget()).cheaper is None
+    best = recommend([row for row in of_eight if row.name == "wide_fp32.xml"], budget())
+    assert (best.cheaper, best.better) == (None, None)
 
 
 def test_smallest_student_file_is_recommended(rows: Rows) -> None:
@@ -72,10 +118,10 @@ def test_loss_of_exactly_the_limit_is_within_the_budget(rows: Rows) -> None:
 @pytest.mark.parametrize(
     ("limit", "key", "clause"),
     [
-        ("max_top1_drop", "delta_top1", "its loss of top-1 accuracy was not measured (max_top1_drop)"),
+        ("max_top1_drop", "delta_reference", "its loss of top-1 accuracy was not measured (max_top1_drop)"),
         (
             "max_high_energy_drop",
-            "delta_top1_high_energy",
+            "delta_reference_high_energy",
             "its loss of high-energy accuracy was not measured (max_high_energy_drop)",
         ),
         ("max_latency_p50_ms", "latency_p50_ms", "its p50 latency was not measured (max_latency_p50_ms)"),

@@ -12,9 +12,9 @@ from unittest import mock
 
 import pytest
 
-from pipeline.config import load_params
+from pipeline.config import TEACHER, load_params
 from pipeline.lineage import Run
-from tests.conftest import ROOT, write_chain
+from tests.conftest import ROOT, STUDENT, write_chain
 from tests.e2e.test_repro import set_params
 
 SMALL = {
@@ -42,7 +42,8 @@ def exported_once(tmp_path_factory) -> Path:
         params = load_params()
         prepare(params)
         write_chain(Run(), params)
-        export(params)
+        for network in (STUDENT, TEACHER):
+            export(params, network)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import torch
 from PIL import Image
 
 import models
+from pipeline.store.lock import exclusive
+from pipeline.store.paths import LOGS, STUDENT_REPORTS
+from pipeline.store.paths import STUDENTS as STUDENTS_FOLDER
 from stages.common import run_program
 from tests.conftest import ROOT, loss_params
 from tests.e2e.test_repro import set_params, snapshot
@@ -229,6 +233,96 @@ def test_a_tail_longer_than_the_data(workspace, stage):
     message = sentence(workspace, stage)
     assert "data.imbalance_factor 500 leaves class 'bee' none of" in message
     assert "lower it to at most" in message
+
+
+STUDENTS = {
+    "a b": ({"a b": {}}, "params.yaml: students: 'a b' cannot name a student, because it names folders and stages"),
+    "1": ({1: {}, "small": {}}, "params.yaml: students: 1 cannot name a student"),  # which DVC drops without a word
+    ".": ({".": {}}, "params.yaml: students: '.' cannot name a student"),
+    "..": ({"..": {}}, "params.yaml: students: '..' cannot name a student"),
+    "x@y": ({"x@y": {}}, "params.yaml: students: 'x@y' cannot name a student"),
+    "teacher": ({"teacher": {}}, "params.yaml: students: no student can be called teacher; choose another name"),
+    "none": ({}, "params.yaml: students: it must name one student or more, for example `student: {}`; add a line"),
+    "list": (["small"], "params.yaml: students: it must name one student or more"),
+    "no value": ({"small": None}, "write `small: {}` for a student that takes everything from distill"),
+    "unknown key": (
+        {"small": {"netwrk": "resnet8"}},
+        "students.small.netwrk is not a known key; did you mean network?",
+    ),
+    "wrong value": ({"a": {}, "b": {"training": {"epochs": 0}}}, "params.yaml: students.b.training.epochs is 0"),
+}
+
+
+@pytest.mark.parametrize(("stage", "name"), [("check", None), ("prepare", None), ("distill", "small")])
+@pytest.mark.parametrize(("entries", "words"), STUDENTS.values(), ids=STUDENTS)
+def test_wrong_students(workspace, entries, words, stage, name):
+    set_params(workspace, {"students": entries})
+    assert words in sentence(workspace, stage, *filter(None, [name]))
+
+
+@pytest.mark.parametrize(("stage", "name"), [("check", None), ("distill", "small")])
+def test_parameters_without_students_which_dvc_cannot_explain(workspace, stage, name):
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("students:  ", "studnts:  "))
+    assert "studnts is not a known key; did you mean students?" in sentence(workspace, stage, *filter(None, [name]))
+    (workspace / "params.yaml").write_text(re.sub(r"^students:.*\n  student: \{\}\n", "", text, flags=re.MULTILINE))
+    assert "params.yaml: students is missing; add it" in sentence(workspace, stage, *filter(None, [name]))
+
+
+def test_an_unknown_network_in_the_third_entry_before_the_teacher_is_trained(workspace):
+    set_params(workspace, {"students": {"a": {}, "b": {"network": "resnet14"}, "c": {"network": "resnet9"}}})
+    message = sentence(workspace, "check")
+    assert "params.yaml: students.c.network: There is no network resnet9: the closest names are" in message
+
+
+@pytest.mark.parametrize("name", ["nobody", "teacher", "", "../data", "$(touch owned)", "\x1b[2J", "x" * 300])
+def test_a_student_that_is_not_there(workspace, name):
+    words = f"params.yaml has no student {name!r}; choose from student"
+    assert sentence(workspace, "distill", name) == f"error: {words}"
+    for stage in ("export", "evaluate"):
+        if name != "teacher":
+            assert sentence(workspace, stage, name) == f"error: {words}, teacher"
+    assert [path.name for path in workspace.glob(".checkpoints/*.lock")] == ["prepare.lock"]
+    assert {path.parent for path in workspace.rglob("*.log")} == {workspace / LOGS}
+
+
+@pytest.mark.parametrize("stage", ["distill", "export", "evaluate"])
+def test_a_stage_of_students_needs_a_name(workspace, stage):
+    before = snapshot(workspace)
+    said = run(workspace, stage)
+    assert said.startswith(f"usage: python -m stages.{stage}")
+    assert "the following arguments are required: name" in said
+    assert snapshot(workspace) == before
+
+
+@pytest.fixture
+def with_old_student(workspace) -> Path:
+    """Two students lie there, of which params.yaml names one."""
+    for name in ("student", "old"):
+        for folder in (STUDENTS_FOLDER / name / "network", STUDENT_REPORTS / name / "curves"):
+            (workspace / folder).mkdir(parents=True)
+            (workspace / folder / "file").touch()
+    return workspace
+
+
+def test_the_folders_of_a_student_that_is_not_listed_any_more_are_removed_by_check(with_old_student):
+    before = snapshot(with_old_student)
+    said = run(with_old_student, "check", expected=0)
+    for folder in (STUDENTS_FOLDER / "old", STUDENT_REPORTS / "old"):
+        assert f"{folder} is removed, because params.yaml has no such student; DVC restores it" in said
+        assert not (with_old_student / folder).exists()
+    assert snapshot(with_old_student) == {path: value for path, value in before.items() if "/old/" not in path}
+    assert "is removed" not in run(with_old_student, "check", expected=0)
+
+
+def test_no_folder_is_removed_while_something_else_is_wrong(with_old_student):
+    set_params(with_old_student, {"distill.network": "resnet9"})
+    assert "There is no network resnet9" in sentence(with_old_student, "check")
+
+
+def test_a_student_that_a_stage_still_works_on_is_not_removed(with_old_student):
+    with exclusive(with_old_student / ".checkpoints/distill-old.lock", "training"):
+        assert "running stage distill of old here" in sentence(with_old_student, "check")
 
 
 def test_stages_of_a_feature_loss_that_do_not_exist_before_the_teacher_is_trained(workspace):

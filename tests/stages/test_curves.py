@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.config import TEACHER
 from pipeline.errors import DataError
-from pipeline.lineage import Places, Run
+from pipeline.lineage import Run
 from pipeline.training.card import EpochRecord
 from stages.curves import check_repository, training_session
 from tests.report.conftest import data_card
@@ -34,11 +35,11 @@ def test_a_repository_without_a_commit_is_known_before_anything_is_computed(repo
 
 
 def test_a_repository_without_a_commit_is_one_sentence(repository):
-    run = Run(Places(curves={"teacher": Path("curves")}))
+    run = Run()
     run.data = data_card()
     with (
         pytest.raises(DataError, match=NO_COMMIT),
-        training_session(run, "teacher", torch.device("cpu"), epochs=1, batch_size=64) as session,
+        training_session(run.network(TEACHER), torch.device("cpu"), epochs=1, batch_size=64) as session,
     ):
         session.on_epoch(EpochRecord(0, 1.0, 0.5, 0.1, 1.0))
-    assert not Path("curves").exists()
+    assert not run.network(TEACHER).places.curves.exists()

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.config import TEACHER
+from pipeline.lineage import Places
 from pipeline.store.json_files import read_json
 from pipeline.store.paths import CARD
-from tests.conftest import ROOT
+from tests.conftest import ROOT, STUDENT
 from tests.e2e.test_repro import set_params
 from tests.stages.conftest import run_program_here
 
@@ -51,10 +53,10 @@ def workspace(prepared, tmp_path) -> Path:
     return shutil.copytree(prepared, tmp_path / "workspace")
 
 
-def start(folder: Path, stage: str) -> subprocess.Popen[str]:
+def start(folder: Path, stage: str, *network: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, "-m", f"stages.{stage}", *network],
         cwd=folder,
         env=environment | {"PYTHONPATH": str(ROOT)},
         text=True,
@@ -64,22 +66,23 @@ def start(folder: Path, stage: str) -> subprocess.Popen[str]:
     )
 
 
-def run(folder: Path, stage: str, expected: int = 0) -> str:
+def run(folder: Path, stage: str, *network: str, expected: int = 0) -> str:
     """Standard error of the stage."""
-    process = start(folder, stage)
+    process = start(folder, stage, *network)
     out, error = process.communicate(timeout=300)
     assert process.returncode == expected, out + error
     return error
 
 
-def run_here(folder: Path, stage: str, expected: int = 0) -> str:
+def run_here(folder: Path, stage: str, *network: str, expected: int = 0) -> str:
     """Likewise, of a stage that runs in one process: this one."""
     with contextlib.chdir(folder):
-        return run_program_here(stage, expected=expected)
+        return run_program_here(stage, *network, expected=expected)
 
 
-def losses(folder: Path, role: str) -> list[float]:
-    lines = (folder / f"reports/curves/{role}/plots/metrics/train_loss.tsv").read_text().splitlines()
+def losses(folder: Path, network: str) -> list[float]:
+    curves = folder / Places().network(network).curves
+    lines = (curves / "plots/metrics/train_loss.tsv").read_text().splitlines()
     return [float(line.split("\t")[1]) for line in lines[1:]]
 
 
@@ -88,10 +91,10 @@ def test_two_processes_distill_as_one(workspace, tmp_path):
         run_here(workspace, stage)
     other = shutil.copytree(workspace, tmp_path / "other")
     set_params(other, {"launcher.processes": 2})
-    run_here(workspace, "distill")
-    run(other, "distill")
-    assert losses(other, "student") == pytest.approx(losses(workspace, "student"), abs=1e-3)
-    cards = [read_json(folder / "artifacts/student" / CARD) for folder in (workspace, other)]
+    run_here(workspace, "distill", STUDENT)
+    run(other, "distill", STUDENT)
+    assert losses(other, STUDENT) == pytest.approx(losses(workspace, STUDENT), abs=1e-3)
+    cards = [read_json(folder / Places().network(STUDENT).weights / CARD) for folder in (workspace, other)]
     assert cards[0].keys() == cards[1].keys()
     one, two = (
         {path.relative_to(folder) for path in folder.rglob("*") if ".checkpoints" not in path.parts}
@@ -154,7 +157,7 @@ def test_a_killed_run_ends_leaves_no_process_and_goes_on(workspace):
         assert not alive
     set_params(workspace, {"launcher.processes": 1})
     run_here(workspace, "train_teacher")
-    assert len(losses(workspace, "teacher")) == EPOCHS
+    assert len(losses(workspace, TEACHER)) == EPOCHS
 
 
 def newest(paths: Iterable[Path]) -> float:

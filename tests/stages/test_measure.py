@@ -12,25 +12,26 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.config import load_params
+from pipeline.config import TEACHER, load_params
 from pipeline.data.store import read_split
 from pipeline.errors import DataError, EnergyKDError, LineageError, ParamsError
 from pipeline.evaluation import measure as measuring
 from pipeline.evaluation.measure import MeasurementRequest, bundle_content, make_plan, spread_over
 from pipeline.evaluation.runnable import runnable_files
-from pipeline.lineage import Run
+from pipeline.lineage import Places, Run
 from pipeline.portable.documents import MeasuredRow
 from pipeline.portable.files import sha256_file
 from pipeline.remote import Address, BundleContent, RemoteError
 from pipeline.runtimes import load
 from pipeline.store.json_files import read_json
-from pipeline.store.paths import DATA, EXPORT_MANIFEST
+from pipeline.store.paths import CARD, DATA
 from pipeline.targets import find_target, load_target
 from stages.measure import measure_device
 from stages.show import show
 from stages.target import examples, target
+from tests.conftest import STUDENT
 from tests.e2e.test_repro import set_params
-from tests.report.conftest import accuracy, measurement
+from tests.report.conftest import measurement
 from tests.stages.conftest import run_program_here as run
 
 QUICK = {
@@ -50,6 +51,15 @@ QUICK = {
     "benchmark.throughput": [],
     "timeout_minutes": 2,
 }
+
+
+PLACES = Places().network(STUDENT)
+EXPORTED = PLACES.export / "student_fp32.onnx"
+
+
+def whole_run() -> Run:
+    """The run in this folder."""
+    return Run(students=[STUDENT])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -81,7 +91,7 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
         ("student_fp32.onnx", "onnxruntime"),
         ("teacher_fp32.onnx", "onnxruntime"),
     ]
-    manifest = {file["name"]: file["sha256"] for file in read_json(EXPORT_MANIFEST)["files"]}
+    manifest = {file.name: file.sha256 for file in whole_run().files}
     for row in result["rows"]:
         assert row["error"] is None
         assert row["latency_p50_ms"] > 0
@@ -108,12 +118,12 @@ def test_a_new_device_is_measured_shown_and_in_the_index(here: Path) -> None:
 
 def test_a_result_with_the_samples_of_another_measurement_is_not_shown(here: Path) -> None:
     (here / "samples.npz").write_bytes(b"of another")
-    measurement("board", {}, {}, []).write(here / "result.json")
+    measurement("board", {}, {}, [], STUDENT).write(here / "result.json")
     with pytest.raises(
         LineageError, match=r"result\.json was made from samples 24baa7a731ce, but .* in use is \w{12}; run `dvc"
     ):
         show("here")
-    (here / "result.json").write_text('{"format": 2}')
+    (here / "result.json").write_text('{"format": 3}')
     with pytest.raises(DataError, match=r"\w+ is missing"):
         show("here")
 
@@ -121,7 +131,7 @@ def test_a_result_with_the_samples_of_another_measurement_is_not_shown(here: Pat
 def wanted(**changes: object) -> MeasurementRequest:
     """A measurement of all files on this machine."""
     values = {
-        "files": runnable_files(Run(), ["onnxruntime"], "k"),
+        "files": runnable_files(whole_run().networks, ["onnxruntime"], "k"),
         "settings": load_params().benchmark,
         "key": "d.yaml",
         "address": Address(),
@@ -135,21 +145,26 @@ def wanted(**changes: object) -> MeasurementRequest:
 
 
 def content(images: int) -> BundleContent:
-    return bundle_content(Run(), make_plan(wanted()), images)
+    run = whole_run()
+    return bundle_content(run, make_plan(wanted()), run.networks, images)
 
 
-def test_the_answers_sent_along_are_those_of_the_students_file_on_the_same_images(exported: Path) -> None:
+@pytest.mark.parametrize("name", [STUDENT, TEACHER])
+def test_the_answers_sent_along_are_those_of_the_file_of_each_network_on_the_same_images(
+    exported: Path, name: str
+) -> None:
     sent = content(40)
-    [inputs], [expected] = sent.inputs.values(), sent.expected.values()
+    [inputs], expected = sent.inputs.values(), sent.expected[name]  # networks of one normalisation share the images
     assert inputs.shape == (40, 3, 8, 8)
-    answers = load("onnxruntime", Path("artifacts/export/student_fp32.onnx"), precision="fp32").run(inputs)
+    answers = load("onnxruntime", whole_run().network(name).places.export / f"{name}_fp32.onnx", precision="fp32")
+    answers = answers.run(inputs)
     np.testing.assert_allclose(answers.logits, expected.logits, atol=1e-4)
     np.testing.assert_allclose(answers.energy, expected.energy, atol=1e-3)
     total = len(read_split(DATA, "test").labels)
     index = spread_over(total, 40)
     np.testing.assert_array_equal(expected.labels, np.asarray(read_split(DATA, "test").labels)[index])
     assert sent.card["labels"] == [str(digit) for digit in range(10)]
-    assert sent.card["lineage"] == read_json(EXPORT_MANIFEST)["lineage"]
+    assert sent.card["lineage"] == whole_run().measured_from(whole_run().networks).model_dump()
 
 
 def test_images_are_spread_over_the_whole_split_each_once() -> None:
@@ -161,30 +176,30 @@ def test_images_are_spread_over_the_whole_split_each_once() -> None:
 
 
 def test_scores_of_another_teacher_are_refused(exported: Path) -> None:
-    card = json.loads((exported / "artifacts/student/card.json").read_text())
+    path = exported / PLACES.weights / CARD
+    card = json.loads(path.read_text())
     card["lineage"]["teacher"] = "f" * 64
-    (exported / "artifacts/student/card.json").write_text(json.dumps(card))
-    with pytest.raises(LineageError, match=r"student was made from teacher f{12}, but"):
+    path.write_text(json.dumps(card))
+    with pytest.raises(LineageError, match=r"network was made from teacher f{12}, but"):
         content(8)
 
 
-def test_a_teacher_is_scored_but_not_compared_with_the_answers_of_the_student(exported: Path, monkeypatch) -> None:
-    asked = wanted()
+def test_the_rows_of_a_device_get_names_roles_and_hashes_from_the_manifests_of_their_networks(
+    exported: Path, monkeypatch
+) -> None:
+    asked, run = wanted(), whole_run()
 
     def run_bundle(bundle: Path, address: Address, folder: Path, **_: object) -> SimpleNamespace:
         (folder / "samples.npz").write_bytes(b"")
-        parity = {"parity_max_abs": 0.1, "parity_mean_abs": 0.1, "parity_top1_agreement": 0.5, "energy_max_abs": 0.1}
-        sizes = {"low": 9, "mid": 22, "high": 9}
-        scored = accuracy("student_fp32.onnx", 40, sizes, 0.1, **parity)
-        rows = [MeasuredRow(file.name, file.runtime, "fp32", 1, "cpu", accuracy=scored) for file in asked.files]
-        return SimpleNamespace(**vars(measurement("board", {"cpu": "c"}, {}, rows)))
+        rows = [MeasuredRow(file.name, file.runtime, "fp32", 1, "cpu") for file in asked.files]
+        return SimpleNamespace(**vars(measurement("board", {"cpu": "c"}, {}, rows, STUDENT)))
 
     monkeypatch.setattr(measuring, "run_bundle", run_bundle)
-    student, teacher = measuring.measure(Run(), asked, lambda done, total, what: None).rows
-    assert student.accuracy.parity_max_abs == 0.1
-    assert teacher.accuracy.top1 == student.accuracy.top1
-    assert teacher.accuracy.parity_max_abs is None
-    assert teacher.notes == ["parity on the device not measured: the reference outputs are those of the student"]
+    measured = measuring.measure(run, asked, lambda done, total, what: None)
+    assert [(row.name, row.role, row.sha256) for row in measured.rows] == [
+        (file.name, file.role, file.sha256) for file in run.files if file.format == "onnx"
+    ]
+    assert measured.lineage == run.measured_from(run.networks)
 
 
 def test_a_file_of_a_fixed_batch_is_refused_with_another(exported: Path) -> None:
@@ -210,7 +225,7 @@ def test_how_long_to_wait_for_the_device_is_no_part_of_the_measurement(
     longer = wanted(settings=settings.model_copy(update={"wait_minutes": 90}))
     assert make_plan(longer) == make_plan(wanted(settings=settings))
     with pytest.raises(RemoteError, match="enough"):
-        measuring.measure(Run(), longer, lambda done, total, what: None)
+        measuring.measure(whole_run(), longer, lambda done, total, what: None)
     assert asked == {"wait_seconds": 5400}
 
 
@@ -279,7 +294,7 @@ def test_a_device_is_never_overwritten(here: Path) -> None:
         ({"address.transport": "ssh", "address.host": "pi", "address.ssh_config": "none"}, "ssh_config none of pi"),
         ({"timeout_minutes": 0}, "timeout_minutes is 0"),
         ({"files": ["student_int8.onnx"]}, "targets/here/device.yaml: files asks for student_int8.onnx; choose from"),
-        ({"benchmark.runtimes": ["openvino"]}, "benchmark.runtimes asks for openvino, but artifacts/export holds no"),
+        ({"benchmark.runtimes": ["openvino"]}, "benchmark.runtimes asks for openvino, but no selected file is for it"),
         ({"budget.max_size": 3}, "budget.max_size is not a known key; did you mean max_size_mb?"),
     ],
 )
@@ -301,8 +316,7 @@ def test_a_device_that_does_not_exist_names_those_that_do_and_how_to_make_it(her
 
 
 def test_a_file_that_is_not_the_exported_one_is_not_sent(here: Path) -> None:
-    model = Path("artifacts/export/student_fp32.onnx")
-    model.write_bytes(model.read_bytes()[:-1])
+    EXPORTED.write_bytes(EXPORTED.read_bytes()[:-1])
     with pytest.raises(LineageError, match=r"student_fp32\.onnx has hash"):
         measure_device("here")
 

@@ -20,13 +20,15 @@ from PIL import Image
 
 from pipeline.data.pixels import StreamedPixels
 from pipeline.errors import SpaceError
+from pipeline.lineage import Places
 from pipeline.store.paths import LOGS
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
-from tests.conftest import ROOT, squashed
+from tests.conftest import ROOT, STUDENT, squashed
 from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code, set_params, snapshot
 from tests.stages.conftest import run_program_here
 
+EXPORT, LOCK = Places().network(STUDENT).export, ".checkpoints/export-student.lock"
 STOPPED = "stopped by SIGTERM; run the same command again to go on\n"
 PROGRAM = """
 import os, sys, time
@@ -61,7 +63,7 @@ UNCHECKED = """
 import runpy, sys
 import pipeline.store.space
 pipeline.store.space.require_space = lambda *arguments, **others: None  # the disk fills up later, by another program
-runpy.run_module(f"stages.{sys.argv[1]}", run_name="__main__", alter_sys=True)
+runpy.run_module(f"stages.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
 """
 
 
@@ -269,12 +271,12 @@ def test_too_little_shared_memory_is_one_sentence(files, moment, words):
     assert result.stderr.count("\n") == 1
 
 
-def on_small_disk(folder: Path, room: int, flags: str, name: str, tmp_path: Path) -> tuple[str, dict[str, bytes]]:
+def on_small_disk(folder: Path, room: int, flags: str, tmp_path: Path, *stage: str) -> tuple[str, dict[str, bytes]]:
     """Output of a stage on a disk with little room, and all files after it."""
     (tmp_path / "disk").mkdir()
     command = [*NAMESPACE, sys.executable, "-c", SMALL_DISK, str(folder), str(tmp_path / "disk"), str(room), flags]
     result = subprocess.run(
-        [*command, sys.executable, "-c", UNCHECKED, name],
+        [*command, sys.executable, "-c", UNCHECKED, *stage],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -298,19 +300,19 @@ def on_small_disk(folder: Path, room: int, flags: str, name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("room", "flags", "words"),
     [
-        (200_000, "rw", "error: artifacts/export: No space left on device; free space there"),  # torch's own writer
-        (900_000, "rw", "error: artifacts/export: No space left on device; free space there"),  # OpenVINO's
-        (2**24, "ro", "error: .checkpoints/export.lock: Read-only file system; run on a disk that can be written"),
+        (200_000, "rw", f"error: {EXPORT}: No space left on device; free space there"),  # torch's own writer
+        (900_000, "rw", f"error: {EXPORT}: No space left on device; free space there"),  # OpenVINO's
+        (2**24, "ro", f"error: {LOCK}: Read-only file system; run on a disk that can be written"),
     ],
 )
 def test_a_disk_that_fills_up_or_is_read_only_leaves_the_earlier_export(exported, tmp_path, room, flags, words):
     set_params(exported, {"export.openvino": True, "export.precisions": ["fp32"]})
     (exported / ".checkpoints").mkdir(exist_ok=True)
-    (exported / ".checkpoints/export.lock").touch()
+    (exported / LOCK).touch()
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    said, after = on_small_disk(exported, room, flags, "export", tmp_path)
+    said, after = on_small_disk(exported, room, flags, tmp_path, "export", STUDENT)
     assert said.startswith(words)
-    after.pop(".checkpoints/export.lock")
+    after.pop(LOCK)
     assert after == {path.relative_to(exported).as_posix(): content for path, content in before.items()}
 
 

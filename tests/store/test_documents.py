@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pipeline.errors import DataError
 from pipeline.store import documents
 from pipeline.store.documents import Document, Hash, Part, Share, Word, parse_as
-from tests.conftest import CARD
+from tests.conftest import CARD, write_manifest
 
 
 class Row(Part):
@@ -115,13 +115,31 @@ def test_a_document_whose_parts_contradict_each_other_is_refused(kind: type[Base
     documents.NetworkCard.model_validate_json(json.dumps(CARD_OF_NETWORK), strict=True)
 
 
-def test_an_export_manifest_lists_each_file_once():
-    from tests.report.conftest import changed, export_manifest
-
-    manifest = export_manifest()
-    repeated = changed(manifest, files=[*manifest.files, manifest.files[0]])
+def test_an_export_manifest_lists_each_file_once_or_none(tmp_path):
+    path = tmp_path / "export.json"
+    (tmp_path / "a.onnx").touch()
+    write_manifest(path, "a.onnx", "a.onnx")
     with pytest.raises(DataError, match="a file is listed twice"):
-        documents.ExportManifest.parsed(repeated.content(), "export.json")
+        documents.ExportManifest.read(path)
+    write_manifest(path)
+    assert documents.ExportManifest.read(path).files == []
+
+
+def test_a_measurement_is_of_some_network():
+    made_from = dict.fromkeys(("data", "teacher", "energy"), "0" * 64)
+    documents.MeasuredFrom(**made_from, networks={"small": "0" * 64})
+    with pytest.raises(ValueError, match="at least 1 item"):
+        documents.MeasuredFrom(**made_from, networks={})
+
+
+def test_a_file_of_another_stage_than_usual_names_that_one(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(CONTENT | {"format": 2}))
+    with pytest.raises(DataError, match=r"this version reads 3; run `dvc repro -fs export_teacher`$"):
+        Table.read(path, stage="export_teacher")
+    path.write_text(json.dumps(CONTENT | {"rows": 1}))
+    with pytest.raises(DataError, match=r"; run `dvc repro export_teacher`$"):
+        Table.read(path, stage="export_teacher")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_a_table_of_others_is_told_by_its_missing_lineage(tmp_path):
 def test_the_hash_of_a_model_is_one_of_all_its_files(tmp_path):
     xml, weights = tmp_path / "a.xml", tmp_path / "a.bin"
     xml.write_bytes(b"graph")
-    with pytest.raises(DataError, match=r"a\.bin does not exist; run `dvc repro export`"):
+    with pytest.raises(DataError, match=r"a\.bin does not exist; run `dvc repro` to make it"):
         tables.sha256_model(xml)
     weights.write_bytes(b"1")
     first = tables.sha256_model(xml)

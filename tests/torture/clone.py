@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from ruamel.yaml import YAML
 
+from pipeline.config import load_params
 from pipeline.portable.files import sha256_file
 from pipeline.store.paths import ARTIFACTS, CHECKPOINTS, DEPLOY, PARAMS, REPORTS
 
 ROOT = Path(__file__).parents[2]
-GRAPH: Mapping[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+def _stages() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name as DVC shows it, and entry of dvc.yaml, of each stage; those of students for each in params.yaml."""
+    students = load_params(ROOT / PARAMS).students
+    for stage, entry in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
+        if "matrix" not in entry:
+            yield stage, entry
+        for name in students if "matrix" in entry else ():
+            yield f"{stage}@{name}", json.loads(json.dumps(entry).replace("${item.student}", name))
+
+
+GRAPH = dict(_stages())
 STAGES = tuple(GRAPH)
 MEASURED = ("benchmark", "report")  # their outputs hold times, or are chosen by them
 # little of what is made and measured after the training

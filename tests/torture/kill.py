@@ -18,7 +18,7 @@ from tests.torture.repro import Repro, alive, belongs, check
 
 VICTIMS = ("stage", "dvc", "group")
 _ATTEMPTS = 3  # to hit a stage that ended before its moment, each time earlier
-_NAMED = re.compile(r"process (\d+) is already running stage (\w+) here, left behind by a dvc that was killed")
+_NAMED = re.compile(r"process (\d+) is already running stage \w+(?: of \S+)? here, left behind by a dvc")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def moments(count: int, seed: int) -> list[Moment]:
     """Stages in turn, so that each is hit; each by another victim in the next turn; the moment is drawn."""
     draw = random.Random(seed)
     return [
-        Moment(STAGES[i % len(STAGES)], VICTIMS[(i + i // len(STAGES)) % len(VICTIMS)], draw.random())
+        Moment(STAGES[i % len(STAGES)], VICTIMS[(i % len(STAGES) + i // len(STAGES)) % len(VICTIMS)], draw.random())
         for i in range(count)
     ]
 

@@ -15,7 +15,7 @@ import psutil
 
 from tests.torture.clone import environment
 
-_RUNNING = re.compile(r"Running stage '(\w+)'")
+_RUNNING = re.compile(r"Running stage '(\S+)'")
 
 
 class Repro:

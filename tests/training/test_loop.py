@@ -218,6 +218,26 @@ def test_a_finished_run_of_a_stage_is_found_again_until_the_next_one_finishes(pa
     assert unfinished.folder.exists(), "it may go on some day"
 
 
+@pytest.mark.parametrize("other", ["small-2", "smaller", "s", "small-0123456789abcdef", None])
+def test_a_finished_run_of_one_student_leaves_what_another_kept(session, other):
+    session = replace(session, keep=True)
+
+    def finish(name: str | None, rate: int) -> Path:
+        with session.checkpoint("student", {"lr": rate}, name) as checkpoint:
+            return checkpoint.folder
+
+    kept, earlier = finish(other, 1), finish("small", 1)
+    later = finish("small", 2)
+    assert (kept.exists(), earlier.exists(), later.exists()) == (True, False, True)
+    assert finish(other, 2).exists()
+    assert (kept.exists(), later.exists()) == (False, True)
+
+
+def test_two_students_are_trained_at_the_same_time(session):
+    with session.checkpoint("student", {}, "small") as small, session.checkpoint("student", {}, "large") as large:
+        assert small.folder != large.folder
+
+
 def test_a_slow_disk_is_not_written_to_each_epoch_but_after_the_first_and_the_last(params, tmp_path):
     class Slow(Checkpoint):
         stored = ()

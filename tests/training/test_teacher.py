@@ -10,8 +10,8 @@ from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
 from pipeline.training.session import Session
 from pipeline.training.teacher import make_teacher
-from pipeline.training.weights import read_network
-from tests.conftest import state_hash
+from pipeline.training.weights import WEIGHTS, read_network
+from tests.conftest import STUDENT, state_hash
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_a_teacher_that_is_refused_or_cannot_be_written_keeps_its_checkpoint_and
 
 
 def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, settings, session):
-    path = tiny_run.places.student / "weights.safetensors"
+    student = tiny_run.network(STUDENT)
+    path, given = student.places.weights / WEIGHTS, read_network(student.places.weights, student.card)
     card = make_teacher(tiny_run, settings(checkpoint=str(path)), session)
     assert (card.source, card.seed, card.epochs, card.best_val_top1) == ("checkpoint", None, None, None)
     assert card.precision is card.kept_epoch is None
     assert card.lineage.checkpoint == sha256_file(path)
-    student = read_network(tiny_run.places.student, tiny_run.student)
-    assert state_hash(read_network(tiny_run.places.teacher, card)) == state_hash(student)
+    assert state_hash(read_network(tiny_run.places.teacher, card)) == state_hash(given)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, se
 def test_a_checkpoint_that_knows_too_little_is_refused_and_the_earlier_teacher_stays(
     tiny_run, settings, session, minimum, words
 ):
-    path, before = tiny_run.places.student / "weights.safetensors", tiny_run.teacher
+    path, before = tiny_run.network(STUDENT).places.weights / WEIGHTS, tiny_run.teacher
     with pytest.raises(CheckpointError, match=rf"checkpoint {path} {words}.*; check that it was trained on these"):
         make_teacher(tiny_run, settings(checkpoint=str(path), minimum_top1=minimum), session)
     assert Run(tiny_run.places).teacher == before

@@ -52,7 +52,7 @@ def with_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(LOSSES, "logit_error", module.LogitErrorLoss)
     known = (Loss.__origin__ | module.LogitErrorParams, Field(discriminator="name"))
     distill = type("Distill", (DistillParams,), {"__annotations__": {"loss": Annotated[known]}})
-    schema = type("WithLoss", (Params,), {"__annotations__": {"distill": distill}})
+    schema = type("WithLoss", (Params,), {"__annotations__": {"distill": distill, "students": dict[str, distill]}})
 
     def make(**changes: object) -> Params:
         values = read_yaml(ROOT / "params.yaml")
