@@ -76,22 +76,6 @@ def cascade_curves(
     ]
 
 
-def choose_point(points: Sequence[CascadePoint], wanted: float) -> CascadePoint:
-    """Choose an operating point by the validation split: the smallest share sent on that reaches the wanted accuracy.
-
-    If no point reaches it, the one of the best validation top-1 is chosen. Of equal ones, first the share sent on and
-    then the accuracy decides.
-
-    Args:
-        points: at least one; of one curve, or of several.
-        wanted: validation top-1 to reach, for example that of the larger file alone.
-    """
-    reached = [point for point in points if point.val_top1 >= wanted]
-    if reached:
-        return min(reached, key=lambda point: (point.val_sent, -point.val_top1))
-    return max(points, key=lambda point: (point.val_top1, -point.val_sent))
-
-
 def sent_on(answers: SplitAnswers, point: CascadePoint) -> NDArray[np.bool_]:
     """Whether each image goes on to the larger file: answers of the small file to N images -> bool [N]."""
     if point.threshold is None:

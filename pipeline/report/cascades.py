@@ -1,14 +1,14 @@
-"""Cascades of two measured files of a device, each at the operating point that the validation split chooses."""
+"""Cascades of two measured files of a device, at the thresholds that the validation split chooses."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.cascade import SCORES, CascadePoint, Score, cascade_correct, cascade_curves, choose_point
+from pipeline.evaluation.cascade import SCORES, CascadePoint, Score, cascade_correct, cascade_curves
 from pipeline.portable.accuracy import Difference, group_accuracy, paired_difference
 from pipeline.report.rows import Reference, Row
 from pipeline.store.answers import FileAnswers, Key
@@ -60,7 +60,7 @@ _MEAN_LATENCY = (
 
 @dataclass
 class CascadeRow(Row):
-    """A cascade as a row: it is a candidate beside the single files.
+    """A cascade as a row: it is a candidate beside the single files. Its name has the share sent on, on validation.
 
     ``size_bytes`` is of both files, ``latency_p50_ms`` the mean latency of an image, ``latency_p90_ms`` and
     ``latency_p99_ms`` the sums of both files. The accuracy is from the stage evaluate on this machine.
@@ -84,7 +84,7 @@ class CascadeRow(Row):
         executed = [row.precision_executed for row in (small, large)]
         groups = group_accuracy(cascade.correct, reference.groups)
         row = cls(
-            name=f"{small.name} + {large.name}",
+            name=f"{small.name} + {large.name} ({cascade.val_sent:.0%})",
             role="student",
             student=small.student,
             format=small.format,
@@ -155,13 +155,36 @@ class _File:
     val_top1: float
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A pair of files with one of its thresholds."""
+
+    small: _File
+    large: _File
+    point: CascadePoint
+    curve: Sequence[CascadePoint]
+
+    @property
+    def order(self) -> tuple[float, float, int]:
+        """Mean latency, accuracy and size: of equal ones the smallest comes first."""
+        size = self.small.row.size_bytes + self.large.row.size_bytes
+        return self.point.latency_ms, -self.point.val_top1, size
+
+    def cascade(self) -> Cascade:
+        small, large = self.small.answers.test, self.large.answers.test
+        correct = cascade_correct(small, large, self.point)
+        delta = paired_difference(correct, large.correct)
+        files = self.small.row, self.large.row
+        return Cascade(*files, **vars(self.point), delta=delta, correct=correct, curve=self.curve)
+
+
 def find_cascades(rows: Sequence[Row], answers: Mapping[Key, FileAnswers]) -> list[Cascade]:
     """The cascades of each device that no file and no other cascade of the device beats, fastest first.
 
     Paired are measured ONNX or OpenVINO files in one runtime, the small one faster and the larger one, which may be the
-    teacher's, more accurate on the validation split. Of the two scores, that one is taken which reaches the validation
-    top-1 of the larger file with fewer images sent on. A cascade is left out if something else is at least as fast, on
-    average, and at least as accurate on the validation split.
+    teacher's, more accurate on the validation split; candidates are all thresholds of both scores. One is left out if
+    something else is at least as fast, on average, and at least as accurate on the validation split. Of a pair with
+    more than three thresholds left, the fastest, the most accurate and one between are kept.
 
     Args:
         answers: to the validation and test images, by file and runtime; a row without them takes part in none.
@@ -172,41 +195,43 @@ def find_cascades(rows: Sequence[Row], answers: Mapping[Key, FileAnswers]) -> li
         if found is not None and row.top1 is not None and row.latency_p50_ms is not None:
             file = _File(row, row.latency_p50_ms, found, float(found.val.correct.mean()))
             devices[row.target, row.device].append(file)
-    return [cascade for files in devices.values() for cascade in _undominated(files)]
+    return [candidate.cascade() for files in devices.values() for candidate in _thinned(_undominated(files))]
 
 
-def _undominated(files: Sequence[_File]) -> list[Cascade]:
+def _undominated(files: Sequence[_File]) -> list[_Candidate]:
     programs = defaultdict(list)
     for file in files:
         if file.row.runtime in _RUNTIMES:
             programs[file.row.runtime, file.row.format, file.row.batch].append(file)
-    cascades = [cascade for group in programs.values() for small in group for cascade in _cascades(small, group)]
-    # of equal latency and accuracy, a single file is the simplest, and then the smallest cascade
-    candidates: list[tuple[tuple[float, float, int], Cascade | None]] = [
+    cascades = [candidate for group in programs.values() for small in group for candidate in _candidates(small, group)]
+    # of equal latency and accuracy, a single file is the simplest
+    candidates: list[tuple[tuple[float, float, int], _Candidate | None]] = [
         *(((file.latency, -file.val_top1, 0), None) for file in files),
-        *(((each.latency_ms, -each.val_top1, each.size_bytes), each) for each in cascades),
+        *((candidate.order, candidate) for candidate in cascades),
     ]
-    kept: list[Cascade] = []
+    kept: list[_Candidate] = []
     lowest = 0.0
-    for (_, minus_top1, _), cascade in sorted(candidates, key=lambda candidate: candidate[0]):
+    for (_, minus_top1, _), candidate in sorted(candidates, key=lambda each: each[0]):
         if minus_top1 < lowest:
             lowest = minus_top1
-            kept += [] if cascade is None else [cascade]
+            kept += [] if candidate is None else [candidate]
     return kept
 
 
-def _cascades(small: _File, files: Sequence[_File]) -> list[Cascade]:
-    """Those of a file with each slower and more accurate one; none with one that would have to see all images."""
+def _candidates(small: _File, files: Sequence[_File]) -> Iterator[_Candidate]:
+    """Those of a file with each slower and more accurate one, without the ends, which are single files."""
     larges = [file for file in files if file.latency > small.latency and file.val_top1 > small.val_top1]
-    if not larges:
-        return []
     latencies, of_larges = [large.latency for large in larges], [large.answers for large in larges]
-    curves_of_scores = [cascade_curves(small.answers, of_larges, small.latency, latencies, score) for score in SCORES]
-    cascades = []
-    for large, *curves in zip(larges, *curves_of_scores, strict=True):
-        point = choose_point([point for curve in curves for point in curve], large.val_top1)
-        if point.threshold is not None:
-            correct = cascade_correct(small.answers.test, large.answers.test, point)
-            delta, curve = paired_difference(correct, large.answers.test.correct), curves[SCORES.index(point.score)]
-            cascades.append(Cascade(small.row, large.row, **vars(point), delta=delta, correct=correct, curve=curve))
-    return cascades
+    for score in SCORES if larges else ():
+        curves = cascade_curves(small.answers, of_larges, small.latency, latencies, score)
+        for large, curve in zip(larges, curves, strict=True):
+            yield from (_Candidate(small, large, point, curve) for point in curve if point.threshold is not None)
+
+
+def _thinned(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """At most three thresholds of each pair; the order stays."""
+    pairs = defaultdict(list)
+    for candidate in candidates:
+        pairs[candidate.small.row.name, candidate.large.row.name].append(candidate)
+    shown = {id(of_pair[place]) for of_pair in pairs.values() for place in (0, len(of_pair) // 2, -1)}
+    return [candidate for candidate in candidates if id(candidate) in shown]

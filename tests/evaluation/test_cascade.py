@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from pipeline.evaluation.cascade import (
     SCORES,
     CascadePoint,
-    Score,
     cascade_correct,
     cascade_curve,
     cascade_curves,
-    choose_point,
     sent_on,
 )
 from pipeline.portable.accuracy import paired_difference
@@ -161,10 +159,15 @@ def test_test_labels_change_no_threshold():
     small, large = file_of(generator, 0.8), file_of(generator, 0.9)
     wrong = FileAnswers(small.val, dataclasses.replace(small.test, correct=~small.test.correct))
     for score in SCORES:
-        chosen = choose_point(cascade_curve(small, large, 1.0, 4.0, score), large.val.correct.mean())
-        other = choose_point(cascade_curve(wrong, large, 1.0, 4.0, score), large.val.correct.mean())
-        assert (chosen.threshold, chosen.val_sent, chosen.sent) == (other.threshold, other.val_sent, other.sent)
-        assert chosen.top1 != other.top1
+        right, others = (cascade_curve(each, large, 1.0, 4.0, score) for each in (small, wrong))
+        for point, other in zip(right, others, strict=True):
+            assert (point.threshold, point.val_sent, point.val_top1) == (
+                other.threshold,
+                other.val_sent,
+                other.val_top1,
+            )
+            assert point.sent == other.sent
+        assert right[1].top1 != others[1].top1
 
 
 def test_a_score_that_ranks_well_reaches_the_larger_file_with_few_images():
@@ -173,27 +176,11 @@ def test_a_score_that_ranks_well_reaches_the_larger_file_with_few_images():
     correct, order = images < 90, np.random.default_rng(3).permutation(100)
     small = SplitAnswers(correct, np.float32(images), np.float32(order / 100))
     large = SplitAnswers(images != 5, np.zeros(100, np.float32), np.zeros(100, np.float32))
+    files = FileAnswers(small, small), FileAnswers(large, large)
     found = {
-        score: choose_point(cascade_curve(FileAnswers(small, small), FileAnswers(large, large), 1.0, 4.0, score), 1.0)
+        score: max(cascade_curve(*files, 1.0, 4.0, score), key=lambda point: (point.val_top1, -point.val_sent))
         for score in SCORES
     }
     assert (found["energy"].threshold, found["energy"].val_sent, found["energy"].top1) == (89.5, 0.1, 1.0)
     assert found["energy"].latency_ms == pytest.approx(1.4)
     assert found["probability"].val_sent > 0.5
-
-
-def point(val_sent: float, val_top1: float, score: Score = "energy") -> CascadePoint:
-    return CascadePoint(score, -8.0, val_sent, val_top1, val_sent, 1 - val_top1, 1 + val_sent)
-
-
-def test_the_chosen_point_sends_the_fewest_images_on_among_those_that_reach_the_wanted_accuracy():
-    points = [point(0.0, 0.8), point(0.1, 0.85), point(0.2, 0.91), point(0.3, 0.95), point(1.0, 0.9)]
-    assert choose_point(points, 0.9) is points[2]
-    assert choose_point(points, 0.8) is points[0]
-    better = point(0.2, 0.92, "probability")
-    assert choose_point([*points, better], 0.9) is better
-
-
-def test_without_such_a_point_the_most_accurate_one_is_chosen_and_of_equal_ones_that_with_the_fewest():
-    points = [point(0.0, 0.8), point(0.1, 0.85), point(0.3, 0.85), point(1.0, 0.82)]
-    assert choose_point(points, 0.99) is points[1]
