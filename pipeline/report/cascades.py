@@ -181,10 +181,10 @@ class _Candidate:
 def find_cascades(rows: Sequence[Row], answers: Mapping[Key, FileAnswers]) -> list[Cascade]:
     """The cascades of each device that no file and no other cascade of the device beats, fastest first.
 
-    Paired are measured ONNX or OpenVINO files in one runtime, the small one faster and the larger one, which may be the
-    teacher's, more accurate on the validation split; candidates are all thresholds of both scores. One is left out if
-    something else is at least as fast, on average, and at least as accurate on the validation split. Of a pair with
-    more than three thresholds left, the fastest, the most accurate and one between are kept.
+    Paired are measured ONNX or OpenVINO files in one runtime, the small one a student's and faster, the larger one,
+    which may be the teacher's, more accurate on the validation split; candidates are all thresholds of both scores. One
+    is left out if something else is at least as fast, on average, and at least as accurate on the validation split. Of
+    a pair with more than three thresholds left, the fastest, the most accurate and one between are kept.
 
     Args:
         answers: to the validation and test images, by file and runtime; a row without them takes part in none.
@@ -203,7 +203,13 @@ def _undominated(files: Sequence[_File]) -> list[_Candidate]:
     for file in files:
         if file.row.runtime in _RUNTIMES:
             programs[file.row.runtime, file.row.format, file.row.batch].append(file)
-    cascades = [candidate for group in programs.values() for small in group for candidate in _candidates(small, group)]
+    cascades = [
+        candidate
+        for group in programs.values()
+        for small in group
+        if small.row.role == "student"  # what answers first is what was made for the device
+        for candidate in _candidates(small, group)
+    ]
     # of equal latency and accuracy, a single file is the simplest
     candidates: list[tuple[tuple[float, float, int], _Candidate | None]] = [
         *(((file.latency, -file.val_top1, 0), None) for file in files),

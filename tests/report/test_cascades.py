@@ -163,6 +163,12 @@ def test_the_larger_file_may_be_the_teachers():
     assert set(pairs(cascades)) == {("small_fp32.onnx", "teacher_fp32.onnx")}
 
 
+def test_the_teacher_never_answers_first():
+    teacher = dataclasses.replace(row("small"), role="teacher", student=None, name="teacher_fp32.onnx")
+    answers_of = {teacher.key: ANSWERS["small"], row("large").key: ANSWERS["large"]}
+    assert find_cascades([teacher, row("large")], answers_of) == []
+
+
 def test_a_small_file_whose_scores_say_nothing_makes_no_cascade():
     useless = SplitAnswers(ANSWERS["small"].val.correct, np.zeros(200, np.float32), np.zeros(200, np.float32))
     assert found_among([row("small"), row("large")], ANSWERS | {"small": FileAnswers(useless, useless)}) == []
