@@ -209,6 +209,7 @@ def write_scores(run: Run, split: str, energy: str | None = None) -> None:
         "index": np.arange(count),
         "label": np.load(run.places.data / f"{split}_labels.npy"),
         "energy": scores,
+        "max_logit": np.square(scores),
         "confidence": np.full(count, 0.5, np.float32),
         "correct": np.zeros(count, bool),
         "group": (1 + (scores > high) - (scores < low)).astype(np.int8),

@@ -122,7 +122,7 @@ def test_json_that_would_fail_later_is_refused_where_it_is_read(text: str, words
 
 
 MADE_FROM = {"data": "0" * 64, "teacher": "1" * 64, "split": "train"}
-ENERGY_LINEAGE = {"format": 1, **MADE_FROM, "temperature": 1.0, "low_threshold": 1.0, "high_threshold": 1.0}
+ENERGY_LINEAGE = {"format": 2, **MADE_FROM, "temperature": 1.0, "low_threshold": 1.0, "high_threshold": 1.0}
 
 
 def table_file(path: Path, lineage: Any, **columns: Any) -> Path:
@@ -131,6 +131,7 @@ def table_file(path: Path, lineage: Any, **columns: Any) -> Path:
         "index": pa.array(range(4), pa.int64()),
         "label": pa.array([0] * 4, pa.int64()),
         "energy": pa.array([-1.0] * 4, pa.float32()),
+        "max_logit": pa.array([1.0] * 4, pa.float32()),
         "confidence": pa.array([0.5] * 4, pa.float32()),
         "correct": pa.array([True] * 4),
         "group": pa.array([1] * 4, pa.int8()),
@@ -147,8 +148,8 @@ def table_file(path: Path, lineage: Any, **columns: Any) -> Path:
         (b'{"temperature": NaN}', "lineage of .* is not readable as JSON .expected value"),
         (b"[]", "has format None"),
         (b"{}", "has format None"),
-        (ENERGY_LINEAGE | {"format": 2}, "has format 2, but this version reads 1"),
-        ({"format": 1, **MADE_FROM, "low_threshold": 1.0, "high_threshold": 1.0}, "temperature is missing"),
+        (ENERGY_LINEAGE | {"format": 1}, "has format 1, but this version reads 2"),
+        ({"format": 2, **MADE_FROM, "low_threshold": 1.0, "high_threshold": 1.0}, "temperature is missing"),
         (ENERGY_LINEAGE | {"temperature": 0.0}, "temperature is 0.0: input should be greater than 0"),
         (ENERGY_LINEAGE | {"temperature": True}, "temperature is True"),
         (ENERGY_LINEAGE | {"low_threshold": "1"}, "low_threshold is '1'"),
@@ -168,6 +169,7 @@ def test_an_energy_table_with_another_lineage_is_refused(lineage: Any, words: st
         ({"group": pa.array([3] * 4, pa.int8())}, "outside of 0 to 2"),
         ({"index": pa.array([-1] * 4, pa.int64())}, "values of index outside"),
         ({"energy": pa.array([float("nan")] * 4, pa.float32())}, "not finite"),
+        ({"max_logit": pa.array([float("inf")] * 4, pa.float32())}, "values of max_logit that are not finite"),
         ({"energy": pa.array(["a"] * 4)}, "energy as object"),
     ],
 )

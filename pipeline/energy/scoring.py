@@ -24,6 +24,7 @@ from pipeline.config import EnergyParams
 from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
 from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups
+from pipeline.energy.temperatures import max_logit
 from pipeline.errors import DataError
 from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import GROUPS
@@ -40,10 +41,16 @@ _PIXELS_PER_PART = 2**28  # for large images: a kill and waiting for another pro
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of B images in order; confidence is the largest probability."""
+    """Scores of B images in order.
+
+    Attributes:
+        max_logit: the largest logit less the mean of the logits.
+        confidence: the largest probability.
+    """
 
     label: NDArray[np.int64]
     energy: NDArray[np.float32]
+    max_logit: NDArray[np.float32]
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
 
@@ -126,7 +133,7 @@ def score_images(
         on_images: called with the number of further images that are done, in all processes together.
 
     Raises:
-        DataError: an energy is not finite; names the first such image.
+        DataError: an energy or a logit is not finite; names the first such image.
     """
     batch = inference_batch(images)
     most = max(1, _PIXELS_PER_PART // (batch * images.shape[1] * images.shape[2]))
@@ -147,11 +154,12 @@ def score_images(
                         done += len(scored[0])
                         on_images(len(scored[0]))
                     scores = Scores(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
-                    if (bad := np.flatnonzero(~np.isfinite(scores.energy))).size:
+                    # a single logit of -inf leaves the energy finite, but not their mean
+                    if (bad := np.flatnonzero(~np.isfinite(scores.energy + scores.max_logit))).size:
                         raise DataError(
-                            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} an energy "
-                            f"that is not finite, the first at index {rows[int(bad[0])]}; its weights are damaged or "
-                            "its logits overflow, so use another checkpoint"
+                            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} logits or an "
+                            f"energy that are not finite, the first at index {rows[int(bad[0])]}; its weights are "
+                            "damaged or its logits overflow, so use another checkpoint"
                         )
                     parts.write(rows, scores)
             on_images(sum(map(len, at_once)) - done)
@@ -229,7 +237,7 @@ def _write(places: Places, train: ScoreParts, test: ScoreParts, params: EnergyPa
 
 
 def _write_table(path: Path, parts: ScoreParts, groups: Tensor, lineage: EnergyLineage) -> None:
-    """Merge the parts into one table, a part at a time: index, label, energy, confidence, correct, group."""
+    """Merge the parts into one table, a part at a time: index, the columns of :class:`Scores`, group."""
     tables = (
         {
             "index": np.arange(rows.start, rows.stop, dtype=np.int64),
@@ -267,11 +275,12 @@ def _agreed(parts: ScoreParts, world: World, device: torch.device) -> list[range
 
 def _scored(
     teacher: nn.Module, images: Images, temperature: float, parts: list[range]
-) -> Generator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield label, energy, confidence and correctness of each batch, on the device.
+) -> Generator[tuple[Tensor, ...]]:
+    """Yield the columns of :class:`Scores` of each batch, on the device.
 
     One iterator over all parts, so that the workers also decode images of the next part ahead.
     """
     for batch, logits in logits_in_batches(teacher, images, parts):
         confidence, answer = torch.softmax(logits, dim=1).max(dim=1)
-        yield batch.labels, energy_score(logits, temperature), confidence, answer == batch.labels
+        energy = energy_score(logits, temperature)
+        yield batch.labels, energy, max_logit(logits), confidence, answer == batch.labels

@@ -44,6 +44,7 @@ class EnergyLineage(Document):
         energy: in the table of the test split, hash of the training split's table; None in the latter.
     """
 
+    FORMAT = 2
     MADE_BY = "score_energy"
 
     data: Hash
@@ -77,7 +78,7 @@ class Table(Generic[L]):
     lineage: L
 
 
-_SCORE_COLUMNS = {"label": "i", "energy": "f", "confidence": "f", "correct": "b"}
+_SCORE_COLUMNS = {"label": "i", "energy": "f", "max_logit": "f", "confidence": "f", "correct": "b"}
 # type of the lineage -> columns of the table with their numpy kinds
 _COLUMNS: dict[type[Document], dict[str, str]] = {
     ScoreLineage: _SCORE_COLUMNS,

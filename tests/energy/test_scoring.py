@@ -14,7 +14,7 @@ from pipeline.energy.scoring import Scores, score_images, score_splits, scored_t
 from pipeline.errors import DataError
 from pipeline.lineage import Run
 from pipeline.portable.accuracy import group_accuracy
-from pipeline.store.tables import EnergyLineage, read_table
+from pipeline.store.tables import ROW_BYTES, EnergyLineage, read_table
 from pipeline.training.inference import all_logits, inference_batch, predict
 from pipeline.training.session import Session
 
@@ -79,6 +79,7 @@ def test_scores_are_those_of_the_plain_images_in_order(images, teacher, tmp_path
     scores = score(teacher, images, tmp_path)
     logits = all_logits(teacher, images).double()
     np.testing.assert_allclose(scores.energy, -4 * torch.logsumexp(logits / 4, dim=1), rtol=1e-5)
+    np.testing.assert_allclose(scores.max_logit, logits.max(dim=1).values - logits.mean(dim=1), rtol=1e-4)
     np.testing.assert_allclose(scores.confidence, logits.softmax(dim=1).max(dim=1).values, rtol=1e-5)
     np.testing.assert_array_equal(scores.correct, logits.argmax(dim=1).numpy() == scores.label)
     np.testing.assert_array_equal(scores.label, np.arange(COUNT) % 5)
@@ -160,9 +161,9 @@ def test_the_table_has_groups_by_exact_rank_and_the_accuracy_of_each(images, tea
     found = read_table(tmp_path / "energy.parquet", EnergyLineage)
     columns = found.columns
     assert found.lineage == LINEAGE
-    assert list(columns) == ["index", "label", "energy", "confidence", "correct", "group"]
+    assert list(columns) == ["index", "label", "energy", "max_logit", "confidence", "correct", "group"]
     dtypes = [column.dtype.name for column in columns.values()]
-    assert dtypes == ["int64", "int64", "float32", "float32", "bool", "int8"]
+    assert dtypes == ["int64", "int64", "float32", "float32", "float32", "bool", "int8"]
     np.testing.assert_array_equal(columns["index"], np.arange(COUNT))
     np.testing.assert_array_equal(columns["group"], np.repeat([0, 1, 2], [275, 275, 550]))
     overall, by_group = scored_top1(parts, groups.codes)
@@ -197,14 +198,30 @@ def test_progress_counts_every_image(images, teacher, tmp_path):
     assert sum(counts) == 2 * COUNT
 
 
+@pytest.mark.parametrize("count", [COUNT, 200_000])
+def test_a_table_takes_no_more_space_than_is_asked_for(tmp_path, count):
+    generator = np.random.default_rng(0)
+    parts = scoring.ScoreParts(tmp_path / "parts", count, 65_536)
+    for rows in parts.rows:
+        label = generator.integers(0, 2**31, len(rows))
+        random = (generator.normal(size=len(rows)).astype(np.float32) for _ in range(3))
+        parts.write(rows, Scores(label, *random, correct=generator.random(len(rows)) < 0.5))
+    groups = torch.from_numpy(generator.integers(0, 3, count).astype(np.int8))
+    scoring._write_table(tmp_path / "energy.parquet", parts, groups, LINEAGE)
+    assert (tmp_path / "energy.parquet").stat().st_size < count * ROW_BYTES
+    assert sum(part.stat().st_size for part in (tmp_path / "parts").iterdir()) < count * ROW_BYTES
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("bad", [0, 255, 256, 1099])
-def test_an_energy_that_is_not_finite_stops_with_the_first_such_image(images, teacher, tmp_path, bad):
+def test_an_energy_that_is_not_finite_stops_with_the_first_such_image(images, teacher, tmp_path, bad, value):
     bad_pixels = images.centre(torch.tensor([bad]))
 
     class Overflowing(nn.Module):
         def forward(self, pixels):
             is_bad = (pixels == bad_pixels).flatten(1).all(dim=1)
-            return torch.where(is_bad[:, None], float("inf"), teacher(pixels))
+            logits = teacher(pixels)
+            return torch.cat([torch.where(is_bad[:, None], value, logits[:, :1]), logits[:, 1:]], dim=1)
 
     with pytest.raises(DataError, match=f"not finite, the first at index {bad}; its weights"):
         score(Overflowing(), images, tmp_path, batches_per_part=1)

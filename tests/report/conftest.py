@@ -487,6 +487,7 @@ def energy_table(images: int, seed: int, split: str) -> Table[EnergyLineage]:
         "index": np.arange(images, dtype=np.int64),
         "label": generator.integers(0, 10, images, dtype=np.int64),
         "energy": energy,
+        "max_logit": -energy,
         "confidence": np.clip(0.999 - 0.4 * hardness**2, 0.3, 1).astype(np.float32),
         "correct": generator.random(images) > 0.12 * hardness**2,
         "group": group,
