@@ -36,9 +36,10 @@ from pipeline.data.pixels import StreamedPixels
 from pipeline.data.store import FileSplit, read_card, read_split
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.student import ScoredImages, train_student
-from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
+from pipeline.energy.groups import EnergyGroups, energy_score
 from pipeline.energy.scoring import score_images
 from pipeline.energy.subset import select_subset
+from pipeline.energy.temperatures import sample_temperatures
 from pipeline.training.card import EpochRecord
 from pipeline.training.session import Session
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from pipeline.config import AugmentationParams, DataParams, KdParams, Params, TemperatureParams, load_params
+from pipeline.config import AugmentationParams, DataParams, KdParams, Params, load_params
 from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
@@ -102,7 +102,7 @@ class Setting:
             update={
                 "network": self.student,
                 "loss": KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
-                "temperatures": TemperatureParams(**TEMPERATURES),
+                "temperatures": shipped.distill.temperatures.model_copy(update=TEMPERATURES),
                 "teacher_cache": cache,
                 "training": training,
             }

@@ -330,9 +330,31 @@ Loss = Annotated[KdParams | DkdParams | MlkdParams | DistParams | FeatureParams,
 
 
 class TemperatureParams(Block):
+    mode: Literal["groups", "continuous"]
+    of: Literal["energy", "max_logit"]
+    student: Literal["same", "own"]
     low_energy: Positive
     mid: Positive
     high_energy: Positive
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest temperature of mode continuous."""
+        return min(self.low_energy, self.high_energy), max(self.low_energy, self.high_energy)
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.mode == "groups" and self.student == "own":
+            raise ValueError(
+                "student is own, but mode is groups, which are of the teacher's energy; set student to same, or mode "
+                "to continuous"
+            )
+        if self.mode == "continuous" and not self.limits[0] <= self.mid <= self.limits[1]:
+            raise ValueError(
+                f"mid is {self.mid:g}, but mode is continuous, whose limits low_energy and high_energy are "
+                f"{self.low_energy:g} and {self.high_energy:g}; put mid between them"
+            )
+        return self
 
 
 class DistillParams(NetworkParams):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from ruamel.yaml import YAML
@@ -341,6 +342,31 @@ def test_a_student_whose_cached_views_do_not_come_again_is_named(tmp_path):
     assert load_params(path).students["small"].teacher_cache
     path.write_text(path.read_text().replace("policy: none", "policy: randaugment"))
     assert "set students.small.teacher_cache to false" in message_of(path)
+
+
+@pytest.mark.parametrize("place", ["distill", "students.small"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"student": "own"}, "student is own, but mode is groups, .*; set student to same, or mode to continuous"),
+        ({"mode": "continuous", "mid": 8.0}, "mid is 8, but mode is continuous, whose limits .* are 6 and 2; put mid"),
+        ({"mode": "continuous", "low_energy": 1.0}, "mid is 4, .* whose limits .* are 1 and 2; put mid between them"),
+    ],
+)
+def test_temperatures_that_contradict_their_mode_are_one_sentence(tmp_path, params, place, changes, words):
+    whole = {"temperatures": params.distill.temperatures.model_dump() | changes}
+    if place == "distill":
+        message = message_of(with_students(tmp_path, {"small": {}}, **whole))
+    else:
+        message = message_of(with_students(tmp_path, {"small": {"temperatures": changes}}))
+    assert re.search(rf"{place}\.temperatures: {words}", message), message
+    assert "more after this one" not in message
+
+
+def test_the_limits_of_continuous_temperatures_stand_in_either_order(tmp_path):
+    changes = {"mode": "continuous", "student": "own", "of": "max_logit", "low_energy": 2.0, "high_energy": 6.0}
+    path = with_students(tmp_path, {"small": {"temperatures": changes}})
+    assert load_params(path).students["small"].temperatures.limits == (2.0, 6.0)
 
 
 def test_a_step_schedule_needs_milestones(tmp_path):

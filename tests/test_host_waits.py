@@ -5,6 +5,8 @@ A step that asks for a value fails by itself, as does one that computes with ten
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from pipeline.distillation.losses import LOSSES, make_loss
 from pipeline.distillation.mixing import MIXES
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.temperatures import certainty_temperatures, group_temperatures
 from tests.conftest import augmented, loss_params
 
 GPU = torch.device("cuda", 0)
@@ -96,16 +99,28 @@ def test_images_are_mixed_without_waiting(mix):
             assert drawn.apply(images, images, partner).device == GPU
 
 
+@pytest.fixture(params=["groups", "continuous"])
+def temperatures(request, params):
+    """Parameters of each mode, continuous with the student's own, and the temperatures, made before any step."""
+    student = {"groups": "same", "continuous": "own"}[request.param]
+    chosen = params.distill.temperatures.model_copy(update={"mode": request.param, "student": student})
+    if request.param == "groups":
+        return chosen, group_temperatures(EnergyGroups(torch.zeros(COUNT, dtype=torch.int8), -9.0, -3.0), 4.0, chosen)
+    return chosen, certainty_temperatures(torch.ones(COUNT), 4.0, chosen)
+
+
 @pytest.mark.parametrize("assignment", ["sample", "view"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_an_objective_is_computed_without_waiting(gpu, params, loss, assignment):
-    chosen = params.distill.model_copy(update={"loss": loss_params(loss), "assignment": assignment})
+def test_an_objective_is_computed_without_waiting(temperatures, gpu, params, loss, assignment):
+    mode, found = temperatures
+    changes = {"loss": loss_params(loss), "assignment": assignment, "temperatures": mode}
+    chosen = params.distill.model_copy(update=changes)
     heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
     with torch.device(GPU):
         student, teacher = (models.build("resnet8", CLASSES) for _ in range(2))
         base = make_loss(chosen, student, teacher, (3, SIZE, SIZE))
-    codes = torch.zeros(COUNT, dtype=torch.int8, device=GPU)
-    objective = DistillationObjective(teacher, base, EnergyGroups(codes, -9.0, -3.0), 4.0, chosen, heda)
+    on_gpu = replace(found, stored=torch.ones(COUNT, device=GPU))
+    objective = DistillationObjective(teacher, base, on_gpu, chosen, heda)
     strong = torch.zeros(BATCH, 3, SIZE, SIZE, device=GPU) if base.strong_views else None
     with base.reading_features(), NoBlockingCopies():
         value = objective(student, step_on_gpu(strong=strong), 0)

@@ -13,7 +13,7 @@ from pipeline.distillation.losses.base import BaseLoss, ViewLogits
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import standardize
 from pipeline.distillation.teacher_cache import TeacherCache
-from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
+from pipeline.energy.temperatures import Temperatures
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ class DistillationObjective:
       + heda.kd_weight * mean_j KD_j(tau_j) + heda.mixed_label_weight * mean_j CE_j,  j over the mixed images
 
     For ``loss: kd`` the only term is kd_weight * tau_i^2 KL(softmax(t_i / tau_i) || softmax(s_i / tau_i)). tau_i is
-    T_low, T_mid or T_high by the energy group of image i (Energy KD); the mixed images come from the HE-DA subset, and
-    their loss is always KD. Each of several processes computes L on its part of the batch, weighted so that the mean
-    over the processes is L of the whole batch. The teacher is frozen and is not a submodule of the student.
+    T_low, T_mid or T_high by the energy group of image i (Energy KD), or continuous in the teacher's certainty. The
+    mixed images come from the HE-DA subset, and their loss is always KD. Each of several processes computes L on its
+    part of the batch, weighted so that the mean over the processes is L of the whole batch. The teacher is frozen and
+    is not a submodule of the student.
 
     Args:
         teacher: on the device of the batches; it is put into eval mode, and its gradients are switched off.
         base: the base loss; the objective must be called inside its ``reading_features()`` block.
-        groups: energy groups of the N training images; codes on the device of the batches.
-        energy_temperature: T_E of the scores, for ``assignment: view``.
+        temperatures: of the N training images, on the device of the batches.
         cache: the teacher's logits of clean views, looked up instead of computed.
         cross_entropy: mean over a batch, from logits [B, K] and labels [B].
     """
@@ -78,8 +78,7 @@ class DistillationObjective:
         self,
         teacher: nn.Module,
         base: BaseLoss,
-        groups: EnergyGroups,
-        energy_temperature: float,
+        temperatures: Temperatures,
         params: DistillParams,
         heda: HedaParams,
         cache: TeacherCache | None = None,
@@ -87,13 +86,11 @@ class DistillationObjective:
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.base = base
-        self.groups = groups
-        self.energy_temperature = energy_temperature
+        self.temperatures = temperatures
         self.params = params
         self.heda = heda
         self.cache = cache
         self.cross_entropy = cross_entropy
-        self.stored_temperatures = self._temperatures_of(groups.codes)  # [N]
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
         """The scalar to minimise; ``epoch`` is counted from 0."""
@@ -122,9 +119,9 @@ class DistillationObjective:
         if teacher is None:
             return loss
         by_view = self.params.assignment == "view"
-        tau = self._view_temperatures(teacher) if by_view else self.stored_temperatures[batch.index]
+        tau = self.temperatures.of_logits(teacher) if by_view else self.temperatures.stored[batch.index]
         view = ViewLogits(
-            student=self._prepared(student),
+            student=self._prepared_student(student, tau),
             teacher=self._prepared(teacher),
             raw_teacher=teacher,
             labels=batch.labels,
@@ -139,8 +136,8 @@ class DistillationObjective:
         """heda.kd_weight * mean KD + heda.mixed_label_weight * mean CE, for the logits of the mixed images."""
         # a mixed image has no stored energy; the paper's HE-DA runs use the middle temperature for all of them
         by_view = self.params.assignment == "view"
-        tau = self._view_temperatures(teacher) if by_view else self.params.temperatures.mid
-        loss = self.heda.kd_weight * kd(self._prepared(student), self._prepared(teacher), tau).mean()
+        tau = self.temperatures.of_logits(teacher) if by_view else self.params.temperatures.mid
+        loss = self.heda.kd_weight * kd(self._prepared_student(student, tau), self._prepared(teacher), tau).mean()
         if self.heda.mixed_label_weight == 0:
             return loss
         own = self.cross_entropy(student, companion.labels[: len(student)])
@@ -170,12 +167,16 @@ class DistillationObjective:
             logits = self.cache(images, batch.index, batch.views)
         return logits.float()
 
-    def _view_temperatures(self, teacher_logits: Tensor) -> Tensor:
-        return self._temperatures_of(self.groups.assign(energy_score(teacher_logits, self.energy_temperature)))
+    def _prepared_student(self, logits: Tensor, tau: Tensor | float) -> Tensor:
+        """Prepared logits for a loss that divides them by the teacher's tau, [B] or constant.
 
-    def _temperatures_of(self, codes: Tensor) -> Tensor:
-        temperatures = self.params.temperatures
-        return sample_temperatures(codes, temperatures.low_energy, temperatures.mid, temperatures.high_energy)
+        Where ``temperatures.student`` is own, they are scaled so that it divides them by the student's own temperature;
+        a constant one is that of both networks.
+        """
+        prepared = self._prepared(logits)
+        if self.params.temperatures.student == "same" or not isinstance(tau, Tensor):
+            return prepared
+        return prepared * (tau / self.temperatures.of_logits(logits.detach())).unsqueeze(1)
 
     def _prepared(self, logits: Tensor) -> Tensor:
         return standardize(logits) if self.params.logit_standardization else logits

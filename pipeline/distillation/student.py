@@ -15,7 +15,7 @@ from models.describe import count_macs, count_parameters
 from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
-from pipeline.config import Params
+from pipeline.config import DistillParams, Params
 from pipeline.data.augmentation import Part
 from pipeline.data.loader import (
     Images,
@@ -32,6 +32,7 @@ from pipeline.distillation.mixing import MIXES, companion_size
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
+from pipeline.energy.temperatures import Temperatures, certainty_temperatures, group_temperatures
 from pipeline.lineage import Run
 from pipeline.store.documents import ImageFormat, NetworkCard
 from pipeline.store.space import require_space
@@ -91,7 +92,7 @@ def check_networks(params: Params, num_classes: int, image: ImageFormat) -> dict
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The training split with its energy groups and HE-DA subset.
+    """The training split with its scores and HE-DA subset.
 
     Attributes:
         images: N training images on the compute device.
@@ -99,6 +100,7 @@ class ScoredImages:
         energy_temperature: T_E of the scores.
         subset: int64 [M], the images that HE-DA draws companion batches from, on the same device.
         teacher_normalisation: of the teacher that scored them; None: that of ``images``.
+        certainty: float32 [N], what continuous temperatures follow, on the same device; None: for groups alone.
     """
 
     images: Images
@@ -106,6 +108,7 @@ class ScoredImages:
     energy_temperature: float
     subset: Tensor
     teacher_normalisation: Normalisation | None = None
+    certainty: Tensor | None = None
 
     @classmethod
     def of(cls, run: Run, params: Params, device: torch.device, normalisation: Normalisation) -> ScoredImages:
@@ -114,13 +117,32 @@ class ScoredImages:
         codes = torch.from_numpy(energy.columns["group"].copy()).to(device)
         groups = EnergyGroups(codes, energy.lineage.low_threshold, energy.lineage.high_threshold)
         images = open_images(run.places.data, "train", device, normalisation, params.data.augmentation)
+        by_energy = params.distill.temperatures.of == "energy"
+        certainty = -energy.columns["energy"] if by_energy else energy.columns["max_logit"].copy()
         return cls(
             images,
             groups,
             energy.lineage.temperature,
             torch.from_numpy(subset.copy()).to(device),
             Normalisation.of(run.teacher),
+            torch.from_numpy(certainty).to(device),
         )
+
+    def temperatures(self, params: DistillParams, seed: int) -> Temperatures:
+        """The temperatures that ``params`` ask for; ``seed`` decides a random assignment.
+
+        Raises:
+            ParamsError: as of :func:`pipeline.energy.temperatures.certainty_temperatures`.
+            ValueError: they are continuous, but the certainty is not given.
+        """
+        chosen = params.temperatures
+        if chosen.mode == "groups":
+            temperatures = group_temperatures(self.groups, self.energy_temperature, chosen)
+        elif self.certainty is None:
+            raise ValueError("continuous temperatures need the certainty of the images")
+        else:
+            temperatures = certainty_temperatures(self.certainty, self.energy_temperature, chosen)
+        return temperatures.shuffled(seed) if params.assignment == "random" else temperatures
 
 
 @dataclass(frozen=True)
@@ -202,14 +224,14 @@ def train_student(
 
     Raises:
         TrainingError: as of :func:`pipeline.training.loop.train`.
-        ParamsError: the stages of a feature loss do not fit the networks, or the cache does not fit into memory.
+        ParamsError: the stages of a feature loss do not fit the networks, the cache does not fit into memory, or the
+            temperatures cannot follow the certainty of this teacher.
     """
     images, world = scored.images, session.world
     base = make_loss(params.distill, student, teacher, images.shape)
     training = params.distill.training
     if base.reads_features:  # by hooks, which a compiled network does not run
         training = training.model_copy(update={"compile": "off"})
-    groups = scored.groups.shuffled(params.seed) if params.distill.assignment == "random" else scored.groups
     teacher = teacher.to(images.device).to(memory_format=torch.channels_last)
     teacher = taking(images.normalisation, teacher, scored.teacher_normalisation or images.normalisation)
     cache = None
@@ -220,8 +242,7 @@ def train_student(
     objective = DistillationObjective(
         teacher,
         base,
-        groups,
-        scored.energy_temperature,
+        scored.temperatures(params.distill, params.seed),
         params.distill,
         params.heda,
         cache,

@@ -1,4 +1,4 @@
-"""Energy of images under the teacher, groups of energy, and temperatures per sample.
+"""Energy of images under the teacher, and groups of energy.
 
 Kim et al., "Maximizing Discrimination Capability of Knowledge Distillation with Energy Function" (arXiv 2311.14334),
 first half of the method. Low energy: the teacher is confident. High energy: it is uncertain.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.compute.seeds import RANDOM_GROUPS, stream_seed
 from pipeline.errors import DataError
 from pipeline.portable.accuracy import GROUPS
 
@@ -73,12 +72,6 @@ class EnergyGroups:
         high_threshold = float(energy[order[count - high_count - 1]]) if high_count < count else float("-inf")
         return cls(codes, low_threshold, high_threshold)
 
-    def shuffled(self, seed: int) -> EnergyGroups:
-        """The same group sizes, assigned to the images at random: the control of the method."""
-        generator = torch.Generator().manual_seed(stream_seed(seed, RANDOM_GROUPS))
-        order = torch.randperm(self.codes.numel(), generator=generator)
-        return EnergyGroups(self.codes[order.to(self.codes.device)], self.low_threshold, self.high_threshold)
-
     def assign(self, energy: Tensor) -> Tensor:
         """Group of other energies [B] by the two thresholds: int8 [B]. Both comparisons are strict."""
         codes = torch.full_like(energy, MID, dtype=torch.int8)
@@ -110,21 +103,6 @@ def fit_groups(energy: Tensor, low_fraction: float, high_fraction: float) -> Ene
             f"{', '.join(map(str, tied))}, ... have: {_DEGENERATE}"
         )
     return groups
-
-
-def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:
-    """Distillation temperature of each sample.
-
-    Args:
-        codes: integer [B]; 0 low, 1 middle, 2 high.
-        low_energy, mid, high_energy: temperature of each group, > 0. The paper: 6, 4, 2. The released code: 2, 4, 6.
-
-    Returns:
-        float32 [B].
-    """
-    # numbers are kernel arguments; copying a table from the host would make it wait for all queued work of a GPU
-    temperatures = torch.full(codes.shape, mid, dtype=torch.float32, device=codes.device)
-    return temperatures.masked_fill_(codes == LOW, low_energy).masked_fill_(codes == HIGH, high_energy)
 
 
 def energy_order(energy: Tensor) -> Tensor:

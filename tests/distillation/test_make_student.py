@@ -10,9 +10,11 @@ import torch
 from pipeline.config import Params
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import Normalisation
-from pipeline.distillation.student import check_networks, make_student, trained_student
+from pipeline.distillation.student import ScoredImages, check_networks, make_student, trained_student
+from pipeline.energy.subset import make_subset
 from pipeline.errors import BusyError, CheckpointError, ParamsError
 from pipeline.lineage import Run
+from pipeline.store.tables import write_table
 from pipeline.training.inference import predict
 from pipeline.training.session import Session
 from pipeline.training.weights import WEIGHTS, read_network
@@ -114,6 +116,39 @@ def test_initial_weights_are_where_the_student_starts_and_part_of_its_lineage(ti
     teacher = read_network(tiny_run.places.teacher, tiny_run.teacher)
     torch.testing.assert_close(student.fc.weight, teacher.fc.weight)
     assert card.lineage.initial_weights == tiny_run.teacher.weights_sha256
+
+
+def continuous(params: Params, of: str) -> Params:
+    temperatures = params.distill.temperatures.model_copy(update={"mode": "continuous", "of": of})
+    return distilling(params, temperatures=temperatures)
+
+
+def test_continuous_temperatures_follow_the_column_of_the_energy_table_that_is_asked_for(tiny_run, quick, tmp_path):
+    columns, made = tiny_run.energy.columns, {}
+    for of, stored in (("energy", -columns["energy"]), ("max_logit", columns["max_logit"])):
+        params = continuous(quick, of)
+        scored = ScoredImages.of(tiny_run, params, CPU, Normalisation.of(tiny_run.teacher))
+        expected = torch.from_numpy(4 * stored / stored.mean()).clamp(2, 6)
+        torch.testing.assert_close(scored.temperatures(params.distill, seed=0).stored, expected)
+        assert len(expected.unique()) > 100
+        make_student(tiny_run, STUDENT, params, session(tmp_path))
+        made[of] = files(tiny_run)[WEIGHTS]
+    make_student(tiny_run, STUDENT, quick, session(tmp_path))
+    assert len({*made.values(), files(tiny_run)[WEIGHTS]}) == 3
+
+
+def test_energies_that_temperatures_cannot_follow_are_told_before_anything_is_trained(tiny_run, quick, tmp_path):
+    table = tiny_run.energy
+    write_table(tiny_run.places.energy, [{**table.columns, "energy": -table.columns["energy"]}], table.lineage)
+    run, before, epochs = Run(tiny_run.places), files(tiny_run), []
+    make_subset(run, quick.heda, quick.seed)
+    words = (
+        r"^params\.yaml: distill\.temperatures\.of is energy, .* mean certainty of -[78]\.\d+ .*; set it to max_logit"
+    )
+    with pytest.raises(ParamsError, match=words):
+        make_student(run, STUDENT, continuous(quick, "energy"), session(tmp_path, on_epoch=epochs.append))
+    assert files(tiny_run) == before
+    assert not epochs
 
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_anything_is_trained(tiny_run, quick, tmp_path):

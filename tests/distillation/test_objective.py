@@ -14,8 +14,12 @@ from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import standardize
 from pipeline.distillation.losses.mlkd import low_confidence, mlkd
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
-from pipeline.energy.groups import EnergyGroups, energy_score, sample_temperatures
+from pipeline.energy.groups import EnergyGroups, energy_score
+from pipeline.energy.temperatures import certainty, certainty_temperatures, group_temperatures, sample_temperatures
 from tests.conftest import loss_params
+
+# of 10 images, about that of the teacher's logits
+CERTAINTY = {"energy": torch.linspace(4.0, 7.0, 10), "max_logit": torch.linspace(0.2, 1.4, 10)}
 
 
 class Linear(nn.Module):
@@ -43,7 +47,16 @@ def objective(setting, distill=None, heda=None):
     teacher, student, _, _, groups, params = setting
     chosen = params.distill.model_copy(update=distill or {})
     base = make_loss(chosen, student, teacher, (3, 2, 2))
-    return DistillationObjective(teacher, base, groups, 4.0, chosen, params.heda.model_copy(update=heda or {}))
+    if chosen.temperatures.mode == "groups":
+        temperatures = group_temperatures(groups, 4.0, chosen.temperatures)
+    else:
+        temperatures = certainty_temperatures(CERTAINTY[chosen.temperatures.of], 4.0, chosen.temperatures)
+    return DistillationObjective(teacher, base, temperatures, chosen, params.heda.model_copy(update=heda or {}))
+
+
+def continuous(params, assignment="sample", **changes):
+    temperatures = params.distill.temperatures.model_copy(update={"mode": "continuous"} | changes)
+    return {"temperatures": temperatures, "assignment": assignment}
 
 
 def stored_temperatures(setting):
@@ -133,6 +146,70 @@ def test_dist_takes_energy_temperatures(setting):
     hard = F.cross_entropy(student(batch.images), batch.labels)
     soft = dist(student(batch.images), teacher(batch.images), stored_temperatures(setting), 2.0, 2.0).mean()
     torch.testing.assert_close(loss, hard + soft)
+
+
+@pytest.mark.parametrize("of", ["energy", "max_logit"])
+@pytest.mark.parametrize("assignment", ["sample", "view"])
+def test_continuous_temperatures_follow_the_stored_certainty_or_that_of_the_view(setting, assignment, of):
+    teacher, student, batch, companion, _, params = setting
+    minimise, stored = objective(setting, continuous(params, assignment, of=of)), CERTAINTY[of]
+
+    def tau(certainties):
+        limited = (4 * certainties / stored.mean()).clamp(2, 6)
+        assert ((limited > 2) & (limited < 6)).sum() > 1, "some within the limits"
+        return limited
+
+    clean_tau, mixed_tau = tau(stored)[batch.index], torch.full((3,), 4.0)
+    if assignment == "view":
+        clean_tau, mixed_tau = (tau(certainty(teacher(each.images), of, 4.0)) for each in (batch, companion))
+    hard = F.cross_entropy(student(batch.images), batch.labels)
+    soft = kd(student(batch.images), teacher(batch.images), clean_tau).mean()
+    mixed = kd(student(companion.images), teacher(companion.images), mixed_tau).mean()
+    loss = minimise(student, DistillationStep(batch, companion), epoch=0)
+    torch.testing.assert_close(loss, 0.1 * hard + 0.9 * soft + 0.9 * mixed)
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+@pytest.mark.parametrize("assignment", ["sample", "view"])
+def test_a_student_with_its_own_temperature_is_softened_by_it(setting, assignment, standardized):
+    teacher, student, batch, companion, _, params = setting
+    changes = continuous(params, assignment, of="max_logit", student="own") | {"logit_standardization": standardized}
+    minimise = objective(setting, changes)
+
+    def soft(images, tau):
+        """tau^2 KL with the temperatures [B] of both networks, the student's without gradient."""
+        ours, theirs = student(images), teacher(images)
+        own = minimise.temperatures.of_logits(ours.detach())
+        if standardized:
+            ours, theirs = standardize(ours), standardize(theirs)
+        log_ours, log_theirs = (ours / own[:, None]).log_softmax(dim=1), (theirs / tau[:, None]).log_softmax(dim=1)
+        return (tau**2 * (log_theirs.exp() * (log_theirs - log_ours)).sum(dim=1)).mean()
+
+    def of_logits(images):
+        return minimise.temperatures.of_logits(teacher(images))
+
+    if assignment == "view":
+        clean, mixed = soft(batch.images, of_logits(batch.images)), soft(companion.images, of_logits(companion.images))
+    else:  # mixed images have the middle temperature in both networks
+        clean = soft(batch.images, minimise.temperatures.stored[batch.index])
+        pair = student(companion.images), teacher(companion.images)
+        mixed = kd(*(map(standardize, pair) if standardized else pair), 4.0).mean()
+    expected = 0.1 * F.cross_entropy(student(batch.images), batch.labels) + 0.9 * clean + 0.9 * mixed
+    loss = minimise(student, DistillationStep(batch, companion), epoch=0)
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value, student.layer.weight)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])
+@pytest.mark.parametrize("of", ["energy", "max_logit"])
+def test_equal_logits_cost_nothing_though_both_networks_have_their_own_temperatures(setting, loss, of):
+    teacher, _, batch, companion, _, params = setting
+    changes = continuous(params, "view", of=of, student="own") | {"loss": loss_params(loss, ce_weight=0.0)}
+    twin = Linear(1)
+    value = objective(setting, changes)(twin, DistillationStep(batch, companion), epoch=5)
+    assert torch.equal(twin(batch.images), teacher(batch.images))
+    assert value.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,20 @@ def test_random_groups_change_the_student_and_equal_temperatures_make_groups_irr
 
     assert trained("sample", 6, 4, 2) != trained("random", 6, 4, 2)
     assert trained("sample", 4, 4, 4) == trained("random", 4, 4, 4)
+
+
+def test_continuous_temperatures_are_assigned_in_three_ways_and_equal_limits_make_them_irrelevant(params):
+    def trained(assignment: str, low: float = 6.0, high: float = 2.0, **changes: str) -> str:
+        chosen = {"mode": "continuous", "low_energy": low, "high_energy": high, **changes}
+        temperatures = params.distill.temperatures.model_copy(update=chosen)
+        split = replace(scored(images(48)), certainty=torch.linspace(1, 9, 48))
+        wanted, student = settings(params, assignment=assignment, temperatures=temperatures), build("resnet8", 1)
+        list(train_student(student, build("resnet14", 2), split, images(16), wanted, Session(CPU)))
+        return state_hash(student)
+
+    ways = ["sample", "view", "random"]
+    assert len({trained(assignment, student=student) for assignment in ways for student in ("same", "own")}) == 6
+    assert len({trained(assignment, 4.0, 4.0, student="own") for assignment in ways}) == 1
 
 
 @pytest.mark.e2e

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups, sample_temperatures
+from pipeline.energy.groups import EnergyGroups, energy_score, fit_groups
 from pipeline.errors import DataError
 
 energies = st.lists(st.sampled_from([-9.0, -8.5, -8.0, -3.0, 0.0, 2.0]), min_size=1, max_size=40).map(torch.tensor)
@@ -104,23 +104,6 @@ def test_one_group_may_hold_everything(low, high):
 def test_energies_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="index 1"):
         EnergyGroups.fit(torch.tensor([0.0, float("nan")]), 0.2, 0.2)
-
-
-@pytest.mark.parametrize(("direction", "values"), [("paper", (6, 4, 2)), ("code", (2, 4, 6))])
-@pytest.mark.parametrize("fraction", ["0.2", "0.3"])
-def test_temperatures_equal_the_reference_in_both_directions(golden, direction, values, fraction):
-    groups = EnergyGroups.fit(torch.from_numpy(golden["energy_T4"]), float(fraction), float(fraction))
-    tau = sample_temperatures(groups.codes, *values)
-    np.testing.assert_array_equal(tau, golden[f"temp_{direction}_r{fraction}"])
-
-
-def test_shuffled_groups_have_the_same_sizes_and_another_order():
-    groups = EnergyGroups.fit(torch.arange(100.0), 0.2, 0.3)
-    dealt, again, other = groups.shuffled(0), groups.shuffled(0), groups.shuffled(1)
-    assert torch.equal(dealt.codes, again.codes)
-    assert not torch.equal(dealt.codes, other.codes)
-    assert not torch.equal(dealt.codes, groups.codes)
-    assert dealt.codes.bincount().tolist() == groups.codes.bincount().tolist() == [20, 50, 30]
 
 
 def test_groups_of_more_images_than_float32_counts_have_exact_sizes():

@@ -148,7 +148,7 @@ def card(name: str) -> documents.NetworkCard:
     distill = {
         "network": made.network,
         "loss": {"name": "kd", "ce_weight": 0.1, "kd_weight": 0.9},
-        "temperatures": {"low_energy": 6.0, "mid": 4.0, "high_energy": 2.0},
+        "temperatures": {"mode": "groups", "low_energy": 6.0, "mid": 4.0, "high_energy": 2.0},
         "assignment": "sample",
         "training": {"epochs": made.epochs, "batch_size": 32},
     }
