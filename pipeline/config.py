@@ -362,6 +362,7 @@ class DistillParams(NetworkParams):
     logit_standardization: bool
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
+    sample_weight: Literal["none", "entropy"]
     teacher_cache: bool
 
     @model_validator(mode="after")

@@ -111,8 +111,11 @@ def state_hash(network: Any) -> str:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, NDArray]:
     """Figures of the public reference implementations; tests/golden/README.md says which."""
-    with np.load(GOLDEN / "losses.npz", allow_pickle=False) as file:
-        return dict(file)
+    figures: dict[str, NDArray] = {}
+    for name in ("losses.npz", "ea_kd.npz"):
+        with np.load(GOLDEN / name, allow_pickle=False) as file:
+            figures |= file
+    return figures
 
 
 def loss_params(name: str, **changes: object) -> Loss:

@@ -113,7 +113,7 @@ def temperatures(request, params):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_objective_is_computed_without_waiting(temperatures, gpu, params, loss, assignment):
     mode, found = temperatures
-    changes = {"loss": loss_params(loss), "assignment": assignment, "temperatures": mode}
+    changes = {"loss": loss_params(loss), "assignment": assignment, "temperatures": mode, "sample_weight": "entropy"}
     chosen = params.distill.model_copy(update=changes)
     heda = params.heda.model_copy(update={"mixed_label_weight": 0.5})
     with torch.device(GPU):

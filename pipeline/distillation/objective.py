@@ -12,6 +12,7 @@ from pipeline.data.loader import Batch
 from pipeline.distillation.losses.base import BaseLoss, ViewLogits
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import standardize
+from pipeline.distillation.sample_weight import entropy_weight
 from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.temperatures import Temperatures
 
@@ -57,14 +58,14 @@ class DistillationStep:
 class DistillationObjective:
     """The student's objective: a base loss with one temperature per sample, plus HE-DA on the companion batch.
 
-    L = ce_weight * mean_i CE_i + sum_k weight_k * mean_i term_ki(tau_i)          (the same again for strong views)
+    L = ce_weight * mean_i CE_i + sum_k weight_k * mean_i w_i term_ki(tau_i)      (the same again for strong views)
       + heda.kd_weight * mean_j KD_j(tau_j) + heda.mixed_label_weight * mean_j CE_j,  j over the mixed images
 
     For ``loss: kd`` the only term is kd_weight * tau_i^2 KL(softmax(t_i / tau_i) || softmax(s_i / tau_i)). tau_i is
-    T_low, T_mid or T_high by the energy group of image i (Energy KD), or continuous in the teacher's certainty. The
-    mixed images come from the HE-DA subset, and their loss is always KD. Each of several processes computes L on its
-    part of the batch, weighted so that the mean over the processes is L of the whole batch. The teacher is frozen and
-    is not a submodule of the student.
+    T_low, T_mid or T_high by the energy group of image i (Energy KD), or continuous in the teacher's certainty. w_i is
+    1 or the entropy weight. The mixed images come from the HE-DA subset, and their loss is always KD. Each of several
+    processes computes L on its part of the batch, weighted so that the mean over the processes is L of the whole batch.
+    The teacher is frozen and is not a submodule of the student.
 
     Args:
         teacher: on the device of the batches; it is put into eval mode, and its gradients are switched off.
@@ -128,8 +129,9 @@ class DistillationObjective:
             temperature=tau,
             strong=strong,
         )
+        weight = entropy_weight(student, teacher) if self.params.sample_weight == "entropy" else 1.0
         for term in self.base.terms(view, epoch):
-            loss = loss + term.values.mean() * term.weight
+            loss = loss + (term.values * weight).mean() * term.weight
         return loss
 
     def _mixed_loss(self, student: Tensor, teacher: Tensor, companion: Companion) -> Tensor:

@@ -14,6 +14,7 @@ from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import standardize
 from pipeline.distillation.losses.mlkd import low_confidence, mlkd
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
+from pipeline.distillation.sample_weight import entropy_weight
 from pipeline.energy.groups import EnergyGroups, energy_score
 from pipeline.energy.temperatures import certainty, certainty_temperatures, group_temperatures, sample_temperatures
 from tests.conftest import loss_params
@@ -210,6 +211,55 @@ def test_equal_logits_cost_nothing_though_both_networks_have_their_own_temperatu
     value = objective(setting, changes)(twin, DistillationStep(batch, companion), epoch=5)
     assert torch.equal(twin(batch.images), teacher(batch.images))
     assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])
+def test_the_entropy_weight_multiplies_the_distillation_of_each_clean_image_alone(setting, loss):
+    teacher, student, batch, companion, *_ = setting
+    warmup = {"warmup_epochs": 0.0} if loss == "dkd" else {}
+    weights = loss_params(loss, **warmup)
+    step = DistillationStep(batch, companion)
+    total = objective(setting, {"loss": weights, "sample_weight": "entropy"})(student, step, epoch=0)
+
+    ours, theirs, tau = student(batch.images), teacher(batch.images), stored_temperatures(setting)
+    soft = {
+        "kd": lambda: kd(ours, theirs, tau),
+        "dkd": lambda: dkd(ours, theirs, batch.labels, tau, 1.0, 8.0),
+        "mlkd": lambda: mlkd(ours, theirs, tau, instance_weight=low_confidence(theirs)),
+        "dist": lambda: dist(ours, theirs, tau, 2.0, 2.0),
+    }[loss]()
+    weighted = (entropy_weight(ours, theirs) * soft).mean()
+    hard = F.cross_entropy(ours, batch.labels)
+    mixed = kd(student(companion.images), teacher(companion.images), 4.0).mean()
+    torch.testing.assert_close(total, weights.ce_weight * hard + weights.kd_weight * weighted + 0.9 * mixed)
+
+
+class Half(nn.Module):
+    """Its logits are half of the columns of its input [B, 2 K]."""
+
+    def __init__(self, second: bool) -> None:
+        super().__init__()
+        self.second = second
+
+    def forward(self, images):
+        return images.chunk(2, dim=1)[self.second]
+
+
+@pytest.mark.parametrize(("loss", "key"), [("kd", "eakd_T4_t3_log100"), ("dkd", "eadkd_a1_b8_T4_t3_log100")])
+def test_with_entropy_weight_value_and_gradient_equal_the_reference(setting, golden, loss, key):
+    student_logits, teacher_logits = (torch.from_numpy(golden[f"{role}_logits"]) for role in ("student", "teacher"))
+    images = torch.cat([student_logits, teacher_logits], dim=1).requires_grad_()
+    batch = Batch(images, torch.from_numpy(golden["labels"]), torch.zeros(64, dtype=torch.int64))
+    params = setting[-1]
+    changes = {"ce_weight": 0.0, "kd_weight": 1.0} | ({"warmup_epochs": 0.0} if loss == "dkd" else {})
+    equal = params.distill.temperatures.model_copy(update={"low_energy": 4.0, "high_energy": 4.0})
+    chosen = {"loss": loss_params(loss, **changes), "temperatures": equal, "sample_weight": "entropy"}
+    minimise = objective((Half(second=True), Half(second=False), *setting[2:]), chosen)
+    value = minimise(Half(second=False), DistillationStep(batch), epoch=0)
+    value.backward()
+    assert value.item() == pytest.approx(float(golden[f"{key}_loss"]), rel=1e-5)
+    expected = torch.from_numpy(golden[f"{key}_grad"])
+    torch.testing.assert_close(images.grad[:, :100], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "mlkd", "dist"])

@@ -173,6 +173,14 @@ def test_continuous_temperatures_are_assigned_in_three_ways_and_equal_limits_mak
     assert len({trained(assignment, 4.0, 4.0, student="own") for assignment in ways}) == 1
 
 
+def test_the_entropy_weight_changes_the_student(params):
+    students = []
+    for weight in ("none", "entropy"):
+        students.append(build("resnet8", 1))
+        train(settings(params, sample_weight=weight), students[-1], build("resnet14", 2))
+    assert state_hash(students[0]) != state_hash(students[1])
+
+
 @pytest.mark.e2e
 def test_a_compiled_step_trains_as_a_plain_one(params):
     def small(seed: int) -> nn.Module:
