@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from pipeline.config import AugmentationParams, DataParams, KdParams, Params, load_params
+from pipeline.config import AugmentationParams, DataParams, KdParams, Params, ViewName, load_params
 from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
@@ -82,7 +82,9 @@ class Setting:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def params(self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, cache: bool = False) -> Params:
+    def params(
+        self, fraction: float = 0.0, epochs: int = 1, *, compiled: bool = False, view: ViewName = "clean"
+    ) -> Params:
         """Plain KD with energy temperatures; with HE-DA at ``fraction`` if it is above 0; the rest as shipped."""
         heda = {"mix": "cutmix", "fraction": fraction} if fraction else {"mix": "none"}
         shipped = _shipped()
@@ -103,7 +105,7 @@ class Setting:
                 "network": self.student,
                 "loss": KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
                 "temperatures": shipped.distill.temperatures.model_copy(update=TEMPERATURES),
-                "teacher_cache": cache,
+                "view": view,
                 "training": training,
             }
         )

@@ -135,10 +135,9 @@ class AugmentationParams(Block):
         return self.crop.padding if isinstance(self.crop, PadCropParams) else 0
 
     @property
-    def has_few_views(self) -> bool:
-        """Whether an image has so few different views that they come again: shifted by whole pixels, mirrored."""
-        others = self.vertical_flip or self.quarter_turns or self.color_jitter > 0 or self.erasing > 0
-        return self.crop.name != "resized" and self.policy == "none" and not others
+    def come_again(self) -> bool:
+        """Whether a view can be drawn again, which those of torchvision's operations cannot."""
+        return self.policy == "none" and self.color_jitter == 0
 
 
 class DataParams(Block):
@@ -206,26 +205,35 @@ class TrainingParams(Block):
         return self
 
 
-class NetworkParams(Block):
-    """What teacher and student have in common."""
+Mean = list[Fraction] | None
+Std = list[Annotated[float, Field(ge=1e-3, le=1)]] | None
 
-    network: Annotated[str, Field(min_length=1)]
-    initial_weights: Annotated[str, Field(min_length=1)] | None
-    checkpoint_entry: Annotated[str, Field(min_length=1)] | None
-    mean: list[Fraction] | None
-    std: list[Annotated[float, Field(ge=1e-3, le=1)]] | None
-    training: TrainingParams
 
-    @property
-    def weights_file(self) -> str | None:
-        """The file whose weights the network gets."""
-        return None if self.initial_weights == PRETRAINED else self.initial_weights
+class NormalisedParams(Block):
+    """The normalisation of a network; None: see the comments of params.yaml."""
+
+    mean: Mean
+    std: Std
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together; give both, or set both to null")
         return self
+
+
+class NetworkParams(NormalisedParams):
+    """What teacher and student have in common."""
+
+    network: Annotated[str, Field(min_length=1)]
+    initial_weights: Annotated[str, Field(min_length=1)] | None
+    checkpoint_entry: Annotated[str, Field(min_length=1)] | None
+    training: TrainingParams
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file whose weights the network gets."""
+        return None if self.initial_weights == PRETRAINED else self.initial_weights
 
     @model_validator(mode="after")
     def _entry_is_of_a_file(self) -> Self:
@@ -287,6 +295,36 @@ class HedaParams(Block):
     mixed_label_weight: NonNegative
 
 
+class FurtherTeacherParams(NormalisedParams):
+    """A trained teacher beside that of the block ``teacher``; keys as there."""
+
+    network: Annotated[str, Field(min_length=1)]
+    checkpoint: Annotated[str, Field(min_length=1)]
+    checkpoint_entry: Annotated[str, Field(min_length=1)] | None = None
+    mean: Mean = None
+    std: Std = None
+
+
+ViewName = Literal["clean", "mixed", "stored"]
+
+
+class SoftLabelParams(Block):
+    views: Annotated[int, Field(ge=0, le=10000)]
+    extra_views: Annotated[int, Field(ge=0, le=10000)]
+    view: Literal["clean", "mixed"]
+    classes: Count
+    teachers: list[FurtherTeacherParams]
+    max_gb: Positive
+
+    @model_validator(mode="after")
+    def _extra_views_have_others(self) -> Self:
+        if self.extra_views and not self.views:
+            raise ValueError(
+                "extra_views are further ones of some images, but views is 0; raise it, or set extra_views to 0"
+            )
+        return self
+
+
 class LossParams(Block):
     """Parameters that every base loss has; :data:`Loss` lists the losses."""
 
@@ -329,9 +367,12 @@ class FeatureParams(LossParams):
 Loss = Annotated[KdParams | DkdParams | MlkdParams | DistParams | FeatureParams, Field(discriminator="name")]
 
 
+CertaintyName = Literal["energy", "max_logit"]
+
+
 class TemperatureParams(Block):
     mode: Literal["groups", "continuous"]
-    of: Literal["energy", "max_logit"]
+    of: CertaintyName
     student: Literal["same", "own"]
     low_energy: Positive
     mid: Positive
@@ -363,7 +404,7 @@ class DistillParams(NetworkParams):
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
     sample_weight: Literal["none", "entropy"]
-    teacher_cache: bool
+    view: ViewName
 
     @model_validator(mode="after")
     def _feature_maps_can_be_read(self) -> Self:
@@ -373,9 +414,19 @@ class DistillParams(NetworkParams):
                 f"training.compile is on, but {name} reads feature maps by hooks, which a compiled network does not "
                 "run; set it to auto"
             )
-        if isinstance(self.loss, FeatureParams) and self.teacher_cache:
+        if isinstance(self.loss, FeatureParams) and self.view == "stored":
             raise ValueError(
-                f"teacher_cache keeps the teacher's logits, but {name} reads its feature maps; set it to false"
+                f"view is stored, which has the teacher's probabilities alone, but {name} reads its feature maps; set "
+                "it to clean or mixed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _second_view_is_drawn(self) -> Self:
+        if isinstance(self.loss, MlkdParams) and self.loss.strong_view and self.view != "clean":
+            raise ValueError(
+                f"loss.strong_view is a second view beside a clean one, but view is {self.view}; set it to "
+                "false, or view to clean"
             )
         return self
 
@@ -542,6 +593,7 @@ class Params(Block):
     teacher: TeacherParams
     energy: EnergyParams
     heda: HedaParams
+    soft_labels: SoftLabelParams
     distill: DistillParams
     students: dict[str, DistillParams]
     export: ExportParams
@@ -582,7 +634,9 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _normalisation_has_a_number_per_channel(self) -> Self:
-        for name, block in {TEACHER: self.teacher, **self._distillations}.items():
+        further = {f"soft_labels.teachers[{n}]": teacher for n, teacher in enumerate(self.soft_labels.teachers)}
+        blocks: dict[str, NormalisedParams] = {TEACHER: self.teacher, **self._distillations, **further}
+        for name, block in blocks.items():
             for key, values in (("mean", block.mean), ("std", block.std)):
                 if values is not None and len(values) != self.data.channels:
                     raise ValueError(
@@ -597,14 +651,31 @@ class Params(Block):
         return self
 
     @model_validator(mode="after")
-    def _cached_views_come_again(self) -> Self:
-        for name, block in self._distillations.items():
-            if block.teacher_cache and not self.data.augmentation.has_few_views:
-                key = f"{name}.teacher_cache"
+    def _stored_views_are_used(self) -> Self:
+        labels = self.soft_labels
+        using = {name: block for name, block in self._distillations.items() if block.view == "stored"}
+        for name in using:
+            if not labels.views:
+                raise ValueError(f"{name}.view is stored, but soft_labels.views is 0; raise it, or choose another view")
+            if self.heda.mix != "none":
                 raise ValueError(
-                    f"{key} keeps the logits of views that come again, which those of data.augmentation do only with "
-                    f"a pad crop or none and horizontal flips; set {key} to false"
+                    f"{name}.view is stored, but the images that HE-DA mixes are others in each step; set heda.mix to "
+                    "none, or choose another view"
                 )
+        views, most = (
+            labels.views + labels.extra_views,
+            max((block.training.epochs for block in using.values()), default=0),
+        )
+        if using and views > most:
+            raise ValueError(
+                f"soft_labels asks for {views} views of an image, but no student that uses them is trained for more "
+                f"than {most} epochs; lower views or extra_views"
+            )
+        if labels.views and not self.data.augmentation.come_again:
+            raise ValueError(
+                "soft_labels.views stores answers to views that are drawn again, which policy and color_jitter cannot "
+                "do; set data.augmentation.policy to none and color_jitter to 0, or soft_labels.views to 0"
+            )
         return self
 
 

@@ -29,6 +29,7 @@ from pipeline.store.documents import (
     NetworkCard,
     Part,
     Role,
+    SoftLabelCard,
     check_lineage,
 )
 from pipeline.store.tables import EnergyLineage, SubsetLineage, Table, read_table
@@ -56,6 +57,7 @@ class Places:
     energy: Path = paths.ENERGY
     energy_test: Path = paths.ENERGY_TEST
     subset: Path = paths.SUBSET
+    soft_labels: Path = paths.SOFT_LABELS
     teacher_export: Path = paths.TEACHER_EXPORT
     students: Path = paths.STUDENTS
     teacher_reports: Path = paths.TEACHER_REPORTS
@@ -153,6 +155,21 @@ class Run:
         if table.columns["index"].max(initial=0) >= images:
             raise DataError(f"{path} has images that are not among the {images}; run `dvc repro` to make it anew")
         return table
+
+    @cached_property
+    def soft_labels_sha256(self) -> str:
+        """Hash of the card of the teachers' stored answers."""
+        return _hash(self.places.soft_labels / paths.CARD)
+
+    @cached_property
+    def soft_labels(self) -> SoftLabelCard:
+        """Card of the teachers' stored answers."""
+        path = self.places.soft_labels / paths.CARD
+        card = SoftLabelCard.read(path)
+        made_from = {"data": self.data.fingerprint, "teacher": self.teacher.weights_sha256}
+        if card.extra_views:
+            made_from["subset"] = self.subset_sha256
+        return _checked(path, card, card, made_from)
 
     def measured_from(self, networks: "Iterable[NetworkRun]") -> MeasuredFrom:
         """Hashes of the artifacts that a measurement of these networks is made from."""

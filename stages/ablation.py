@@ -6,12 +6,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from pipeline.ablation.equal_time import in_equal_time
 from pipeline.ablation.jobs import Slurm
 from pipeline.ablation.results import StudyResult, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_inputs, run_study
 from pipeline.ablation.spread import spread_of
 from pipeline.ablation.study import Study, load_study
 from pipeline.ablation.trial import take_inputs
+from pipeline.errors import ParamsError
 from pipeline.lineage import Run
 from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS, SPREAD
 from stages import limit_spinning
@@ -22,10 +24,15 @@ from stages.progress import Bar
 def ablation(study_file: Path, jobs: int, slurm: Slurm | None, out: Path) -> None:
     limit_spinning()  # in the processes of the trials
     study = load_study(study_file, PARAMS)
+    if study.file.seconds is not None and jobs > 1:
+        raise ParamsError(
+            f"{study_file} gives each run the same seconds, which several at a time do not get; use JOBS=1"
+        )
     if study.of_students:
         _take_teacher(study)
-    epochs = sum(trial.params.distill.training.epochs for trial in study.trials())
-    with Bar("ablation", "epoch", epochs) as bar:
+    with Bar("ablation", "epoch") as bar:
+        study = in_equal_time(study, ABLATIONS, slurm, on_start=bar.tell)
+        bar.total = sum(trial.params.distill.training.epochs for trial in study.trials())
         results = run_study(study, ABLATIONS, jobs, slurm, on_start=bar.tell, on_epochs=bar.update)
     inputs = list(distinct_inputs(study, ABLATIONS).values())
     result = StudyResult.of(study, ABLATIONS, inputs, results)

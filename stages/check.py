@@ -16,6 +16,7 @@ from pipeline.distillation.student import check_networks
 from pipeline.evaluation.runnable import check_available
 from pipeline.portable.files import remove_all_leftovers
 from pipeline.remote import Address, RemoteError
+from pipeline.soft_labels.storing import check_size, further_teachers
 from pipeline.store.documents import ImageFormat
 from pipeline.store.paths import ARTIFACTS, BAD_IMAGES, CHECKPOINTS, FOREIGN_CHECKPOINTS, REPORTS
 from stages.common import run_program
@@ -38,16 +39,20 @@ def check(params: Params) -> None:
     if classes is None:
         with missing_images(Path(params.data.root)):
             source = open_source(params.data)
-        split(source, params.data)
+        images = len(split(source, params.data)["train"][1])
         total = sum(len(part.labels) for part in source.splits.values())
         refuse_unusable(source.problems, total, BAD_IMAGES)
         classes = len(source.class_names)
+        check_size(params, images, classes)
     check_pulled(FOREIGN_CHECKPOINTS)
+    for _ in further_teachers(params, classes, ImageFormat.of(params.data).shape):
+        pass  # each is refused where it is wrong
     sizes = check_networks(params, classes, ImageFormat.of(params.data))
     for sentence in unlikely_students(sizes, params):
         logging.warning("%s", sentence)
     students = (student.weights_file for student in params.students.values())
-    for path in sorted({*filter(None, (params.teacher.weights_file, *students))}):
+    further = (teacher.checkpoint for teacher in params.soft_labels.teachers)
+    for path in sorted({*filter(None, (params.teacher.weights_file, *further, *students))}):
         if FOREIGN_CHECKPOINTS.resolve() not in Path(path).resolve().parents:
             logging.warning("%s lies outside %s/, so DVC does not notice when it changes", path, FOREIGN_CHECKPOINTS)
     # here and in the stages that depend on the folder of all students: DVC decides what to run before they begin

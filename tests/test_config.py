@@ -192,25 +192,73 @@ def test_quarter_turns_of_images_that_are_not_square_are_refused(tmp_path):
     assert "quarter_turns needs square images, but image_size is [32, 24]; set" in message_of(path)
 
 
+def with_soft_labels(tmp_path, labels, distill, students=None, mix="none", **augmentation):
+    """The shipped parameters with changes to the blocks soft_labels, distill and data.augmentation."""
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    content["soft_labels"] |= labels
+    content["distill"] |= distill
+    content["heda"]["mix"] = mix
+    content["data"]["augmentation"] |= augmentation
+    content["students"] = students or {"student": {}}
+    YAML().dump(content, tmp_path / "params.yaml")
+    return tmp_path / "params.yaml"
+
+
+STORED = {"view": "stored"}
+
+
+def test_students_train_on_stored_answers_each_for_itself(tmp_path):
+    some = {"live": {}, "fast": {"view": "stored"}}
+    params = load_params(with_soft_labels(tmp_path, {"views": 8}, {}, some))
+    assert [student.view for student in params.students.values()] == ["clean", "stored"]
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "kept"),
+    ("labels", "distill", "others", "words"),
     [
-        ("horizontal_flip", True, True),
-        ("crop", {"name": "none"}, True),
-        ("crop", {"name": "resized", "scale": [0.5, 1.0], "ratio": [1.0, 1.0]}, False),
-        ("vertical_flip", True, False),
-        ("policy", "randaugment", False),
-        ("erasing", 0.25, False),
-        ("color_jitter", 0.25, False),
+        ({}, STORED, {}, "distill.view is stored, but soft_labels.views is 0; raise it, or choose another view"),
+        (
+            {"views": 2},
+            {},
+            {"students": {"a": {"view": "stored"}}, "mix": "cutmix"},
+            "students.a.view is stored, but the",
+        ),
+        (
+            {"views": 9},
+            STORED,
+            {},
+            "asks for 9 views of an image, but no student that uses them is trained for more than 8",
+        ),
+        ({"views": 5, "extra_views": 4}, STORED, {}, "soft_labels asks for 9 views"),
+        ({"extra_views": 4}, {}, {}, "soft_labels: extra_views are further ones of some images, but views is 0"),
+        ({"views": 2}, STORED, {"policy": "randaugment"}, "set data.augmentation.policy to none and color_jitter to 0"),
+        ({"views": 2}, STORED, {"color_jitter": 0.1}, "soft_labels.views stores answers to views that are drawn again"),
+        ({"views": -1}, {}, {}, "soft_labels.views is -1"),
+        ({"classes": 0}, {}, {}, "soft_labels.classes is 0"),
+        ({"teachers": [{"network": "resnet8"}]}, {}, {}, "soft_labels.teachers.0.checkpoint is missing; add it"),
+        (
+            {"teachers": [{"network": "resnet8", "checkpoint": "a", "mean": [0.5]}]},
+            {},
+            {},
+            "soft_labels.teachers.0: mean and std belong together",
+        ),
+        (
+            {"teachers": [{"network": "resnet8", "checkpoint": "a", "mean": [0.5], "std": [0.5]}]},
+            {},
+            {},
+            "soft_labels.teachers[0].mean has 1 numbers, but data.channels is 3",
+        ),
+        ({}, {"view": "strong"}, {}, "distill.view is 'strong'"),
     ],
 )
-def test_the_teachers_logits_are_cached_only_if_views_come_again(tmp_path, key, value, kept):
-    path = changed(tmp_path, "data", "augmentation", key, value=value)
-    path.write_text(path.read_text().replace("teacher_cache: false", "teacher_cache: true"))
-    if kept:
-        assert load_params(path).distill.teacher_cache
-    else:
-        assert "distill.teacher_cache keeps the logits of views that come again" in message_of(path)
+def test_stored_views_that_cannot_be_used_are_named(tmp_path, labels, distill, others, words):
+    assert words in message_of(with_soft_labels(tmp_path, labels, distill, **others))
+
+
+@pytest.mark.parametrize("view", ["mixed", "stored"])
+def test_a_second_strong_view_needs_a_clean_one(tmp_path, view):
+    path = with_soft_labels(tmp_path, {"views": 2}, {"view": view, "loss": loss_params("mlkd").model_dump()})
+    assert f"distill: loss.strong_view is a second view beside a clean one, but view is {view}" in message_of(path)
 
 
 def test_groups_that_overlap_are_refused(tmp_path):
@@ -222,10 +270,10 @@ def test_groups_that_overlap_are_refused(tmp_path):
     ("keys", "value", "words"),
     [
         (("training", "compile"), "on", "distill: training.compile is on, but at reads feature maps by hooks"),
-        (("teacher_cache",), True, "distill: teacher_cache keeps the teacher's logits, but at reads its feature maps"),
+        (("view",), "stored", "distill: view is stored, which has the teacher's probabilities alone, but at reads"),
     ],
 )
-def test_a_loss_on_feature_maps_is_neither_compiled_nor_cached(tmp_path, keys, value, words):
+def test_a_loss_on_feature_maps_is_neither_compiled_nor_of_stored_answers(tmp_path, keys, value, words):
     path = changed(tmp_path, "distill", *keys, value=value)
     with_loss = YAML(typ="safe").load(path)
     with_loss["distill"]["loss"] = loss_params("at").model_dump()
@@ -335,13 +383,6 @@ def test_what_is_wrong_in_distill_is_reported_there_and_once(tmp_path):
     assert "students" not in message
     message = message_of(with_students(tmp_path, {"b": entries["b"]}, mean=[0.5], std=[0.5]))
     assert "distill.mean has 1 numbers, but data.channels is 3" in message
-
-
-def test_a_student_whose_cached_views_do_not_come_again_is_named(tmp_path):
-    path = with_students(tmp_path, {"a": {}, "small": {"teacher_cache": True}})
-    assert load_params(path).students["small"].teacher_cache
-    path.write_text(path.read_text().replace("policy: none", "policy: randaugment"))
-    assert "set students.small.teacher_cache to false" in message_of(path)
 
 
 @pytest.mark.parametrize("place", ["distill", "students.small"])

@@ -11,6 +11,7 @@ from pipeline.ablation.schedule import run_study
 from pipeline.data.loader import Images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
+from pipeline.data.views import numbered_views
 from pipeline.distillation.losses.dkd import dkd
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.student import ScoredImages, train_student
@@ -39,15 +40,17 @@ def test_images_are_normalised_alike():
     torch.testing.assert_close(there.cpu(), here)
 
 
-def test_views_are_the_images_mirrored_or_not_as_their_numbers_say():
-    images = images_on(GPU, padding=0)
-    generator = torch.Generator(GPU).manual_seed(0)
-    index = torch.arange(64, device=GPU)
-    drawn = next(images.views([index], generator))
-    mirrored = drawn.views == 1
-    assert 0 < int(mirrored.sum()) < 64
-    torch.testing.assert_close(drawn.images[~mirrored], images.centre(index[~mirrored]))
-    torch.testing.assert_close(drawn.images[mirrored], images.centre(index[mirrored]).flip(3))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_numbered_views_are_those_of_the_cpu(mixed):
+    found = []
+    for device in ("cpu", GPU):
+        index = torch.arange(64, device=device)
+        [drawn] = numbered_views(images_on(device), [index], [index % 5], 2**61 + 7, mixed=mixed)
+        found.append(drawn)
+    here, there = found
+    torch.testing.assert_close(there.images.cpu(), here.images)
+    if mixed:
+        assert torch.equal(there.mixture.partner.cpu(), here.mixture.partner)
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd"])

@@ -17,6 +17,7 @@ import models
 from pipeline.data.loader import Batch, Images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
+from pipeline.data.views import numbered_views
 from pipeline.distillation.losses import LOSSES, make_loss
 from pipeline.distillation.mixing import MIXES
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
@@ -85,9 +86,10 @@ def test_views_are_made_without_waiting(gpu, views):
     images = images_on_gpu(views)
     index = torch.zeros(BATCH, dtype=torch.int64, device=GPU)
     with NoBlockingCopies():
-        for drawn in images.views([index, index], torch.Generator()):
-            assert drawn.images.device == GPU
-            assert drawn.images.shape == (BATCH, 3, SIZE, SIZE)
+        numbered = (numbered_views(images, [index], [index], 1, mixed=mixed) for mixed in (False, True))
+        for drawn in (*images.views([index, index], torch.Generator()), *(view.images for [view] in numbered)):
+            assert drawn.device == GPU
+            assert drawn.shape == (BATCH, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("mix", MIXES)

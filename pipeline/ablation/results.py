@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class StudyResult(Document):
     """<study>.json: settings and every result.
 
     Attributes:
+        seconds: that each training had; None: each has its number of epochs.
         settings: arm -> the blocks of params.yaml that decide it.
     """
 
@@ -60,6 +61,7 @@ class StudyResult(Document):
     reference: str
     comparisons: list[tuple[str, str]]
     seeds: list[int]
+    seconds: float | None = None
     teachers: list[TeacherResult]
     settings: dict[str, dict[str, Any]]
     rows: list[Row]
@@ -74,7 +76,7 @@ class StudyResult(Document):
             inputs: one arm's parameters for each different set of energies.
         """
         return cls(
-            **study.file.model_dump(include={"title", "note", "comparisons", "seeds"}),
+            **study.file.model_dump(include={"title", "note", "comparisons", "seeds", "seconds"}),
             reference=study.reference,
             # arms with energies of their own may share a teacher
             teachers=list(dict.fromkeys(_teacher_result(Run(places_of(params, root))) for params in inputs)),
@@ -102,7 +104,7 @@ class StudyResult(Document):
 
 def settings_of(params: Params) -> dict[str, Any]:
     """The blocks of params.yaml that decide an arm, as JSON."""
-    return params.model_dump(mode="json", include={"data", "teacher", "energy", "heda", "distill"})
+    return params.model_dump(mode="json", include={"data", "teacher", "energy", "heda", "soft_labels", "distill"})
 
 
 def write_results(folder: Path, name: str, result: StudyResult, energy: str) -> list[Path]:
@@ -141,13 +143,14 @@ def markdown(result: StudyResult, figure: str) -> str:
     to_reference = dict(zip([name for name, _ in against], differences(arms, against, total), strict=True))
     parts = {title: result.per_seed("last", key) for title, key in _shown_parts(result).items()}
     header = ["arm", "test top-1, last epoch", f"{DELTA} to {reference}", "95 % interval"]
-    header += ["test top-1, best validation epoch", *parts, "s / epoch"]
+    header += ["test top-1, best validation epoch", *parts, *(["epochs"] if result.seconds else []), "s / epoch"]
     lines = [f"# {result.title}", "", result.note, "", _facts(result), ""]
     lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
     for name, values in arms.items():
         cells = [name, _spread(values), *_difference(to_reference.get(name)), _spread(selected[name])]
         cells += [_spread(part[name]) for part in parts.values()]
         seconds = np.median([row.seconds_per_epoch for row in result.rows if row.arm == name])
+        cells += [str(_epochs(result.settings[name]))] if result.seconds else []
         lines.append(_line([*cells, f"{seconds:.1f}"]))
     if named:
         lines += ["", _line(["comparison", f"{DELTA} test top-1, last epoch", "95 % interval"])]
@@ -205,13 +208,19 @@ def _facts(result: StudyResult) -> str:
     )
     distill = [settings["distill"] for settings in result.settings.values()]
     students = sorted({settings["network"] for settings in distill})
-    epochs = sorted({settings["training"]["epochs"] for settings in distill})
+    epochs = ", ".join(map(str, sorted({_epochs(settings) for settings in result.settings.values()})))
+    length = f"{epochs} epochs" if result.seconds is None else f"{result.seconds:g} s with the storing of soft labels"
     where = sorted({f"{row.device} with {row.threads} thread(s){_in(row.precision)}" for row in result.rows})
     code = sorted({row.code for row in result.rows})
     return (
-        f"Teacher: {teachers}. Student: {', '.join(students)}, {', '.join(map(str, epochs))} epochs, "
+        f"Teacher: {teachers}. Student: {', '.join(students)}, {length}, "
         f"{len(result.seeds)} seeds. Run on {', '.join(where)}; code {', '.join(code)}."
     )
+
+
+def _epochs(settings: Mapping[str, Any]) -> int:
+    epochs: int = settings["distill"]["training"]["epochs"]
+    return epochs
 
 
 def _in(precision: TrainingPrecision | None) -> str:

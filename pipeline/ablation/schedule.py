@@ -16,6 +16,8 @@ from pipeline.ablation.trial import (
     places_of,
     read_result,
     result_path,
+    soft_labels_of,
+    store_soft_labels,
 )
 from pipeline.config import Params
 from pipeline.errors import TrainingError
@@ -68,8 +70,17 @@ def run_study(
 
         if failures := pool.run(teachers, on_teacher, one_by_one=True):
             raise TrainingError(failures[0])
-        on_start("students")
         trials = study.trials()
+        unlabelled = {path: trial for trial in trials if (path := soft_labels_of(trial, root)) is not None}
+        if unlabelled:
+            on_start("soft labels")
+        tasks = {
+            f"the soft labels of arm {trial.arm!r} seed {trial.seed}": partial(store_soft_labels, trial, root)
+            for trial in unlabelled.values()
+        }
+        if failures := pool.run(tasks, lambda count: None, one_by_one=True):
+            raise TrainingError(failures[0])
+        on_start("students")
         # arms may ask for the same trial under two names
         missing = {
             f"arm {trial.arm!r} seed {trial.seed}": trial

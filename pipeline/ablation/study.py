@@ -4,6 +4,7 @@ title: one line
 note: what the reader of the table has to know
 reference: KD            # the arm that the others are compared with, seed by seed
 seeds: [0, 1, 2]         # of the student; data and teacher use the seed of params.yaml
+seconds: 120             # optional: all arms train equally long, on this machine, in place of their number of epochs
 params: {...}            # changes to params.yaml that all arms share
 arms:
   KD: {...}              # changes of this arm alone
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import Params, Seed, merged, read_yaml, validated
+from pipeline.config import Params, Positive, Seed, merged, read_yaml, validated
 from pipeline.errors import ParamsError
 
 STUDENTS = "students"  # as arms: those of params.yaml
@@ -34,6 +35,7 @@ class StudyFile(BaseModel):
     reference: str | None = None
     comparisons: list[tuple[str, str]] = []
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    seconds: Positive | None = None
     params: dict[str, Any]
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] | Literal["students"]
 

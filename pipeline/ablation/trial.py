@@ -6,6 +6,7 @@ Data, teacher, energies and subset are made by the code of the stages, each once
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.evaluation.accuracy import balanced_accuracy, is_long_tailed, shot
 from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import group_accuracy, top1_correct
 from pipeline.portable.files import atomic_file, atomic_folder, sha256_file
+from pipeline.soft_labels.storing import make_soft_labels
 from pipeline.store.documents import Document, Hash, Part, Share, check_lineage
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import code_hash
@@ -84,6 +86,12 @@ class TrialResult(Document):
     lineage: dict[str, Hash]
 
 
+class StoringTime(Document):
+    """How long the soft labels took that lie beside it."""
+
+    seconds: Annotated[float, Field(gt=0)]
+
+
 def places_of(params: Params, root: Path, seed: int = 0) -> Places:
     """Places under ``root`` of the inputs of a student, named by a hash of all parameters that decide them.
 
@@ -94,12 +102,18 @@ def places_of(params: Params, root: Path, seed: int = 0) -> Places:
     taught = [packing, params.data.augmentation.model_dump(mode="json"), _by_content(params.teacher), params.seed]
     scored = [*taught, params.energy.model_dump(mode="json")]
     energy = root / f"energy-{_key(scored)}"
+    subset = f"subset-{_key([scored, params.heda.fraction, params.heda.subset, seed])}.parquet"
+    labels = params.soft_labels.model_dump(mode="json", exclude={"max_gb"})
+    for teacher in labels["teachers"]:
+        teacher["checkpoint"] = _content(teacher["checkpoint"])
+    stored = [scored, taught, labels, subset if params.soft_labels.extra_views else None]
     return Places(
         data=root / f"data-{_key(packing)}",
         teacher=root / f"teacher-{_key(taught)}",
         energy=energy / "train.parquet",
         energy_test=energy / "test.parquet",
-        subset=root / f"subset-{_key([scored, params.heda.fraction, params.heda.subset, seed])}.parquet",
+        subset=root / subset,
+        soft_labels=root / f"soft-labels-{_key(stored)}",
         students=root / "students",
     )
 
@@ -109,8 +123,11 @@ def result_path(trial: Trial, root: Path) -> Path:
     params = trial.params
     student = _by_content(params.distill)
     shots = [params.evaluate.many_shot_above, params.evaluate.few_shot_below]
-    inputs = places_of(params, root).energy.parent.name
-    return root / "runs" / f"{_key([inputs, student, params.heda.model_dump(mode='json'), shots, trial.seed])}.json"
+    places = places_of(params, root, trial.seed)
+    decisive = [places.energy.parent.name, student, params.heda.model_dump(mode="json"), shots, trial.seed]
+    if params.distill.view == "stored":
+        decisive.append(places.soft_labels.name)
+    return root / "runs" / f"{_key(decisive)}.json"
 
 
 def read_result(trial: Trial, root: Path) -> TrialResult:
@@ -162,6 +179,33 @@ def make_inputs(params: Params, root: Path, on_epoch: Callable[[EpochRecord], No
         score_splits(Run(places), params.energy, session)
 
 
+def soft_labels_of(trial: Trial, root: Path) -> Path | None:
+    """Place of the soft labels that a trial needs and that do not exist."""
+    places = places_of(trial.params, root, trial.seed)
+    made = places.soft_labels.with_suffix(".json").exists()  # written last
+    return None if trial.params.distill.view != "stored" or made else places.soft_labels
+
+
+def store_soft_labels(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> None:
+    """Make the soft labels of a trial, and note how long that took; its other inputs must exist."""
+    run = Run(places_of(trial.params, root, trial.seed))
+    _need_subset(run, trial)
+    started = time.perf_counter()
+    make_soft_labels(run, trial.params, Session.on(trial.params.device, checkpoints=root / CHECKPOINTS))
+    StoringTime(seconds=time.perf_counter() - started).write(run.places.soft_labels.with_suffix(".json"))
+
+
+def storing_seconds(trial: Trial, root: Path) -> float:
+    """How long the soft labels of a trial took to store."""
+    path = places_of(trial.params, root, trial.seed).soft_labels.with_suffix(".json")
+    return StoringTime.read(path, _REMEDY).seconds
+
+
+def _need_subset(run: Run, trial: Trial) -> None:
+    if not run.places.subset.exists():
+        make_subset(run, trial.params.heda, trial.seed)
+
+
 def check_arm(name: str, params: Params, root: Path) -> None:
     """Build the networks of an arm, so that a mistake shows before a teacher is trained; the data must be packed.
 
@@ -189,8 +233,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     params = trial.params.model_copy(update=update)
     path = result_path(trial, root)
     run = Run(replace(places_of(trial.params, root, trial.seed), students=path.with_suffix("")))
-    if not run.places.subset.exists():
-        make_subset(run, params.heda, params.seed)
+    _need_subset(run, trial)
     # a folder of its own: two trials may differ only in how their students are measured
     checkpoints = root / CHECKPOINTS / path.stem
     session = Session.on(params.device, checkpoints=checkpoints, keep_best=True, on_epoch=on_epoch)
@@ -241,9 +284,12 @@ def _by_content(params: NetworkParams) -> dict[str, Any]:
     values = params.model_dump(mode="json")
     for key in {"checkpoint", "initial_weights"} & values.keys():
         if values[key] not in (None, PRETRAINED):
-            path = Path(values[key])
-            values[key] = sha256_file(path) if path.is_file() else ""
+            values[key] = _content(values[key])
     return values
+
+
+def _content(path: str) -> str:
+    return sha256_file(Path(path)) if Path(path).is_file() else ""
 
 
 def _made_from(run: Run) -> dict[str, str]:

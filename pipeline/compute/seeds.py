@@ -3,7 +3,7 @@
 import numpy as np
 
 # torch's global generator in process r has stream r * PER_PROCESS; that of process 0 is the stream CLEAN
-CLEAN, COMPANIONS, MIXING, STRONG, RANDOM_GROUPS, SUBSET = range(6)
+CLEAN, COMPANIONS, MIXING, STRONG, RANDOM_GROUPS, SUBSET, NUMBERED = range(7)
 PER_PROCESS = 8
 
 

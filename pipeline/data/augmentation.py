@@ -1,11 +1,12 @@
 """Random views of images, made for whole batches on the device of the images.
 
-Crops, flips, turns and erasing draw from the given generator, for the whole batch, so that they do not depend on the
-number of processes. torchvision's operations draw from torch's global generator, because they accept no other.
+Crops, flips, turns and erasing take the numbers that they are given, so that they do not depend on the number of
+processes. torchvision's operations draw from torch's global generator, because they accept no other.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ from pipeline.store.documents import Shape
 
 Part = slice | Tensor  # positions in a batch
 _GROUP = 8  # images that share the operations of torchvision, which then run on whole tensors
+_BITS = 24  # of a number that is drawn from a key: float32 holds all of them
+# constants of SplitMix64 as signed numbers of 64 bits
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_SPLITMIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area, and width : height (Zhong et al., 1708.04896)
 
 NONE = AugmentationParams(
@@ -29,8 +34,22 @@ NONE = AugmentationParams(
 )
 
 
-class Draws:
-    """Random numbers for a batch of B images, of which those of M images are handed out.
+class Draws(Protocol):
+    """Random numbers for M images."""
+
+    device: torch.device
+
+    def integers(self, below: int, count: int = 1) -> Tensor:
+        """int64 [count, M, 1] in [0, below)."""
+        ...
+
+    def uniform(self, count: int = 1) -> Tensor:
+        """float32 [count, M, 1] in [0, 1)."""
+        ...
+
+
+class BatchDraws:
+    """:class:`Draws` of a generator for a batch of B images, of which those of M images are handed out.
 
     Args:
         part: the positions of the M images.
@@ -40,66 +59,96 @@ class Draws:
         self._batch, self._part, self._generator, self.device = batch, part, generator, device
 
     def integers(self, below: int, count: int = 1) -> Tensor:
-        """int64 [count, M, 1] in [0, below)."""
         shape = count, self._batch, 1
         return torch.randint(below, shape, generator=self._generator, device=self.device)[:, self._part]
 
     def uniform(self, count: int = 1) -> Tensor:
-        """float32 [count, M, 1] in [0, 1)."""
         return torch.rand((count, self._batch, 1), generator=self._generator, device=self.device)[:, self._part]
 
 
-def view_count(params: AugmentationParams) -> int:
-    """Number of different views of an image, if ``params.has_few_views``."""
-    return (2 * params.padding + 1) ** 2 * (2 if params.horizontal_flip else 1)
+class KeyedDraws:
+    """:class:`Draws` that are a function of a key for each image alone, the same on all devices and in any batch.
+
+    Args:
+        keys: int64 [M], of :func:`view_keys`.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self.device = keys.device
+        self._keys, self._drawn = keys, 0
+
+    def integers(self, below: int, count: int = 1) -> Tensor:
+        numbers: Tensor = (self._bits(count).double() * (below / 2**_BITS)).long()
+        return numbers
+
+    def uniform(self, count: int = 1) -> Tensor:
+        numbers: Tensor = self._bits(count).float() / 2**_BITS
+        return numbers
+
+    def _bits(self, count: int) -> Tensor:
+        numbers = torch.arange(self._drawn, self._drawn + count, device=self.device)[:, None, None]
+        self._drawn += count
+        bits = _mixed_bits(self._keys[:, None] + numbers * _GOLDEN)
+        return bits.bitwise_right_shift(63 - _BITS).bitwise_and(2**_BITS - 1)
 
 
-def crops(
-    stored: Tensor, places: Tensor, shape: Shape, params: AugmentationParams, draws: Draws
-) -> tuple[Tensor, Tensor]:
+def view_keys(seed: int, index: Tensor, number: Tensor) -> Tensor:
+    """Keys of random views: int64 [M], each of which depends on the seed, the image and the number of its view.
+
+    Args:
+        index, number: int64 [M].
+    """
+    return _mixed_bits(_mixed_bits(index + seed) + number)
+
+
+def _mixed_bits(values: Tensor) -> Tensor:
+    """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on int64, whose products wrap around."""
+    values = values + _GOLDEN
+    for shift, factor in _SPLITMIX:
+        values = values.bitwise_xor(_shifted(values, shift)) * factor
+    return values.bitwise_xor(_shifted(values, 31))
+
+
+def _shifted(values: Tensor, places: int) -> Tensor:
+    """To the right, filled up with zeros: torch fills up with the sign."""
+    return values.bitwise_right_shift(places).bitwise_and((1 << (64 - places)) - 1)
+
+
+def crops(stored: Tensor, places: Tensor, shape: Shape, params: AugmentationParams, draws: Draws) -> Tensor:
     """Crop, flip and turn the images ``places`` [M] of ``stored``, uint8 [N, P, Q, C] with ``params.padding``.
 
     Args:
         shape: of a view: channels, height, width.
 
     Returns:
-        uint8 [M, H, W, C], and int64 [M], the number of each view in [0, :func:`view_count`), if that is defined.
+        uint8 [M, H, W, C].
     """
     if isinstance(params.crop, ResizedCropParams):
         boxes = _boxes(params.crop, draws)
-        rows, columns, _ = _turned(shape, params, draws)
-        return _sampled(stored[places], rows, columns, boxes), torch.zeros_like(places)
+        rows, columns = _turned(shape, params, draws)
+        return _sampled(stored[places], rows, columns, boxes)
     top, left = draws.integers(2 * params.padding + 1, count=2)
-    rows, columns, mirrored = _turned(shape, params, draws)
-    numbers = (2 * params.padding + 1) * top + left
-    if mirrored is not None:
-        numbers = 2 * numbers + mirrored
-    cropped = stored[places[:, None, None], top[:, :, None] + rows, left[:, :, None] + columns]
-    return cropped, numbers[:, 0]
+    rows, columns = _turned(shape, params, draws)
+    return stored[places[:, None, None], top[:, :, None] + rows, left[:, :, None] + columns]
 
 
-def _turned(shape: Shape, params: AugmentationParams, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Flip and turn crops at random.
-
-    Returns:
-        Row and column in the crop of each pixel of a view, int64, which broadcast to [M, H, W]; and whether the view is
-        mirrored, bool [M, 1], None without horizontal flips.
+def _turned(shape: Shape, params: AugmentationParams, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Row and column in the crop of each pixel of a view that is flipped and turned at random, int64, which broadcast
+    to [M, H, W].
     """
     _, height, width = shape
     rows, columns = torch.arange(height, device=draws.device), torch.arange(width, device=draws.device)
-    mirrored = None
     if params.horizontal_flip:
-        mirrored = draws.uniform()[0] < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
+        columns = torch.where(draws.uniform()[0] < 0.5, width - 1 - columns, columns)
     if params.vertical_flip:
         rows = torch.where(draws.uniform()[0] < 0.5, height - 1 - rows, rows)
     if not params.quarter_turns:
-        return rows[..., :, None], columns[..., None, :], mirrored
+        return rows[..., :, None], columns[..., None, :]
     turns = draws.integers(4)[0]  # to the left: transposed and upside down for one, both flips for two
     rows = torch.where((turns == 1) | (turns == 2), height - 1 - rows, rows)[:, :, None]
     columns = torch.where(turns >= 2, width - 1 - columns, columns)[:, None, :]
     transposed = (turns % 2 == 1)[:, :, None]
-    return torch.where(transposed, columns, rows), torch.where(transposed, rows, columns), mirrored
+    return torch.where(transposed, columns, rows), torch.where(transposed, rows, columns)
 
 
 def _boxes(crop: ResizedCropParams, draws: Draws) -> Tensor:

@@ -6,25 +6,28 @@ The caller seeds the random generator, so packed and streamed pixels give the sa
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.compute.distributed import ALONE, World
 from pipeline.config import AugmentationParams
-from pipeline.data.augmentation import NONE, Draws, Part, crops, erased, in_groups, policy, recoloured, view_count
+from pipeline.data.augmentation import (
+    NONE,
+    BatchDraws,
+    Draws,
+    KeyedDraws,
+    Part,
+    crops,
+    erased,
+    in_groups,
+    policy,
+    recoloured,
+)
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import Pixels, ResidentPixels, StreamedPixels
 from pipeline.data.store import PackedSplit, read_card, read_split
 from pipeline.errors import TrainingError
-
-
-class Drawn(NamedTuple):
-    """Random views of images."""
-
-    images: Tensor  # normalised, float32 [M, C, H, W], channels_last
-    views: Tensor  # int64 [M], number of the crop and flip in [0, Images.view_count), if there are few
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ class Batch:
     labels: Tensor  # int64 [B]
     index: Tensor  # int64 [B], positions in the split
     process_weight: float = 1.0  # factor on the mean over this process's part (World.weight); 1 for a whole batch
-    views: Tensor | None = None  # int64 [B], as in Drawn; None if the images are un-augmented
 
 
 class Images:
@@ -69,11 +71,6 @@ class Images:
     def device(self) -> torch.device:
         return self.labels.device
 
-    @property
-    def view_count(self) -> int:
-        """Number of different random views of an image, if there are few (AugmentationParams.has_few_views)."""
-        return view_count(self._augmentation)
-
     def centre(self, index: Tensor) -> Tensor:
         """Return the un-augmented images of ``index`` [B]: normalised, float32 [B, C, H, W]."""
         return next(self._centres([index]))
@@ -85,26 +82,29 @@ class Images:
 
     def views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
-    ) -> Iterator[Drawn]:
-        """Draw a random view for each image of each index [B].
+    ) -> Iterator[Tensor]:
+        """Draw a random view for each image of each index [B]: normalised, float32 [M, C, H, W], channels_last.
 
         Args:
             generator: on the device of the images.
             parts: the M positions of each index to return, default all; the views do not depend on it, but for those of
                 torchvision's operations.
         """
-        for cropped, numbers, draws in self._crops(indices, generator, parts):
-            images = self._normalised(recoloured(cropped, self._augmentation))
-            if self._augmentation.erasing > 0:
-                images = erased(images, self._augmentation.erasing, draws)
-            yield Drawn(images, numbers)
+        return (self._view(cropped, draws) for cropped, draws in self._drawn_crops(indices, generator, parts))
 
     def strong_views(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None = None
     ) -> Iterator[Tensor]:
         """Random crops, flips and turns with RandAugment: float32 [M, C, H, W]. Arguments as in :meth:`views`."""
-        for cropped, _, _ in self._crops(indices, generator, parts):
+        for cropped, _ in self._drawn_crops(indices, generator, parts):
             yield self._normalised(in_groups(cropped, policy("randaugment")))
+
+    def keyed_views(self, indices: Sequence[Tensor], keys: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The views of each index [B] that its keys int64 [B] decide, but for torchvision's operations: as
+        :meth:`views`.
+        """
+        draws = map(KeyedDraws, keys)
+        return (self._view(cropped, drawn) for cropped, drawn in self._crops(indices, draws))
 
     def batches(self, batch_size: int, rows: Sequence[range] | None = None) -> Iterator[Batch]:
         """Yield the un-augmented images of each range of ``rows`` (step 1, default all images) in order; the last batch
@@ -121,15 +121,23 @@ class Images:
             device_index = index.to(self.device, non_blocking=True)
             yield Batch(images, self.labels[device_index], device_index)
 
-    def _crops(
+    def _drawn_crops(
         self, indices: Sequence[Tensor], generator: torch.Generator, parts: Sequence[Part] | None
-    ) -> Iterator[tuple[Tensor, Tensor, Draws]]:
-        """Yield the crops uint8 [M, H, W, C] of each index, their numbers [M], and what draws further numbers."""
+    ) -> Iterator[tuple[Tensor, Draws]]:
         chosen = [slice(None)] * len(indices) if parts is None else parts
-        part_indices = [index[part] for index, part in zip(indices, chosen, strict=True)]
-        for (stored, places), index, part in zip(self._pixels.fetch(part_indices), indices, chosen, strict=True):
-            draws = Draws(index.numel(), part, generator, self.device)
-            yield *crops(stored, places, self.shape, self._augmentation, draws), draws
+        draws = (
+            BatchDraws(len(index), part, generator, self.device) for index, part in zip(indices, chosen, strict=True)
+        )
+        return self._crops([index[part] for index, part in zip(indices, chosen, strict=True)], draws)
+
+    def _crops(self, indices: Sequence[Tensor], draws: Iterable[Draws]) -> Iterator[tuple[Tensor, Draws]]:
+        """Yield the crops uint8 [M, H, W, C] of each index, and what draws further numbers for them."""
+        for (stored, places), drawn in zip(self._pixels.fetch(indices), draws, strict=True):
+            yield crops(stored, places, self.shape, self._augmentation, drawn), drawn
+
+    def _view(self, cropped: Tensor, draws: Draws) -> Tensor:
+        images = self._normalised(recoloured(cropped, self._augmentation))
+        return erased(images, self._augmentation.erasing, draws) if self._augmentation.erasing > 0 else images
 
     def _normalised(self, images: Tensor) -> Tensor:
         # NHWC memory permuted to NCHW is channels_last, the fastest layout for convolutions
@@ -182,9 +190,9 @@ def view_batches(
 ) -> Iterator[Batch]:
     """Yield random views of this process's part of each batch, with labels and weight."""
     parts = shares(indices, world)
-    for whole, part, drawn in zip(indices, parts, images.views(indices, generator, parts), strict=True):
+    for whole, part, views in zip(indices, parts, images.views(indices, generator, parts), strict=True):
         index = whole[part]
-        yield Batch(drawn.images, images.labels[index], index, world.weight(len(index), len(whole)), drawn.views)
+        yield Batch(views, images.labels[index], index, world.weight(len(index), len(whole)))
 
 
 def shares(indices: Sequence[Tensor], world: World) -> list[slice]:

@@ -1,20 +1,20 @@
 """The student's objective: cross-entropy + distillation at one temperature per sample + HE-DA."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import DistillParams, HedaParams
 from pipeline.data.loader import Batch
+from pipeline.data.views import Mixture
 from pipeline.distillation.losses.base import BaseLoss, ViewLogits
 from pipeline.distillation.losses.kd import kd
 from pipeline.distillation.losses.logits import standardize
 from pipeline.distillation.sample_weight import entropy_weight
-from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.temperatures import Temperatures
+from pipeline.soft_labels.table import Answers
+from pipeline.training.cross_entropy import CrossEntropy
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,20 @@ class DistillationStep:
     """The batches of one training step.
 
     Attributes:
-        batch: the clean batch.
+        batch: the main batch.
         companion: None without HE-DA.
         strong: strongly augmented second views of the batch [B, C, H, W]; None if the loss does not use them.
+        mixture: of the images of the main batch; None if they are not mixed.
+        partner_labels: int64 [B], of the images that they are mixed with.
+        answers: the teachers' stored answers to the main batch; None: the teacher computes them.
     """
 
     batch: Batch
     companion: Companion | None = None
     strong: Tensor | None = None
+    mixture: Mixture | None = None
+    partner_labels: Tensor | None = None
+    answers: Answers | None = None
 
     @property
     def index(self) -> Tensor:
@@ -63,16 +69,16 @@ class DistillationObjective:
 
     For ``loss: kd`` the only term is kd_weight * tau_i^2 KL(softmax(t_i / tau_i) || softmax(s_i / tau_i)). tau_i is
     T_low, T_mid or T_high by the energy group of image i (Energy KD), or continuous in the teacher's certainty. w_i is
-    1 or the entropy weight. The mixed images come from the HE-DA subset, and their loss is always KD. Each of several
-    processes computes L on its part of the batch, weighted so that the mean over the processes is L of the whole batch.
-    The teacher is frozen and is not a submodule of the student.
+    1 or the entropy weight. The mixed images j come from the HE-DA subset, and their loss is always KD. Where the
+    images i of the main batch are mixed too, CE_i is the mean over the two labels of a mixture, weighted by their
+    shares. Each of several processes computes L on its part of the batch, weighted so that the mean over the processes
+    is L of the whole batch. The teacher is frozen and is not a submodule of the student.
 
     Args:
         teacher: on the device of the batches; it is put into eval mode, and its gradients are switched off.
         base: the base loss; the objective must be called inside its ``reading_features()`` block.
         temperatures: of the N training images, on the device of the batches.
-        cache: the teacher's logits of clean views, looked up instead of computed.
-        cross_entropy: mean over a batch, from logits [B, K] and labels [B].
+        cross_entropy: of the labels.
     """
 
     def __init__(
@@ -82,92 +88,98 @@ class DistillationObjective:
         temperatures: Temperatures,
         params: DistillParams,
         heda: HedaParams,
-        cache: TeacherCache | None = None,
-        cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        cross_entropy: CrossEntropy | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.base = base
         self.temperatures = temperatures
         self.params = params
         self.heda = heda
-        self.cache = cache
-        self.cross_entropy = cross_entropy
+        self.cross_entropy = cross_entropy or CrossEntropy()
 
     def __call__(self, student: nn.Module, step: DistillationStep, epoch: int) -> Tensor:
         """The scalar to minimise; ``epoch`` is counted from 0."""
         batch, companion = step.batch, step.companion
-        clean_teacher, strong_teacher, mixed_teacher = self._teacher_logits(step)
-        # separate student passes, so that the clean batch keeps its own batch statistics, as in the authors' code
-        loss = self._view_loss(student(batch.images).float(), clean_teacher, batch, epoch)
+        answers, strong_answers, mixed_answers = self._answers(step)
+        # separate student passes, so that the main batch keeps its own batch statistics, as in the authors' code
+        loss = self._view_loss(student(batch.images).float(), answers, step, epoch)
         if step.strong is not None:
-            loss = loss + self._view_loss(student(step.strong).float(), strong_teacher, batch, epoch, strong=True)
+            loss = loss + self._view_loss(student(step.strong).float(), strong_answers, step, epoch, strong=True)
         loss = batch.process_weight * loss
-        if companion is not None and mixed_teacher is not None:
-            mixed_loss = self._mixed_loss(student(companion.images).float(), mixed_teacher, companion)
+        if companion is not None and mixed_answers is not None:
+            mixed_loss = self._mixed_loss(student(companion.images).float(), mixed_answers, companion)
             loss = loss + companion.process_weight * mixed_loss
         return loss
 
-    def forget(self) -> None:
-        """Forget the teacher's logits of earlier steps."""
-        if self.cache is not None:
-            self.cache.clear()
-
     def _view_loss(
-        self, student: Tensor, teacher: Tensor | None, batch: Batch, epoch: int, *, strong: bool = False
+        self, student: Tensor, answers: Answers | None, step: DistillationStep, epoch: int, *, strong: bool = False
     ) -> Tensor:
         """ce_weight * mean CE + the terms of the base loss, for the logits of one view."""
-        loss = self.base.ce_weight * self.cross_entropy(student, batch.labels)
-        if teacher is None:
+        loss = self.base.ce_weight * self._label_loss(student, step)
+        if answers is None:
             return loss
-        by_view = self.params.assignment == "view"
-        tau = self.temperatures.of_logits(teacher) if by_view else self.temperatures.stored[batch.index]
+        mixed = step.mixture is not None
+        tau = self._mixed_temperatures(answers) if mixed else self._temperatures(answers, step.batch.index)
         view = ViewLogits(
             student=self._prepared_student(student, tau),
-            teacher=self._prepared(teacher),
-            raw_teacher=teacher,
-            labels=batch.labels,
-            temperature=tau,
+            teacher=self._prepared(answers.logits),
+            raw_teacher=answers.logits,
+            labels=step.batch.labels,
+            temperature=tau if isinstance(tau, Tensor) else torch.full_like(answers.logits[:, 0], tau),
             strong=strong,
         )
-        weight = entropy_weight(student, teacher) if self.params.sample_weight == "entropy" else 1.0
+        weight = entropy_weight(student, answers.logits) if self.params.sample_weight == "entropy" else 1.0
         for term in self.base.terms(view, epoch):
             loss = loss + (term.values * weight).mean() * term.weight
         return loss
 
-    def _mixed_loss(self, student: Tensor, teacher: Tensor, companion: Companion) -> Tensor:
-        """heda.kd_weight * mean KD + heda.mixed_label_weight * mean CE, for the logits of the mixed images."""
-        # a mixed image has no stored energy; the paper's HE-DA runs use the middle temperature for all of them
-        by_view = self.params.assignment == "view"
-        tau = self.temperatures.of_logits(teacher) if by_view else self.params.temperatures.mid
-        loss = self.heda.kd_weight * kd(self._prepared_student(student, tau), self._prepared(teacher), tau).mean()
+    def _label_loss(self, student: Tensor, step: DistillationStep) -> Tensor:
+        labels, mixture = step.batch.labels, step.mixture
+        if mixture is None or step.partner_labels is None:
+            return self.cross_entropy(student, labels)
+        own, partner = self.cross_entropy(student, labels, mixture.share), 1 - mixture.share
+        return own + self.cross_entropy(student, step.partner_labels, partner)
+
+    def _mixed_loss(self, student: Tensor, teacher: Answers, companion: Companion) -> Tensor:
+        """heda.kd_weight * mean KD + heda.mixed_label_weight * mean CE, for the logits of the companion batch."""
+        tau = self._mixed_temperatures(teacher)
+        prepared = self._prepared_student(student, tau), self._prepared(teacher.logits)
+        loss = self.heda.kd_weight * kd(*prepared, tau).mean()
         if self.heda.mixed_label_weight == 0:
             return loss
         own = self.cross_entropy(student, companion.labels[: len(student)])
         partner = self.cross_entropy(student, companion.labels[companion.partner])
         return loss + self.heda.mixed_label_weight * (companion.lam * own + (1 - companion.lam) * partner)
 
-    def _teacher_logits(self, step: DistillationStep) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Teacher logits of the clean, strong and mixed images, from one pass; None where no loss needs them."""
+    def _answers(self, step: DistillationStep) -> tuple[Answers | None, Answers | None, Answers | None]:
+        """Answers to the main, strong and companion images, from one pass or stored; None where no loss needs them."""
+        needed = self.base.needs_teacher
         wanted = [
-            step.batch.images if self.base.needs_teacher else None,
-            step.strong if self.base.needs_teacher else None,
+            step.batch.images if needed and step.answers is None else None,
+            step.strong if needed else None,
             step.companion.images if step.companion is not None else None,
         ]
         present = [images for images in wanted if images is not None]
         if not present:
-            return None, None, None
-        logits = self._teacher_pass(torch.cat(present) if len(present) > 1 else present[0], wanted[0], step.batch)
+            return step.answers, None, None
+        with torch.no_grad():
+            logits = self.teacher(torch.cat(present) if len(present) > 1 else present[0]).float()
         parts = iter(torch.split(logits, [len(images) for images in present]))
-        clean, strong, mixed = (None if images is None else next(parts) for images in wanted)
-        return clean, strong, mixed
+        main, strong, mixed = (None if images is None else Answers(next(parts)) for images in wanted)
+        return step.answers if main is None else main, strong, mixed
 
-    @torch.no_grad()
-    def _teacher_pass(self, images: Tensor, clean: Tensor | None, batch: Batch) -> Tensor:
-        if self.cache is None or clean is None or batch.views is None:
-            logits: Tensor = self.teacher(images)
-        else:
-            logits = self.cache(images, batch.index, batch.views)
-        return logits.float()
+    def _temperatures(self, answers: Answers, index: Tensor) -> Tensor:
+        """tau [B] of views of the images ``index``."""
+        by_view = self.params.assignment == "view"
+        return self._view_temperatures(answers) if by_view else self.temperatures.stored[index]
+
+    def _mixed_temperatures(self, answers: Answers) -> Tensor | float:
+        """tau of mixed images, [B] or one for all: they have no stored score, and the paper takes the middle one."""
+        return self._view_temperatures(answers) if self.params.assignment == "view" else self.params.temperatures.mid
+
+    def _view_temperatures(self, answers: Answers) -> Tensor:
+        stored = answers.certainty(self.temperatures.of)
+        return self.temperatures.of_logits(answers.logits) if stored is None else self.temperatures.of_certainty(stored)
 
     def _prepared_student(self, logits: Tensor, tau: Tensor | float) -> Tensor:
         """Prepared logits for a loss that divides them by the teacher's tau, [B] or constant.

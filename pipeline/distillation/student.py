@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from models.describe import count_macs, count_parameters
 from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
-from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, STRONG, stream_seed
+from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, NUMBERED, STRONG, stream_seed
 from pipeline.config import DistillParams, Params
 from pipeline.data.augmentation import Part
 from pipeline.data.loader import (
+    Batch,
     Images,
     cycled_indices,
     open_images,
@@ -26,14 +27,16 @@ from pipeline.data.loader import (
     view_batches,
 )
 from pipeline.data.normalisation import Normalisation, taking
+from pipeline.data.views import numbered_views
 from pipeline.distillation.losses import make_loss
 from pipeline.distillation.losses.base import BaseLoss
 from pipeline.distillation.mixing import MIXES, companion_size
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
-from pipeline.distillation.teacher_cache import TeacherCache
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.temperatures import Temperatures, certainty_temperatures, group_temperatures
 from pipeline.lineage import Run
+from pipeline.soft_labels.storing import check_soft_labels
+from pipeline.soft_labels.table import Answers, SoftLabels
 from pipeline.store.documents import ImageFormat, NetworkCard
 from pipeline.store.space import require_space
 from pipeline.training import weights
@@ -101,6 +104,7 @@ class ScoredImages:
         subset: int64 [M], the images that HE-DA draws companion batches from, on the same device.
         teacher_normalisation: of the teacher that scored them; None: that of ``images``.
         certainty: float32 [N], what continuous temperatures follow, on the same device; None: for groups alone.
+        soft_labels: the teachers' stored answers; None unless they are used.
     """
 
     images: Images
@@ -109,6 +113,7 @@ class ScoredImages:
     subset: Tensor
     teacher_normalisation: Normalisation | None = None
     certainty: Tensor | None = None
+    soft_labels: SoftLabels | None = None
 
     @classmethod
     def of(cls, run: Run, params: Params, device: torch.device, normalisation: Normalisation) -> ScoredImages:
@@ -126,6 +131,7 @@ class ScoredImages:
             torch.from_numpy(subset.copy()).to(device),
             Normalisation.of(run.teacher),
             torch.from_numpy(certainty).to(device),
+            SoftLabels.read(run, device) if params.distill.view == "stored" else None,
         )
 
     def temperatures(self, params: DistillParams, seed: int) -> Temperatures:
@@ -189,6 +195,9 @@ def trained_student(run: Run, name: str, params: Params, session: Session) -> It
     torch.manual_seed(params.seed)
     data, teacher = run.data, weights.read_network(run.places.teacher, run.teacher)
     lineage = {"teacher": run.teacher.weights_sha256, "energy": run.energy_sha256, "subset": run.subset_sha256}
+    if params.distill.view == "stored":
+        check_soft_labels(run, params)
+        lineage["soft_labels"] = run.soft_labels_sha256
     initial = initial_network(params.distill, block, len(data.class_names), data.image.shape)
     student, normalisation = initial.network, initial.normalised(data, name, session)
     lineage |= initial.lineage
@@ -224,8 +233,8 @@ def train_student(
 
     Raises:
         TrainingError: as of :func:`pipeline.training.loop.train`.
-        ParamsError: the stages of a feature loss do not fit the networks, the cache does not fit into memory, or the
-            temperatures cannot follow the certainty of this teacher.
+        ParamsError: the stages of a feature loss do not fit the networks, or the temperatures cannot follow the
+            certainty of this teacher.
     """
     images, world = scored.images, session.world
     base = make_loss(params.distill, student, teacher, images.shape)
@@ -234,19 +243,13 @@ def train_student(
         training = training.model_copy(update={"compile": "off"})
     teacher = teacher.to(images.device).to(memory_format=torch.channels_last)
     teacher = taking(images.normalisation, teacher, scored.teacher_normalisation or images.normalisation)
-    cache = None
-    if params.distill.teacher_cache:
-        cache = TeacherCache(teacher, len(images), images.view_count, images.device, world.size)
-    else:  # with a cache the teacher sees batches of many sizes, each of which would be compiled
-        teacher = compiled(teacher, training.compile, images.device)
     objective = DistillationObjective(
-        teacher,
+        compiled(teacher, training.compile, images.device),
         base,
         scored.temperatures(params.distill, params.seed),
         params.distill,
         params.heda,
-        cache,
-        CrossEntropy(images.labels, training),
+        CrossEntropy.of(images.labels, training),
     )
     steps = steps_per_epoch(len(images), training.batch_size)
 
@@ -256,11 +259,17 @@ def train_student(
             for stream in (CLEAN, STRONG)
         )
         indices = epoch_indices(images.labels, training, generator)
+        companions = _companions(scored, params, epoch, steps, world)
+        if params.distill.view != "clean":
+            for step, companion in zip(
+                _numbered_steps(scored, params.seed, indices, epoch, world), companions, strict=True
+            ):
+                yield replace(step, companion=companion)
+            return
         clean = view_batches(images, indices, generator, world)
         strong: Iterable[Tensor | None] = repeat(None, steps)
         if base.strong_views:
             strong = images.strong_views(indices, strong_generator, shares(indices, world))
-        companions = _companions(scored, params, epoch, steps, world)
         for batch, companion, strong_views in zip(clean, companions, strong, strict=True):
             yield DistillationStep(batch, companion, strong_views)
 
@@ -269,7 +278,7 @@ def train_student(
 
     with base.reading_features():
         trained = _StudentWithConnectors(student, base) if base.reads_features else student
-        task = Task(student, epoch_steps, steps, objective, validate, params.seed, objective.forget)
+        task = Task(student, epoch_steps, steps, objective, validate, params.seed)
         yield from train(trained, task, training, session, checkpoint)
 
 
@@ -284,6 +293,26 @@ class _StudentWithConnectors(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.student(images)
         return logits
+
+
+def _numbered_steps(
+    scored: ScoredImages, seed: int, indices: Sequence[Tensor], epoch: int, world: World
+) -> Iterator[DistillationStep]:
+    """This process's part of each batch under the views that are numbered by epochs: stored ones, or else mixed."""
+    images, stored = scored.images, scored.soft_labels
+    mine = [index[part] for index, part in zip(indices, shares(indices, world), strict=True)]
+    answers: Iterable[Answers | None] = repeat(None, len(mine))
+    if stored is None:
+        seed, mixed = stream_seed(seed, NUMBERED), True
+        numbers = [torch.full_like(index, epoch) for index in mine]
+    else:
+        seed, mixed = stored.seed, stored.mixed
+        numbers, answers = stored.of_epoch(mine, epoch)
+    views = numbered_views(images, mine, numbers, seed, mixed=mixed)
+    for whole, index, view, answer in zip(indices, mine, views, answers, strict=True):
+        batch = Batch(view.images, images.labels[index], index, world.weight(len(index), len(whole)))
+        partners = None if view.mixture is None else images.labels[view.mixture.partner]
+        yield DistillationStep(batch, mixture=view.mixture, partner_labels=partners, answers=answer)
 
 
 def _companions(
@@ -310,7 +339,7 @@ def _companions(
     if world.size > 1:  # a partner may belong to another process's part: load it here too
         loaded = [torch.cat([mine, partner[my_part]]) for partner in partners]
         partners = torch.arange(len(mine), 2 * len(mine), device=images.device).expand(steps, -1)
-    for index, places, mixing, partner, (views, _) in zip(
+    for index, places, mixing, partner, views in zip(
         indices, loaded, mixings, partners, images.views(indices, on_device, loaded), strict=True
     ):
         mixed = mixing.apply(views[: len(mine)], views, partner)

@@ -1,16 +1,12 @@
 """One pass of the frozen teacher over a split: energy, confidence and correctness of every image, at any size.
 
-The split is scored in parts of consecutive images, whole batches each, so no energy depends on the number of processes.
-A part is one small Parquet file, written whole or not at all: a resumed run does not score it again. Memory grows with
-N by a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the ranks (8, and about as
-much again inside the sort); for image files also by their paths.
+Memory grows with N by a label (8 bytes an image), an energy (4), a group (1) and, while groups are fitted, the ranks
+(8, and about as much again inside the sort); for image files also by their paths.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.compute.distributed import ALONE, World
+from pipeline.compute.parts import Columns, Parts, fill, rows_per_part
 from pipeline.config import EnergyParams
 from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation
@@ -30,13 +27,10 @@ from pipeline.lineage import Places, Run
 from pipeline.portable.accuracy import GROUPS
 from pipeline.portable.files import sha256_file
 from pipeline.store.space import require_space
-from pipeline.store.tables import ROW_BYTES, EnergyLineage, ScoreLineage, read_table, write_table
+from pipeline.store.tables import ROW_BYTES, EnergyLineage, write_table
 from pipeline.training.inference import inference_batch, logits_in_batches
 from pipeline.training.session import Session
 from pipeline.training.weights import read_network
-
-BATCHES_PER_PART = 256  # at most: 65,536 small images, seconds on a GPU, about a megabyte
-_PIXELS_PER_PART = 2**28  # for large images: a kill and waiting for another process cost minutes at most
 
 
 @dataclass(frozen=True)
@@ -55,62 +49,6 @@ class Scores:
     correct: NDArray[np.bool_]
 
 
-class ScoreParts:
-    """The scores of a split, as files of consecutive images in one folder.
-
-    Args:
-        folder: need not exist.
-        images: N.
-        rows_per_part: images in a part; the last one may have fewer.
-
-    Attributes:
-        rows: the images of each part.
-    """
-
-    def __init__(self, folder: Path, images: int, rows_per_part: int) -> None:
-        self.folder = folder
-        self.images = images
-        self.rows = [range(start, min(start + rows_per_part, images)) for start in range(0, images, rows_per_part)]
-
-    def __iter__(self) -> Iterator[tuple[range, Scores]]:
-        return ((rows, self.read(rows)) for rows in self.rows)
-
-    def path(self, rows: range) -> Path:
-        """The file of a part."""
-        return self.folder / f"{rows.start:012d}-{rows.stop:012d}.parquet"
-
-    def write(self, rows: range, scores: Scores) -> None:
-        """Keep the scores of a part. Atomic: after a kill the part is there or not."""
-        write_table(self.path(rows), [vars(scores)], ScoreLineage())
-
-    def read(self, rows: range) -> Scores:
-        """The scores of a part. Raises DataError: it is missing or damaged."""
-        path = self.path(rows)
-        columns = read_table(path, ScoreLineage).columns
-        scores = Scores(*(columns[name] for name in Scores.__dataclass_fields__))
-        if len(scores.energy) != len(rows):
-            raise DataError(f"{path} has {len(scores.energy)} images, not {len(rows)}; run `dvc repro` to make it anew")
-        return scores
-
-    def missing(self) -> list[range]:
-        """The parts that are still to be scored, including damaged ones."""
-        return [rows for rows in self.rows if not self._is_whole(rows)]
-
-    def energy(self) -> Tensor:
-        """Energies of all images: float32 [N]."""
-        energy = torch.empty(self.images)
-        for rows, scores in self:
-            energy[rows.start : rows.stop] = torch.from_numpy(scores.energy.copy())
-        return energy
-
-    def _is_whole(self, rows: range) -> bool:
-        try:
-            self.read(rows)
-        except DataError:  # missing or damaged: it is scored again
-            return False
-        return True
-
-
 def score_images(
     teacher: nn.Module,
     images: Images,
@@ -120,7 +58,7 @@ def score_images(
     world: World = ALONE,
     batches_per_part: int | None = None,
     on_images: Callable[[int], None] = lambda count: None,
-) -> ScoreParts:
+) -> Parts[Scores]:
     """Score the un-augmented images with the teacher in float32.
 
     All processes of ``world`` call it with the same arguments and share the missing parts; when it returns, every part
@@ -129,41 +67,32 @@ def score_images(
     Args:
         temperature: T_E.
         folder: of the parts; existing parts, which must be of this split and teacher, are not scored again.
-        batches_per_part: at most; :data:`BATCHES_PER_PART` unless given.
+        batches_per_part: at most; see :func:`pipeline.compute.parts.rows_per_part`.
         on_images: called with the number of further images that are done, in all processes together.
 
     Raises:
         DataError: an energy or a logit is not finite; names the first such image.
     """
     batch = inference_batch(images)
-    most = max(1, _PIXELS_PER_PART // (batch * images.shape[1] * images.shape[2]))
-    parts = ScoreParts(folder, len(images), batch * min(batches_per_part or BATCHES_PER_PART, most))
-    todo = _agreed(parts, world, images.device)
-    on_images(len(images) - sum(map(len, todo)))
-    mine = todo[world.rank :: world.size]
-    with closing(_scored(teacher, images, temperature, mine)) as batches:
-        for turn in range(0, len(todo), world.size):
-            at_once = todo[turn : turn + world.size]
-            done = 0
-            with world.barrier():
-                if world.rank < len(at_once):
-                    rows = at_once[world.rank]
-                    columns: list[tuple[Tensor, ...]] = []
-                    for scored in islice(batches, -(-len(rows) // batch)):
-                        columns.append(scored)
-                        done += len(scored[0])
-                        on_images(len(scored[0]))
-                    scores = Scores(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
-                    # a single logit of -inf leaves the energy finite, but not their mean
-                    if (bad := np.flatnonzero(~np.isfinite(scores.energy + scores.max_logit))).size:
-                        raise DataError(
-                            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} logits or an "
-                            f"energy that are not finite, the first at index {rows[int(bad[0])]}; its weights are "
-                            "damaged or its logits overflow, so use another checkpoint"
-                        )
-                    parts.write(rows, scores)
-            on_images(sum(map(len, at_once)) - done)
+    per_part = rows_per_part(batch, images.shape[1] * images.shape[2], batches_per_part)
+    parts = Parts(folder, len(images), per_part, Scores)
+
+    def compute(todo: list[range]) -> Generator[Columns]:
+        return _scored(teacher, images, temperature, todo)
+
+    fill(parts, batch, compute, _check_finite, world, images.device, on_images)
     return parts
+
+
+def _check_finite(rows: range, columns: Sequence[NDArray[Any]]) -> None:
+    scores = Scores(*columns)
+    # a single logit of -inf leaves the energy finite, but not their mean
+    if (bad := np.flatnonzero(~np.isfinite(scores.energy + scores.max_logit))).size:
+        raise DataError(
+            f"the teacher gives {bad.size} of the images {rows.start} to {rows.stop - 1} logits or an energy that are "
+            f"not finite, the first at index {rows[int(bad[0])]}; its weights are damaged or its logits overflow, so "
+            "use another checkpoint"
+        )
 
 
 @dataclass(frozen=True)
@@ -216,10 +145,10 @@ def score_splits(run: Run, params: EnergyParams, session: Session) -> Scored | N
         return _write(places, train, test, params, made_from) if world.is_main else None
 
 
-def _write(places: Places, train: ScoreParts, test: ScoreParts, params: EnergyParams, made_from: Any) -> Scored:
-    energy = train.energy()
+def _write(places: Places, train: Parts[Scores], test: Parts[Scores], params: EnergyParams, made_from: Any) -> Scored:
+    energy = train.column("energy")
     groups = fit_groups(energy, params.low_fraction, params.high_fraction)
-    test_codes = groups.assign(test.energy())
+    test_codes = groups.assign(test.column("energy"))
     seen, fitted = test_codes.unique(), groups.codes.unique()  # type: ignore[no-untyped-call]
     if len(seen) == 1 and len(fitted) > 1:
         logging.warning(
@@ -236,7 +165,7 @@ def _write(places: Places, train: ScoreParts, test: ScoreParts, params: EnergyPa
     return Scored(energy, groups, train_top1, scored_top1(test, test_codes)[0], by_group)
 
 
-def _write_table(path: Path, parts: ScoreParts, groups: Tensor, lineage: EnergyLineage) -> None:
+def _write_table(path: Path, parts: Parts[Scores], groups: Tensor, lineage: EnergyLineage) -> None:
     """Merge the parts into one table, a part at a time: index, the columns of :class:`Scores`, group."""
     tables = (
         {
@@ -249,7 +178,7 @@ def _write_table(path: Path, parts: ScoreParts, groups: Tensor, lineage: EnergyL
     write_table(path, tables, lineage)
 
 
-def scored_top1(parts: ScoreParts, groups: Tensor) -> tuple[float, dict[str, float | None]]:
+def scored_top1(parts: Parts[Scores], groups: Tensor) -> tuple[float, dict[str, float | None]]:
     """The teacher's top-1, and that of the low, mid and high group; None for a group without images.
 
     Args:
@@ -261,25 +190,11 @@ def scored_top1(parts: ScoreParts, groups: Tensor) -> tuple[float, dict[str, flo
         sizes += np.bincount(codes, minlength=len(sizes))
         hits += np.bincount(codes[scores.correct], minlength=len(sizes))
     by_group = {name: int(hits[code]) / int(sizes[code]) if sizes[code] else None for name, code in GROUPS.items()}
-    return int(hits.sum()) / parts.images, by_group
+    return int(hits.sum()) / parts.count, by_group
 
 
-def _agreed(parts: ScoreParts, world: World, device: torch.device) -> list[range]:
-    """The parts to score, as the first process sees them, so that all processes share the same list."""
-    flags = torch.zeros(len(parts.rows), dtype=torch.int64, device=device)
-    if world.is_main:
-        missing = set(parts.missing())
-        flags = torch.tensor([rows in missing for rows in parts.rows], dtype=torch.int64, device=device)
-    return [rows for rows, flag in zip(parts.rows, world.total(flags).tolist(), strict=True) if flag]
-
-
-def _scored(
-    teacher: nn.Module, images: Images, temperature: float, parts: list[range]
-) -> Generator[tuple[Tensor, ...]]:
-    """Yield the columns of :class:`Scores` of each batch, on the device.
-
-    One iterator over all parts, so that the workers also decode images of the next part ahead.
-    """
+def _scored(teacher: nn.Module, images: Images, temperature: float, parts: list[range]) -> Generator[Columns]:
+    """Yield the columns of :class:`Scores` of each batch."""
     for batch, logits in logits_in_batches(teacher, images, parts):
         confidence, answer = torch.softmax(logits, dim=1).max(dim=1)
         energy = energy_score(logits, temperature)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.compute.seeds import RANDOM_GROUPS, stream_seed
-from pipeline.config import TemperatureParams
+from pipeline.config import CertaintyName, TemperatureParams
 from pipeline.energy.groups import HIGH, LOW, EnergyGroups, energy_score
 from pipeline.errors import ParamsError
 
@@ -25,11 +25,19 @@ class Temperatures:
 
     Attributes:
         stored: float32 [N], by the stored scores.
-        of_logits: the rule for other logits, [B, K] -> [B], with the thresholds or the mean of the N images.
+        of: kind of certainty that they follow; see :func:`certainty`.
+        of_certainty: the rule for others, [B] -> [B], with the thresholds or the mean of the N images.
+        energy_temperature: T_E > 0 of the scores.
     """
 
     stored: Tensor
-    of_logits: Callable[[Tensor], Tensor]
+    of: CertaintyName
+    of_certainty: Callable[[Tensor], Tensor]
+    energy_temperature: float
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """The rule for logits: [B, K] -> [B]."""
+        return self.of_certainty(certainty(logits, self.of, self.energy_temperature))
 
     def shuffled(self, seed: int) -> Temperatures:
         """The same temperatures, assigned to the images at random: the control of the method."""
@@ -39,7 +47,7 @@ class Temperatures:
 
 
 def group_temperatures(groups: EnergyGroups, energy_temperature: float, params: TemperatureParams) -> Temperatures:
-    """One temperature for each group of the N images; logits belong to a group by their energy.
+    """One temperature for each group of the N images; others belong to a group by their energy.
 
     Args:
         energy_temperature: T_E > 0 of the scores.
@@ -48,9 +56,8 @@ def group_temperatures(groups: EnergyGroups, energy_temperature: float, params: 
     def of_codes(codes: Tensor) -> Tensor:
         return sample_temperatures(codes, params.low_energy, params.mid, params.high_energy)
 
-    return Temperatures(
-        of_codes(groups.codes), lambda logits: of_codes(groups.assign(energy_score(logits, energy_temperature)))
-    )
+    stored = of_codes(groups.codes)
+    return Temperatures(stored, "energy", lambda values: of_codes(groups.assign(-values)), energy_temperature)
 
 
 def certainty_temperatures(stored: Tensor, energy_temperature: float, params: TemperatureParams) -> Temperatures:
@@ -75,9 +82,7 @@ def certainty_temperatures(stored: Tensor, energy_temperature: float, params: Te
     def of_certainty(values: Tensor) -> Tensor:
         return continuous_temperatures(values, mean, params.mid, *limits)
 
-    return Temperatures(
-        of_certainty(stored), lambda logits: of_certainty(certainty(logits, params.of, energy_temperature))
-    )
+    return Temperatures(of_certainty(stored), params.of, of_certainty, energy_temperature)
 
 
 def sample_temperatures(codes: Tensor, low_energy: float, mid: float, high_energy: float) -> Tensor:
@@ -107,7 +112,7 @@ def continuous_temperatures(values: Tensor, mean: float, mid: float, lowest: flo
     return (mid * (values / mean)).clamp(lowest, highest)
 
 
-def certainty(logits: Tensor, of: str, energy_temperature: float) -> Tensor:
+def certainty(logits: Tensor, of: CertaintyName, energy_temperature: float) -> Tensor:
     """How certain logits [B, K] are of their class, [B]: by ``of`` energy, -E, or max_logit, :func:`max_logit`.
 
     Args:

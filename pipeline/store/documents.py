@@ -239,6 +239,7 @@ class NetworkLineage(Part):
     teacher: Hash | None = None
     energy: Hash | None = None
     subset: Hash | None = None
+    soft_labels: Hash | None = None
     checkpoint: Hash | None = None
     initial_weights: Hash | None = None
 
@@ -304,6 +305,33 @@ class CurvesCard(NetworkDocument):
     """lineage.json in a folder of learning curves: the network that they belong to."""
 
     weights_sha256: Hash
+
+
+class SoftLabelCard(Document):
+    """card.json in the folder of soft labels: what they were made from.
+
+    Attributes:
+        teacher: hash of the weights that give the energies too.
+        teachers: of the others whose probabilities are averaged with its.
+        subset: hash of the table of the images with further views; None without them.
+        augmentation, seed, mixed: of the views.
+        kept: classes of each answer.
+        energy_temperature: T_E.
+    """
+
+    MADE_BY = "store_soft_labels"
+
+    data: str
+    teacher: Hash
+    teachers: list[Hash]
+    subset: Hash | None
+    augmentation: dict[str, Any]
+    seed: Annotated[int, Field(ge=0)]
+    mixed: bool
+    views: Count
+    extra_views: Count
+    kept: Count
+    energy_temperature: Annotated[float, Field(gt=0)]
 
 
 class FileParity(Part):

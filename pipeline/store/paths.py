@@ -24,6 +24,7 @@ TEACHER = ARTIFACTS / "teacher"
 ENERGY = ARTIFACTS / "energy.parquet"
 ENERGY_TEST = ARTIFACTS / "energy_test.parquet"
 SUBSET = ARTIFACTS / "heda_subset.parquet"
+SOFT_LABELS = ARTIFACTS / "soft_labels"
 TEACHER_EXPORT = ARTIFACTS / "teacher_export"
 STUDENTS = ARTIFACTS / "students"  # one folder for each, with those of its network and of its files
 NETWORK, EXPORT = "network", "export"

@@ -29,12 +29,6 @@ _RANGES = {"index": (0, 2**40), "label": (0, 2**31), "group": (0, 2)}
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class ScoreLineage(Document):
-    """Lineage of a part of the scores; its folder's name is the key of the run."""
-
-    MADE_BY = "score_energy"
-
-
 class EnergyLineage(Document):
     """Lineage of an energy table.
 
@@ -78,11 +72,17 @@ class Table(Generic[L]):
     lineage: L
 
 
-_SCORE_COLUMNS = {"label": "i", "energy": "f", "max_logit": "f", "confidence": "f", "correct": "b"}
 # type of the lineage -> columns of the table with their numpy kinds
 _COLUMNS: dict[type[Document], dict[str, str]] = {
-    ScoreLineage: _SCORE_COLUMNS,
-    EnergyLineage: {"index": "i", **_SCORE_COLUMNS, "group": "i"},
+    EnergyLineage: {
+        "index": "i",
+        "label": "i",
+        "energy": "f",
+        "max_logit": "f",
+        "confidence": "f",
+        "correct": "b",
+        "group": "i",
+    },
     SubsetLineage: {"index": "i", "label": "i", "energy": "f"},
 }
 

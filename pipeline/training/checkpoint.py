@@ -33,7 +33,12 @@ _SHARE = 0.015  # of the training time, at most, for storing all epochs but the 
 _CODE = Path(__file__).parents[2]
 _PACKAGES = ("models", "pipeline", "stages")
 _KEY_LENGTH = 16  # hexadecimal digits
-_STAGES = {"teacher": "train_teacher", "energy": "score_energy", "student": "distill"}
+_STAGES = {
+    "teacher": "train_teacher",
+    "energy": "score_energy",
+    "soft_labels": "store_soft_labels",
+    "student": "distill",
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def crash_folder(
 
     Args:
         root: folder of all checkpoints.
-        role: teacher, energy or student; the folder's name begins with it, and with ``name``.
+        role: teacher, energy, soft_labels or student; the folder's name begins with it, and with ``name``.
         key_parts: parameters and hashes of inputs, JSON-like, that decide the result. The hash of the code is added.
         work: the run in words, for the message that refuses a second one.
         world: the processes that share the folder. The first one holds the lock and removes the folder, so a barrier

@@ -1,5 +1,7 @@
 """The loss on labels, and the order in which the images are drawn."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,26 +13,35 @@ from pipeline.data.loader import balanced_indices, shuffled_indices
 class CrossEntropy:
     """Mean cross-entropy of float32 logits [B, K] and labels int64 [B], with smoothed labels and class weights.
 
+    The term of each sample can be weighted, with ``share`` [B], as those of mixed images are.
+
     With ``class_balance: weights`` the term of an image of class c is weighted by N / (C * N_c), where N_c of the N
     training images are of class c and C classes occur, so that the mean weight is 1.
 
     Args:
-        labels: int64 [N], of the training images, on the device of the logits.
+        smoothing: share of each label that is spread over all classes.
+        class_weights: [K'], up to the largest label that occurs, on the device of the logits; None: all are 1.
     """
 
-    def __init__(self, labels: Tensor, params: TrainingParams) -> None:
-        self._smoothing = params.label_smoothing
-        self._weights: Tensor | None = None  # [K'], up to the largest label that occurs
-        if params.class_balance == "weights":
-            counts = torch.bincount(labels)
-            self._weights = len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1))
+    def __init__(self, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self._smoothing, self._weights = smoothing, class_weights
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self._weights is None:
+    @classmethod
+    def of(cls, labels: Tensor, params: TrainingParams) -> Self:
+        """The loss that ``params`` ask for, on training images with these labels, int64 [N]."""
+        if params.class_balance != "weights":
+            return cls(params.label_smoothing)
+        counts = torch.bincount(labels)
+        return cls(params.label_smoothing, len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)))
+
+    def __call__(self, logits: Tensor, labels: Tensor, share: Tensor | None = None) -> Tensor:
+        if self._weights is None and share is None:
             return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
         # not the argument weight, which divides by the weights of the batch: a rare class would count less in its batch
         values = F.cross_entropy(logits, labels, label_smoothing=self._smoothing, reduction="none")
-        return (self._weights[labels] * values).mean()
+        for weights in (share, self._weights[labels] if self._weights is not None else None):
+            values = values if weights is None else weights * values
+        return values.mean()
 
 
 def epoch_indices(labels: Tensor, params: TrainingParams, generator: torch.Generator) -> list[Tensor]:

@@ -8,7 +8,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from models import libraries
-from pipeline.config import PRETRAINED, NetworkParams, TeacherParams
+from pipeline.config import (
+    PRETRAINED,
+    TEACHER,
+    FurtherTeacherParams,
+    NetworkParams,
+    NormalisedParams,
+    TeacherParams,
+)
 from pipeline.data.normalisation import Normalisation
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.portable.files import sha256_file
@@ -77,15 +84,17 @@ def initial_network(params: NetworkParams, block: str, num_classes: int, shape: 
     return Initial(network, given or library_normalisation(params.network, shape[0]), {"initial_weights": sha256})
 
 
-def given_teacher(params: TeacherParams, num_classes: int, shape: Shape) -> nn.Module:
+def given_teacher(
+    params: TeacherParams | FurtherTeacherParams, num_classes: int, shape: Shape, block: str = TEACHER
+) -> nn.Module:
     """The teacher with the weights of ``params.checkpoint``, which must fit; errors as of :func:`initial_network`."""
-    network = build_network(params.network, num_classes, "teacher.network", shape)
+    network = build_network(params.network, num_classes, f"{block}.network", shape)
     resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=shape[1:])
     load_pretrained(network, Path(str(params.checkpoint)), entry=params.checkpoint_entry, resample=resample)
     return network
 
 
-def given_normalisation(params: NetworkParams) -> Normalisation | None:
+def given_normalisation(params: NormalisedParams) -> Normalisation | None:
     """The normalisation that params.yaml gives."""
     return None if params.mean is None or params.std is None else Normalisation(tuple(params.mean), tuple(params.std))
 

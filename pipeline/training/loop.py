@@ -152,7 +152,7 @@ def train_classifier(
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochRecord]:
     """Train ``network`` in place on the labels alone, as teachers are; the rest as for :func:`train`."""
-    cross_entropy = CrossEntropy(images.labels, params)
+    cross_entropy = CrossEntropy.of(images.labels, params)
 
     def epoch_steps(epoch: int) -> Iterator[Batch]:
         generator = torch.Generator(images.device).manual_seed(stream_seed(seed, CLEAN, epoch))

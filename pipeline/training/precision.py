@@ -21,7 +21,7 @@ _GAIN = 0.9  # bf16 is chosen at this share of the time of fp32, which is exact,
 def faster_precision(forward: nn.Module, network: nn.Module, task: Task[S], session: Session) -> TrainingPrecision:
     """Time forward and backward pass of the first step in fp32 and bf16 in turn, and choose; the session is told.
 
-    All processes choose alike. Weights, buffers, random numbers and what the objective keeps are left as they were.
+    All processes choose alike. Weights, buffers and random numbers are left as they were.
 
     Args:
         forward: the network as it is trained, compiled or not.
@@ -45,7 +45,6 @@ def faster_precision(forward: nn.Module, network: nn.Module, task: Task[S], sess
                 loss.backward()  # type: ignore[no-untyped-call]
             passed = _now(device) - started
             network.zero_grad(set_to_none=True)
-            task.forget()
             return passed
 
         for precision in precisions:  # untimed: choice of kernels, compilation

@@ -32,7 +32,6 @@ class Task(Generic[S]):
         objective: the scalar to minimise, from network, step and epoch.
         validate: predictions of a network like ``kept`` for the validation images.
         seed: with the number of the epoch, it decides every random draw of the epoch.
-        forget: makes the objective forget what it keeps of earlier steps.
     """
 
     kept: nn.Module
@@ -41,4 +40,3 @@ class Task(Generic[S]):
     objective: Callable[[nn.Module, S, int], Tensor]
     validate: Callable[[nn.Module], Predictions]
     seed: int
-    forget: Callable[[], None] = lambda: None

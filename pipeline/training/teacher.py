@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import TEACHER, Params, TeacherParams
+from pipeline.config import TEACHER, FurtherTeacherParams, Params, TeacherParams
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import USUAL_NORMALISATIONS, Normalisation, taking
 from pipeline.errors import CheckpointError, TrainingError
@@ -61,7 +61,7 @@ def make_teacher(run: Run, params: Params, session: Session) -> NetworkCard | No
     if checkpoint is None:
         check_trainable(network, params.teacher.training, "teacher.training", shape)
         return _train(initial, run, params, session)
-    normalisation = _fitting_normalisation(network.to(session.device), run, params.teacher, session)
+    normalisation = fitting_normalisation(network.to(session.device), run, params.teacher, session)
     validation = open_images(run.places.data, "val", session.device, normalisation)
     predictions = predict(network, validation, session.world)
     if (shortfall := _shortfall(predictions, params.teacher.minimum_top1)) is not None:
@@ -105,7 +105,9 @@ def _train(initial: Initial, run: Run, params: Params, session: Session) -> Netw
         return write_network(run.places.teacher, network, facts) if session.world.is_main else None
 
 
-def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, session: Session) -> Normalisation:
+def fitting_normalisation(
+    network: nn.Module, run: Run, params: TeacherParams | FurtherTeacherParams, session: Session, block: str = TEACHER
+) -> Normalisation:
     """The given normalisation of a checkpoint, or the usual one in which it is most accurate on validation images.
 
     Raises:
@@ -134,8 +136,8 @@ def _fitting_normalisation(network: nn.Module, run: Run, params: TeacherParams, 
         return candidates[best]
     if top1[best] - top1["params.yaml"] >= _MUCH_WORSE:
         raise CheckpointError(
-            f"checkpoint {params.checkpoint} has validation top-1 {top1['params.yaml']:.4f} with teacher.mean and "
-            f"teacher.std, but {top1[best]:.4f} with those of {best} ({candidates[best]}); set them to these or to null"
+            f"checkpoint {params.checkpoint} has validation top-1 {top1['params.yaml']:.4f} with {block}.mean and "
+            f"{block}.std, but {top1[best]:.4f} with those of {best} ({candidates[best]}); set them to these or to null"
         )
     return given
 

@@ -42,6 +42,14 @@ def test_named_comparisons_have_a_table_of_their_own(result):
     assert line[:2] == ["KD \N{MINUS SIGN} random subset", "\N{MINUS SIGN}4.05\\*"]
 
 
+def test_where_all_train_equally_long_the_table_has_the_epochs_of_each_arm(result):
+    header, _, line, *_ = rows(markdown(result.model_copy(update={"seconds": 12.5}), "f.svg"))
+    assert header[-2:] == ["epochs", "s / epoch"]
+    assert line[-2] == "2"
+    page = markdown(result.model_copy(update={"seconds": 12.5}), "f.svg")
+    assert "Student: resnet8, 12.5 s with the storing of soft labels, 2 seeds." in page
+
+
 def test_shots_are_shown_for_a_long_tail_only(result):
     assert "few-shot" not in markdown(result, "f.svg")
     shots = {"top1_medium_shot": 0.4, "top1_few_shot": 0.1}

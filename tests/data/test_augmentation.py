@@ -44,7 +44,7 @@ def drawn(pixels: np.ndarray, seed: int = 0, parts: list | None = None, **change
     """Views [M, H, W, C] of all images once."""
     torch.manual_seed(seed)
     index = torch.arange(len(pixels))
-    return next(images(pixels, **changes).views([index], generator(seed), parts)).images.permute(0, 2, 3, 1).numpy()
+    return next(images(pixels, **changes).views([index], generator(seed), parts)).permute(0, 2, 3, 1).numpy()
 
 
 def test_pad_crops_and_flips_of_images_that_are_not_square_are_cut_out_of_the_bordered_image():
@@ -135,7 +135,7 @@ def test_everything_together_gives_normalised_views_in_channels_last(channels):
     pixels = noise(channels=channels)
     torch.manual_seed(0)
     made = images(pixels, **EVERYTHING)
-    view = next(made.views([torch.arange(40)], generator())).images
+    view = next(made.views([torch.arange(40)], generator()))
     assert view.shape == (40, channels, HEIGHT, WIDTH)
     assert view.is_contiguous(memory_format=torch.channels_last)
     assert 0 <= view.min() <= view.max() <= 255.001
@@ -166,7 +166,7 @@ def test_color_jitter_changes_brightness_contrast_and_saturation_but_no_place():
 def test_erasing_fills_one_rectangle_of_a_share_of_the_views_with_the_mean():
     pixels = np.full((400, 32, 48, 3), 200, np.uint8)
     made = images(pixels, erasing=0.5)
-    views = next(made.views([torch.arange(400)], generator())).images
+    views = next(made.views([torch.arange(400)], generator()))
     erased = (views == 0).all(dim=1)
     share = erased.float().mean(dim=(1, 2))
     assert 0.4 < (share > 0).float().mean() < 0.6
@@ -184,9 +184,8 @@ def test_a_part_of_a_batch_gets_the_views_that_it_has_in_the_whole(part):
     np.testing.assert_array_equal(drawn(pixels, parts=[part], **changes), drawn(pixels, **changes)[part])
 
 
-def test_the_numbers_of_views_are_counted_where_they_are_few():
-    assert images(noise(), padding=2, horizontal_flip=True).view_count == 50
-    assert augmented(2, horizontal_flip=True).has_few_views
-    assert augmented(crop={"name": "none"}).has_few_views
-    for changes in ({"crop": RESIZED}, {"policy": "randaugment"}, {"erasing": 0.1}, {"vertical_flip": True}):
-        assert not augmented(**changes).has_few_views
+def test_views_come_again_but_for_those_of_torchvision():
+    assert augmented(2, horizontal_flip=True, erasing=0.1).come_again
+    assert augmented(crop=RESIZED, quarter_turns=True).come_again
+    for changes in ({"policy": "randaugment"}, {"color_jitter": 0.1}):
+        assert not augmented(**changes).come_again

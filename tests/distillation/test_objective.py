@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.data.loader import Batch
+from pipeline.data.views import Mixture
 from pipeline.distillation.losses import make_loss
 from pipeline.distillation.losses.attention import Attention
 from pipeline.distillation.losses.dist import dist
@@ -16,7 +17,13 @@ from pipeline.distillation.losses.mlkd import low_confidence, mlkd
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.distillation.sample_weight import entropy_weight
 from pipeline.energy.groups import EnergyGroups, energy_score
-from pipeline.energy.temperatures import certainty, certainty_temperatures, group_temperatures, sample_temperatures
+from pipeline.energy.temperatures import (
+    certainty,
+    certainty_temperatures,
+    group_temperatures,
+    sample_temperatures,
+)
+from pipeline.soft_labels.table import Answers
 from tests.conftest import loss_params
 
 # of 10 images, about that of the teacher's logits
@@ -122,6 +129,29 @@ def test_mixed_labels_are_weighted_by_their_share(setting):
     logits = student(companion.images)
     own, partner = F.cross_entropy(logits, torch.tensor([0, 1, 2])), F.cross_entropy(logits, torch.tensor([1, 2, 0]))
     torch.testing.assert_close(weighted - without, 0.5 * (0.7 * own + 0.3 * partner))
+
+
+def test_a_mixed_batch_has_both_labels_by_their_shares_and_the_middle_temperature(setting):
+    teacher, student, batch, *_ = setting
+    share, partners = torch.tensor([0.9, 0.5, 0.0, 1.0, 0.3, 0.7]), torch.tensor([0, 1, 2, 3, 0, 1])
+    mixture = Mixture(torch.tensor([1, 2, 3, 4, 5, 6]), share)
+    loss = objective(setting)(student, DistillationStep(batch, mixture=mixture, partner_labels=partners), epoch=0)
+    logits = student(batch.images)
+    own, partner = (F.cross_entropy(logits, labels, reduction="none") for labels in (batch.labels, partners))
+    hard = (share * own + (1 - share) * partner).mean()
+    torch.testing.assert_close(loss, 0.1 * hard + 0.9 * kd(logits, teacher(batch.images), 4.0).mean())
+
+
+@pytest.mark.parametrize("assignment", ["sample", "view"])
+def test_stored_answers_take_the_place_of_the_teacher(setting, assignment):
+    teacher, student, batch, *_ = setting
+    logits = teacher(batch.images).detach()
+    answers = Answers(logits.log_softmax(dim=1), energy_score(logits, 4.0))
+    minimise = objective(setting, {"assignment": assignment})
+    expected = minimise(student, DistillationStep(batch), epoch=0)
+    with torch.no_grad():
+        teacher.layer.weight.fill_(float("nan"))
+    torch.testing.assert_close(minimise(student, DistillationStep(batch, answers=answers), epoch=0), expected)
 
 
 def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(setting):

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import models
-import models.resnet
 from pipeline.config import Params
 from pipeline.data.loader import Images
 from pipeline.data.normalisation import Normalisation
@@ -44,37 +43,9 @@ def test_every_loss_trains_the_student_and_nothing_else(params, loss):
     assert _hooks(student) == _hooks(teacher) == 0
 
 
-# bf16 is emulated on most CPUs, so that every pixel costs
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 16), ("bf16", 8)])
-@pytest.mark.parametrize(("loss", "assignment"), [("kd", "sample"), ("mlkd", "view")])
-def test_a_cache_of_the_teacher_changes_no_bit_of_the_student(params, loss, assignment, precision, size, monkeypatch):
-    looked_at = []
-    forward = models.resnet.ResNet.forward
-
-    def counted(network, batch):
-        looked_at.append(0 if network.training else len(batch))
-        return forward(network, batch)
-
-    monkeypatch.setattr("models.resnet.ResNet.forward", counted)
-    training = params.distill.training.model_copy(
-        update={"epochs": 5, "batch_size": 16, "learning_rate": 0.02, "precision": precision}
-    )
-    # of an image there are two views, most of which come again
-    training_images, validation = scored(images(48, size, padding=0)), images(4, size)
-    students, images_seen = [], []
-    for cache in (False, True):
-        looked_at.clear()
-        students.append(build("resnet8", 1))
-        chosen = settings(params, loss=loss, assignment=assignment, teacher_cache=cache, training=training)
-        list(train_student(students[-1], build("resnet14", 2), training_images, validation, chosen, Session(CPU)))
-        images_seen.append(sum(looked_at))
-    assert state_hash(students[0]) == state_hash(students[1])
-    assert images_seen[1] < images_seen[0]
-
-
-@pytest.mark.parametrize("loss", ["mlkd", "reviewkd"])
-def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, loss, tmp_path):
-    chosen = settings(params, loss=loss)
+@pytest.mark.parametrize(("loss", "view"), [("mlkd", "clean"), ("reviewkd", "clean"), ("kd", "mixed")])
+def test_a_run_that_was_stopped_goes_on_to_bit_identical_weights(params, loss, view, tmp_path):
+    chosen = settings(params, loss=loss, view=view)
     undisturbed = build("resnet8", 1)
     expected = train(chosen, undisturbed, build("resnet14", 2))
 
@@ -290,6 +261,18 @@ def test_mlkd_gets_strong_views_of_the_images_of_the_batch_where_they_are_asked_
     monkeypatch.setattr(Images, "strong_views", lambda self, indices, *_: (self.labels[index] for index in indices))
     for step in steps_of(settings(params, loss="mlkd")):
         assert torch.equal(step.strong, step.batch.index)
+
+
+def test_a_mixed_batch_has_the_images_of_a_clean_one_each_mixed_with_another(params, steps_of):
+    clean, mixed = (steps_of(settings(params, view=view)) for view in ("clean", "mixed"))
+    assert [step.index.tolist() for step in mixed] == [step.index.tolist() for step in clean]
+    for step in mixed:
+        share, partners = step.mixture.share.view(-1, 1, 1, 1), step.partner_labels
+        assert torch.equal(partners, step.mixture.partner), "the label of an image here is its index"
+        mean = share * colours(step.batch.labels) + (1 - share) * colours(partners)
+        torch.testing.assert_close(step.batch.images.mean(dim=(1, 2, 3), keepdim=True), mean)
+    assert all(step.companion is not None for step in mixed), "HE-DA's companions come beside it"
+    assert not torch.equal(mixed[0].mixture.partner, steps_of(settings(params, view="mixed"), 1)[0].mixture.partner)
 
 
 @pytest.mark.parametrize("loss", ["fitnet", "reviewkd"])

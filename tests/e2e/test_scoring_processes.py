@@ -27,6 +27,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 # the stage with parts of one batch, a record of the batches, and something that happens at one training image
 PROGRAM = """
 import os, signal, sys, torch
+from pipeline.compute import parts
 from pipeline.energy import scoring
 from stages.launcher import run_together
 from stages.score_energy import score_energy
@@ -44,7 +45,7 @@ def watched(teacher, images, rows):
         yield batch, torch.where(there[:, None] & (happens == "overflow"), float("nan"), logits)
 
 scoring.logits_in_batches = watched
-scoring.BATCHES_PER_PART = 1
+parts.BATCHES_PER_PART = 1
 run_together(score_energy, "stages.score_energy")
 """
 
@@ -119,7 +120,7 @@ def test_two_processes_killed_and_gone_on_as_one_do_no_finished_part_again(works
     assert killed.returncode != 0
     assert not (workspace / ENERGY).exists()
     assert "1294 256" in rescored(workspace)
-    kept = {int(path.name.split("-")[0]) for path in (workspace / CHECKPOINTS).rglob("*.parquet")}
+    kept = {int(path.name.split("-")[0]) for path in (workspace / CHECKPOINTS).rglob("*.npz")}
     assert {0, 256} <= kept
     assert 768 not in kept
     result = python(workspace, "program.py", "nothing", "0")

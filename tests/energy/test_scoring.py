@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.compute.parts import Parts
 from pipeline.data.loader import Images
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.pixels import ResidentPixels
@@ -57,7 +58,7 @@ def score(teacher, images, folder, **options) -> Scores:
 
 def table(teacher, images, folder, **options) -> bytes:
     parts = score_images(teacher, images, 4.0, folder / "parts", **options)
-    groups = EnergyGroups.fit(parts.energy(), 0.2, 0.2)
+    groups = EnergyGroups.fit(parts.column("energy"), 0.2, 0.2)
     scoring._write_table(folder / "energy.parquet", parts, groups.codes, LINEAGE)
     return (folder / "energy.parquet").read_bytes()
 
@@ -104,7 +105,7 @@ def test_a_killed_run_goes_on_with_the_part_it_was_at_and_writes_the_same_table(
     uninterrupted = table(teacher, images, tmp_path / "one", batches_per_part=1)
     with pytest.raises(Killed):
         score(teacher, images, tmp_path / "two/parts", batches_per_part=1, on_images=kill_at(finished))
-    assert len(list((tmp_path / "two/parts").glob("*.parquet"))) == finished
+    assert len(list((tmp_path / "two/parts").glob("*.npz"))) == finished
     passes.clear()
     counts: list[int] = []
     assert table(teacher, images, tmp_path / "two", batches_per_part=1, on_images=counts.append) == uninterrupted
@@ -112,7 +113,7 @@ def test_a_killed_run_goes_on_with_the_part_it_was_at_and_writes_the_same_table(
     assert sum(counts) == COUNT
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 no more", None])
+@pytest.mark.parametrize("damage", [b"", b"PK no more", None])
 def test_a_damaged_part_is_scored_again(images, teacher, passes, tmp_path, damage):
     undamaged = table(teacher, images, tmp_path, batches_per_part=1)
     part = sorted((tmp_path / "parts").iterdir())[1]
@@ -133,11 +134,11 @@ def test_a_part_of_other_images_is_scored_again(images, teacher, passes, tmp_pat
 
 def test_a_part_damaged_after_scoring_is_refused_in_one_sentence(images, teacher, tmp_path):
     parts = score_images(teacher, images, 4.0, tmp_path, batches_per_part=1)
-    parts.path(parts.rows[2]).write_bytes(b"PAR1")
+    parts.path(parts.rows[2]).write_bytes(b"PK")
     with pytest.raises(
-        DataError, match=r"000000000512-000000000768\.parquet is not readable .*; run `dvc repro score_energy`$"
+        DataError, match=r"000000000512-000000000768\.npz is not readable .*; run `dvc repro` to make it anew$"
     ):
-        parts.energy()
+        parts.column("energy")
 
 
 def test_parts_are_whole_batches(images, teacher, passes, tmp_path):
@@ -147,7 +148,7 @@ def test_parts_are_whole_batches(images, teacher, passes, tmp_path):
 
 
 def test_large_images_come_in_smaller_parts(images, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.energy.scoring._PIXELS_PER_PART", 600 * 4 * 4)
+    monkeypatch.setattr("pipeline.compute.parts._PIXELS_PER_PART", 600 * 4 * 4)
     parts = score_images(teacher, images, 4.0, tmp_path)
     assert [len(rows) for rows in parts.rows] == [512, 512, 76]
 
@@ -156,7 +157,7 @@ def test_the_table_has_groups_by_exact_rank_and_the_accuracy_of_each(images, tea
     with torch.no_grad():
         teacher[4].weight.zero_()  # all energies are equal, so the index decides
     parts = score_images(teacher, images, 4.0, tmp_path / "parts", batches_per_part=2)
-    groups = EnergyGroups.fit(parts.energy(), 0.25, 0.5)
+    groups = EnergyGroups.fit(parts.column("energy"), 0.25, 0.5)
     scoring._write_table(tmp_path / "energy.parquet", parts, groups.codes, LINEAGE)
     found = read_table(tmp_path / "energy.parquet", EnergyLineage)
     columns = found.columns
@@ -173,7 +174,7 @@ def test_the_table_has_groups_by_exact_rank_and_the_accuracy_of_each(images, tea
 
 def test_a_group_without_images_has_no_accuracy(images, teacher, tmp_path):
     parts = score_images(teacher, images, 4.0, tmp_path)
-    _, by_group = scored_top1(parts, EnergyGroups.fit(parts.energy(), 0.0, 0.5).codes)
+    _, by_group = scored_top1(parts, EnergyGroups.fit(parts.column("energy"), 0.0, 0.5).codes)
     assert by_group["low"] is None
     assert by_group["high"] is not None
 
@@ -201,11 +202,11 @@ def test_progress_counts_every_image(images, teacher, tmp_path):
 @pytest.mark.parametrize("count", [COUNT, 200_000])
 def test_a_table_takes_no_more_space_than_is_asked_for(tmp_path, count):
     generator = np.random.default_rng(0)
-    parts = scoring.ScoreParts(tmp_path / "parts", count, 65_536)
+    parts = Parts(tmp_path / "parts", count, 65_536, Scores)
     for rows in parts.rows:
         label = generator.integers(0, 2**31, len(rows))
         random = (generator.normal(size=len(rows)).astype(np.float32) for _ in range(3))
-        parts.write(rows, Scores(label, *random, correct=generator.random(len(rows)) < 0.5))
+        parts.write(rows, [label, *random, generator.random(len(rows)) < 0.5])
     groups = torch.from_numpy(generator.integers(0, 3, count).astype(np.int8))
     scoring._write_table(tmp_path / "energy.parquet", parts, groups, LINEAGE)
     assert (tmp_path / "energy.parquet").stat().st_size < count * ROW_BYTES

@@ -235,6 +235,20 @@ def test_a_tail_longer_than_the_data(workspace, stage):
     assert "lower it to at most" in message
 
 
+def test_soft_labels_that_would_fill_too_much_before_the_teacher_is_trained(workspace):
+    set_params(workspace, {"soft_labels.views": 4, "soft_labels.max_gb": 1e-9})
+    message = sentence(workspace, "check")
+    assert "params.yaml: soft_labels would fill" in message
+    assert "more than max_gb 1e-09; lower views or classes, or raise max_gb" in message
+
+
+def test_a_further_teacher_of_other_classes_before_the_teacher_is_trained(workspace):
+    torch.save(models.build("resnet8", 5).state_dict(), workspace / "other.pth")
+    further = {"network": "resnet8", "checkpoint": "other.pth"}
+    set_params(workspace, {"soft_labels.views": 4, "soft_labels.teachers": [further]})
+    assert "it has fc.weight as [5, 64] in place of [2, 64]; correct" in sentence(workspace, "check")
+
+
 STUDENTS = {
     "a b": ({"a b": {}}, "params.yaml: students: 'a b' cannot name a student, because it names folders and stages"),
     "1": ({1: {}, "small": {}}, "params.yaml: students: 1 cannot name a student"),  # which DVC drops without a word

@@ -44,7 +44,7 @@ FLOORS = [
         "training",
         "energy",
     ),
-    *("distillation", "export", "remote", "targets", "evaluation", "report", "ablation"),
+    *("soft_labels", "distillation", "export", "remote", "targets", "evaluation", "report", "ablation"),
 ]
 
 

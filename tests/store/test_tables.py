@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.store import tables
-from pipeline.store.tables import ScoreLineage, SubsetLineage, read_table, write_table
+from pipeline.store.tables import SubsetLineage, read_table, write_table
 
 LINEAGE = SubsetLineage(data="a" * 64, energy="b" * 64, fraction=0.4, subset="random")
 COLUMNS = {"index": np.arange(3), "label": np.array([2, 0, 1]), "energy": np.array([-1, 2, 0.5], np.float32)}
@@ -58,7 +58,7 @@ def test_a_damaged_or_missing_table_ends_in_one_sentence(tmp_path):
             LINEAGE.model_copy(update={"subset": "best"}),
             r"is not what it should be \(subset is 'best': .*\); ",
         ),
-        (COLUMNS, ScoreLineage(), r"is not what it should be \(data is missing.*\); "),
+        (COLUMNS, LINEAGE.model_copy(update={"data": "x"}), r"is not what it should be \(data is 'x': .*\); "),
         ({"index": np.arange(3)}, LINEAGE, "has no column label, so it is not the expected table; "),
         (COLUMNS | {"index": np.array([0, -1, 2])}, LINEAGE, "has values of index outside of 0 to 1099511627776; "),
     ],

@@ -40,8 +40,8 @@ def test_a_precision_by_choice_trains_as_the_same_by_name_bit_for_bit(params, pr
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": "reviewkd"}, {"loss": "mlkd", "assignment": "view"}, {"teacher_cache": True}],
-    ids=["connectors", "strong views", "cache"],
+    [{"loss": "reviewkd"}, {"loss": "mlkd", "assignment": "view"}, {"view": "mixed"}],
+    ids=["connectors", "strong views", "mixed"],
 )
 def test_timing_leaves_no_trace_in_a_distillation(params, prefer, changes):
     prefer("fp32")
