@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench.common import Comparison
 from bench.reference import Reference
 from bench.setting import CE_WEIGHT, CROP_PADDING, KD_WEIGHT, ROOT, TEMPERATURES, Setting
-from pipeline.compute.device import TrainingPrecision, autocast, compiled, fastest_kernels, full_fp32
+from pipeline.compute.device import TrainingPrecision, autocast, fastest_kernels, full_fp32
 from pipeline.config import PadCropParams, Params, ViewName
 from pipeline.data.augmentation import NONE
 from pipeline.data.loader import Images, steps_per_epoch
@@ -137,14 +137,10 @@ class BareStep:
     """Images/s of the bare training step: one batch on the device, normalised; no augmentation, no loader.
 
     Precision, memory format, optimizer and loss are those of the pipeline, so this is its upper limit.
-
-    Args:
-        compiled: whether the networks are compiled, before the timed steps.
     """
 
-    def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
+    def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._compile: Literal["on", "off"] = "on" if compiled else "off"
         images = setting.images("train")
         self._batch = next(images.batches(setting.batch_size))
 
@@ -167,15 +163,13 @@ class BareStep:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        forward = compiled(student, self._compile, images.device)
-        teacher = compiled(teacher, self._compile, images.device)
         for step in range(setting.warmup_steps + setting.steps):
             if step == setting.warmup_steps:
                 started = setting.clock()
             with autocast(training.precision, images.device):
                 with torch.no_grad():
                     teacher_logits = teacher(images).float()
-                student_logits = forward(images).float()
+                student_logits = student(images).float()
                 loss = CE_WEIGHT * F.cross_entropy(student_logits, labels)
                 loss = loss + KD_WEIGHT * kd(student_logits, teacher_logits, tau).mean()
             optimizer.zero_grad(set_to_none=True)

@@ -45,7 +45,7 @@ def test_numbered_views_are_those_of_the_cpu(mixed):
     found = []
     for device in ("cpu", GPU):
         index = torch.arange(64, device=device)
-        [drawn] = numbered_views(images_on(device), [index], [index % 5], 2**61 + 7, mixed=mixed)
+        [drawn] = numbered_views(images_on(device), [(index, index % 5)], 2**61 + 7, mixed=mixed)
         found.append(drawn)
     here, there = found
     torch.testing.assert_close(there.images.cpu(), here.images)

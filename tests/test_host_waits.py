@@ -86,7 +86,7 @@ def test_views_are_made_without_waiting(gpu, views):
     images = images_on_gpu(views)
     index = torch.zeros(BATCH, dtype=torch.int64, device=GPU)
     with NoBlockingCopies():
-        numbered = (numbered_views(images, [index], [index], 1, mixed=mixed) for mixed in (False, True))
+        numbered = (numbered_views(images, [(index, index)], 1, mixed=mixed) for mixed in (False, True))
         for drawn in (*images.views([index, index], torch.Generator()), *(view.images for [view] in numbered)):
             assert drawn.device == GPU
             assert drawn.shape == (BATCH, 3, SIZE, SIZE)

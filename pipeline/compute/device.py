@@ -1,12 +1,14 @@
 """Where and in which precision networks are computed."""
 
+import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,19 +101,28 @@ def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
         return plain(convolution, images.float())
 
 
-def compiled(network: nn.Module, choice: Literal["auto", "on", "off"], device: torch.device) -> nn.Module:
-    """The network compiled by torch.compile, with the same parameters; unchanged if compiling is off.
+def can_compile(device: torch.device) -> bool:
+    """Whether there is what torch.compile needs: Python.h, and a compiler of C++ for a CPU or of C for a GPU."""
+    if device.type == "cuda":  # of the code that launches Triton's kernels
+        names: tuple[str, ...] = ("cc", "gcc", "clang")
+    else:  # as torch._inductor.config has it, which takes seconds to import
+        names = (os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),)
+    return any(map(shutil.which, names)) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
-    Each batch size has its own graph, so a training step has two or three. A compiled network does not run hooks.
+
+@contextmanager
+def compiled(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, the passes of these networks are computed by what torch.compile makes of them.
+
+    Each batch size has its own graph, so a training step has two or three; they are made at the first pass, and serve
+    later blocks too. A compiled network does not run hooks.
     """
-    if choice == "off" or (choice == "auto" and not (device.type == "cuda" and _has_compiler())):
-        return network
-    # networks of one class share the limit, whatever their depth; beyond it torch would compute eagerly, with a warning
+    # all networks share the limit, whatever their depth; beyond it torch would compute eagerly, with a warning
     torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, _GRAPHS)
-    return cast(nn.Module, torch.compile(network, dynamic=False))
-
-
-def _has_compiler() -> bool:
-    """Whether the system can compile the launch code of inductor and Triton, which includes Python.h."""
-    found = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return found and Path(sysconfig.get_path("include"), "Python.h").exists()
+    for network in networks:
+        network.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None

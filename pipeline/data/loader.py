@@ -99,7 +99,7 @@ class Images:
         for cropped, _ in self._drawn_crops(indices, generator, parts):
             yield self._normalised(in_groups(cropped, policy("randaugment")))
 
-    def keyed_views(self, indices: Sequence[Tensor], keys: Sequence[Tensor]) -> Iterator[Tensor]:
+    def keyed_views(self, indices: Iterable[Tensor], keys: Iterable[Tensor]) -> Iterator[Tensor]:
         """The views of each index [B] that its keys int64 [B] decide, but for torchvision's operations: as
         :meth:`views`.
         """
@@ -130,7 +130,7 @@ class Images:
         )
         return self._crops([index[part] for index, part in zip(indices, chosen, strict=True)], draws)
 
-    def _crops(self, indices: Sequence[Tensor], draws: Iterable[Draws]) -> Iterator[tuple[Tensor, Draws]]:
+    def _crops(self, indices: Iterable[Tensor], draws: Iterable[Draws]) -> Iterator[tuple[Tensor, Draws]]:
         """Yield the crops uint8 [M, H, W, C] of each index, and what draws further numbers for them."""
         for (stored, places), drawn in zip(self._pixels.fetch(indices), draws, strict=True):
             yield crops(stored, places, self.shape, self._augmentation, drawn), drawn

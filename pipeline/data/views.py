@@ -1,6 +1,8 @@
 """Random views that image and number decide, so that what is stored about a view can be used when it comes again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import tee
 from typing import NamedTuple
 
 import torch
@@ -24,32 +26,50 @@ class View(NamedTuple):
     mixture: Mixture | None  # None if they are not mixed
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What numbers decide about views: their images, their keys, and the same for those that they are mixed with."""
+
+    index: Tensor
+    keys: Tensor
+    partner: Tensor | None
+    draws: KeyedDraws | None
+
+
 def numbered_views(
-    images: Images, indices: Sequence[Tensor], numbers: Sequence[Tensor], seed: int, *, mixed: bool
+    images: Images, wanted: Iterable[tuple[Tensor, Tensor]], seed: int, *, mixed: bool
 ) -> Iterator[View]:
-    """Yield one view of each image of each index [M]: the crop and flip, and the mixture, that its number decides.
+    """Yield one view of each image of each batch [M]: the crop and flip, and the mixture, that its number decides.
 
     A mixed view is that of the image mixed with a view of another one, drawn at random from the whole split. Half of
     the views are mixed by MixUp (Zhang et al., arXiv 1710.09412), half by CutMix (Yun et al., arXiv 1905.04899), with a
     share that is uniform in [0, 1].
 
     Args:
-        numbers: int64 [M] for each index, on the device of the images.
+        wanted: indices and numbers of views, int64 [M] each, on the device of the images; read a few batches ahead.
         seed: of all views, 63 bits.
     """
-    keys = [view_keys(seed, index, number) for index, number in zip(indices, numbers, strict=True)]
-    if not mixed:
-        yield from (View(views, None) for views in images.keyed_views(indices, keys))
-        return
-    # a stream of its own for the mixture, and one for the view of the partner
-    mixings = [KeyedDraws(view_keys(1, key, torch.zeros_like(key))) for key in keys]
-    partners = [draws.integers(len(images))[0, :, 0] for draws in mixings]
-    both = [torch.cat(pair) for pair in zip(indices, partners, strict=True)]
-    keys = [torch.cat([key, view_keys(2, key, torch.zeros_like(key))]) for key in keys]
-    for views, partner, draws in zip(images.keyed_views(both, keys), partners, mixings, strict=True):
+    plans, keys, indices = tee(
+        (_plan(images, index, view_keys(seed, index, number), mixed) for index, number in wanted), 3
+    )
+    drawn = images.keyed_views((plan.index for plan in indices), (plan.keys for plan in keys))
+    for views, plan in zip(drawn, plans, strict=True):
+        if plan.partner is None or plan.draws is None:
+            yield View(views, None)
+            continue
         own, other = views.chunk(2)
-        weights = _weights(draws, *images.shape[1:])
-        yield View(torch.lerp(other, own, weights), Mixture(partner, weights.mean(dim=(1, 2, 3))))
+        weights = _weights(plan.draws, *images.shape[1:])
+        yield View(torch.lerp(other, own, weights), Mixture(plan.partner, weights.mean(dim=(1, 2, 3))))
+
+
+def _plan(images: Images, index: Tensor, keys: Tensor, mixed: bool) -> _Plan:
+    if not mixed:
+        return _Plan(index, keys, None, None)
+    # a stream of its own for the mixture, and one for the view of the partner
+    mixture, other = (view_keys(stream, keys, torch.zeros_like(keys)) for stream in (1, 2))
+    draws = KeyedDraws(mixture)
+    partner = draws.integers(len(images))[0, :, 0]
+    return _Plan(torch.cat([index, partner]), torch.cat([keys, other]), partner, draws)
 
 
 def _weights(draws: KeyedDraws, height: int, width: int) -> Tensor:

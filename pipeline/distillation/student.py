@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from models.describe import count_macs, count_parameters
-from pipeline.compute.device import compiled
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, COMPANIONS, MIXING, NUMBERED, STRONG, stream_seed
 from pipeline.config import DistillParams, Params
@@ -244,7 +243,7 @@ def train_student(
     teacher = teacher.to(images.device).to(memory_format=torch.channels_last)
     teacher = taking(images.normalisation, teacher, scored.teacher_normalisation or images.normalisation)
     objective = DistillationObjective(
-        compiled(teacher, training.compile, images.device),
+        teacher,
         base,
         scored.temperatures(params.distill, params.seed),
         params.distill,
@@ -278,7 +277,7 @@ def train_student(
 
     with base.reading_features():
         trained = _StudentWithConnectors(student, base) if base.reads_features else student
-        task = Task(student, epoch_steps, steps, objective, validate, params.seed)
+        task = Task(student, epoch_steps, steps, objective, validate, params.seed, [teacher])
         yield from train(trained, task, training, session, checkpoint)
 
 
@@ -308,7 +307,7 @@ def _numbered_steps(
     else:
         seed, mixed = stored.seed, stored.mixed
         numbers, answers = stored.of_epoch(mine, epoch)
-    views = numbered_views(images, mine, numbers, seed, mixed=mixed)
+    views = numbered_views(images, zip(mine, numbers, strict=True), seed, mixed=mixed)
     for whole, index, view, answer in zip(indices, mine, views, answers, strict=True):
         batch = Batch(view.images, images.labels[index], index, world.weight(len(index), len(whole)))
         partners = None if view.mixture is None else images.labels[view.mixture.partner]

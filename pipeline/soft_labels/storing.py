@@ -169,20 +169,12 @@ def _answers(
     teachers: Sequence[nn.Module], images: Images, rows: Rows, todo: list[range], batch: int, card: SoftLabelCard
 ) -> Generator[Columns]:
     """Yield the columns of each batch of rows."""
-    wanted = [
-        torch.arange(start, min(start + batch, part.stop), device=images.device)
+    wanted = (
+        rows.at(torch.arange(start, min(start + batch, part.stop), device=images.device))
         for part in todo
         for start in range(part.start, part.stop, batch)
-    ]
-    places = [rows.at(some) for some in wanted]
-    views = numbered_views(
-        images,
-        [index for index, _ in places],
-        [number for _, number in places],
-        stream_seed(card.seed, NUMBERED),
-        mixed=card.mixed,
     )
-    for view in views:
+    for view in numbered_views(images, wanted, stream_seed(card.seed, NUMBERED), mixed=card.mixed):
         with torch.inference_mode(), full_fp32():  # not around the yield, where they would affect the caller's code
             logits = [teacher(view.images).float() for teacher in teachers]
             total = torch.stack([values.log_softmax(dim=1) for values in logits]).logsumexp(dim=0)

@@ -260,8 +260,9 @@ class NetworkCard(NetworkDocument):
 
     Attributes:
         source: trained here, or taken from a checkpoint.
-        seed, epochs, precision, kept_epoch, best_val_top1, best_val_epoch: None for a checkpoint.
+        seed, epochs, precision, compiled, kept_epoch, best_val_top1, best_val_epoch: None for a checkpoint.
         precision: of the forward passes in training.
+        compiled: whether torch.compile has made the passes in training; None also where it was not recorded.
         kept_epoch: the weights are of this epoch, and so is val_top1.
         parameters: number of learnable parameters.
         macs: multiply-accumulates of one image.
@@ -280,6 +281,7 @@ class NetworkCard(NetworkDocument):
     seed: int | None
     epochs: Count | None
     precision: Literal["fp32", "bf16"] | None
+    compiled: bool | None = None
     kept_epoch: Count | None
     val_top1: Share
     best_val_top1: Share | None

@@ -21,6 +21,7 @@ class EpochRecord:
         seconds: wall time of the steps, without the validation.
         constant: the class that was predicted for all validation images, None if several were.
         precision: of the forward passes.
+        compiled: whether torch.compile has made the passes.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class EpochRecord:
     seconds: float = field(compare=False)
     constant: int | None = None
     precision: TrainingPrecision = "fp32"
+    compiled: bool = False
 
 
 def card_facts(
@@ -62,6 +64,7 @@ def training_facts(records: Sequence[EpochRecord], seed: int, keep: Literal["las
         "seed": seed,
         "epochs": len(records),
         "precision": kept.precision,
+        "compiled": kept.compiled,
         "kept_epoch": kept.epoch,
         "val_top1": kept.val_top1,
         "best_val_top1": best.val_top1,
@@ -71,5 +74,7 @@ def training_facts(records: Sequence[EpochRecord], seed: int, keep: Literal["las
 
 def checkpoint_facts(val_top1: float) -> dict[str, Any]:
     """Fields of a network from a given checkpoint, in place of :func:`training_facts`."""
-    nothing = dict.fromkeys(("seed", "epochs", "precision", "kept_epoch", "best_val_top1", "best_val_epoch"))
+    nothing = dict.fromkeys(
+        ("seed", "epochs", "precision", "compiled", "kept_epoch", "best_val_top1", "best_val_epoch")
+    )
     return {"source": "checkpoint", "val_top1": val_top1, **nothing}

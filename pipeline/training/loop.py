@@ -4,13 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.device import autocast, bf16_conv_workaround, compiled, fastest_kernels, full_fp32, has_bf16
+from pipeline.compute.device import autocast, bf16_conv_workaround, fastest_kernels, has_bf16
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, PER_PROCESS, stream_seed
 from pipeline.compute.sync_batch_norm import synchronised_batch_norm
@@ -20,9 +19,9 @@ from pipeline.errors import TrainingError
 from pipeline.training.card import EpochRecord
 from pipeline.training.checkpoint import Checkpoint, TrainingState
 from pipeline.training.cross_entropy import CrossEntropy, epoch_indices
+from pipeline.training.fastest import fastest_passes, resumed_passes
 from pipeline.training.inference import predict
 from pipeline.training.optimizer import Update, learning_rate
-from pipeline.training.precision import faster_precision
 from pipeline.training.predictions import Predictions
 from pipeline.training.session import Session
 from pipeline.training.stages import frozen, train_mode
@@ -51,6 +50,7 @@ def train(
         TrainingError: the loss or the weights were not finite, or the network has collapsed: it predicts one class for
             all validation images after the last epoch, or for a tenth of the epochs. Names step, learning rate and
             sample indices.
+        ParamsError: compiling is on, but there is no compiler.
         ValueError: the network has no such stages to freeze, there is no such optimizer, or no checkpoint for the best.
     """
     if params.keep == "best" and checkpoint is None:
@@ -98,14 +98,8 @@ def _further_epochs(
     best = validated if session.keep_best or params.keep == "best" else None
     state = TrainingState(network, update.optimizer, update.average)
     with synchronised_batch_norm(network, world), bf16_conv_workaround(network, device), fastest_kernels():
-        forward = compiled(network, params.compile, device)
-        if records:
-            precision = records[-1].precision
-        elif params.precision == "auto":
-            precision = faster_precision(forward, network, task, session)
-        else:
-            precision = params.precision
-        forward = world.parallel(forward)
+        passes = resumed_passes(records[-1], session) if records else fastest_passes(network, task, params, session)
+        forward = world.parallel(network)
         for epoch in range(len(records), params.epochs):
             # the first process draws as a single one would, the others differently: dropout must differ between parts
             torch.manual_seed(stream_seed(task.seed, PER_PROCESS * world.rank, epoch))
@@ -113,9 +107,9 @@ def _further_epochs(
             losses = torch.zeros(task.steps, device=device)
             indices: list[Tensor] = []
             started = time.perf_counter()
-            with full_fp32() if precision == "fp32" else nullcontext():
+            with passes.of(network, *task.frozen):
                 for number, step in enumerate(task.epoch_steps(epoch)):
-                    with autocast(precision, device):
+                    with autocast(passes.precision, device):
                         loss = task.objective(forward, step, epoch)
                     rate = update.step(loss, epoch * task.steps + number, epoch + number / task.steps)
                     losses[number] = loss.detach()
@@ -126,9 +120,8 @@ def _further_epochs(
             _check_finite(losses, network, indices, params, epoch, world)
             seconds = time.perf_counter() - started
             found = task.validate(validated)
-            records.append(
-                EpochRecord(epoch, float(losses.mean()), found.top1, rate, seconds, found.constant, precision)
-            )
+            means = float(losses.mean()), found.top1, rate, seconds, found.constant
+            records.append(EpochRecord(epoch, *means, passes.precision, passes.compiled))
             _check_collapse(records, indices, params, world)
             if checkpoint is not None and world.is_main:
                 checkpoint.offer(state, records, last=epoch == params.epochs - 1, best=best)

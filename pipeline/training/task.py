@@ -1,6 +1,6 @@
 """A training in parts: data, objective and validation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ class Task(Generic[S]):
         objective: the scalar to minimise, from network, step and epoch.
         validate: predictions of a network like ``kept`` for the validation images.
         seed: with the number of the epoch, it decides every random draw of the epoch.
+        frozen: further networks in the objective, whose passes are compiled where those of the trained one are.
     """
 
     kept: nn.Module
@@ -40,3 +41,4 @@ class Task(Generic[S]):
     objective: Callable[[nn.Module, S, int], Tensor]
     validate: Callable[[nn.Module], Predictions]
     seed: int
+    frozen: Sequence[nn.Module] = ()

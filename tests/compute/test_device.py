@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from pipeline.compute.device import autocast, bf16_conv_workaround, compiled, full_fp32
+from pipeline.compute.device import autocast, bf16_conv_workaround, can_compile, compiled, full_fp32
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -56,24 +56,46 @@ def test_tf32_is_off_while_it_lasts():
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_many_depths_and_batch_sizes_of_one_network_are_all_compiled(monkeypatch):
+def test_many_depths_and_batch_sizes_of_one_network_are_all_compiled_and_once(monkeypatch):
     graphs = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
-    for depth in (1, 2, 3):
-        # of one class, so their passes are one piece of code whatever their depth
-        network = compiled(nn.Sequential(*(nn.Linear(2, 2) for _ in range(depth))), "on", CPU)
-        for size in (2, 3, 4, 5):
-            network(torch.randn(size, 2))
-    assert graphs.frame_count == 3 * 4, "more than torch compiles unless it is told to"
+    # of one class, so their passes are one piece of code whatever their depth
+    networks = [nn.Sequential(*(nn.Linear(2, 2) for _ in range(depth))) for depth in (1, 2, 3)]
+    for _ in range(2):
+        with compiled(*networks):
+            for network in networks:
+                for size in (2, 3, 4, 5):
+                    network(torch.randn(size, 2))
+    assert graphs.frame_count == 3 * 4, "more than torch compiles unless it is told to, and none of them twice"
 
 
-@pytest.mark.parametrize("headers", [True, False])
-def test_a_gpu_without_what_triton_compiles_with_gets_the_network_as_it_is(tmp_path, monkeypatch, headers):
+def test_a_network_is_compiled_only_while_it_lasts(monkeypatch):
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    network = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ZeroDivisionError), compiled(network):
+        raise ZeroDivisionError
+    network(torch.randn(2, 2))
+    assert graphs.frame_count == 0
+    assert list(network.state_dict()) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("device", "programs", "headers", "able"),
+    [
+        ("cpu", ["g++"], True, True),
+        ("cpu", ["g++"], False, False),
+        ("cpu", ["gcc"], True, False),
+        ("cuda", ["gcc"], True, True),
+        ("cuda", ["gcc"], False, False),
+        ("cuda", [], True, False),
+    ],
+)
+def test_compiling_needs_a_compiler_and_the_headers_of_python(tmp_path, monkeypatch, device, programs, headers, able):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(torch, "compile", lambda network, **options: "compiled")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name in programs else None)
     if headers:
         (tmp_path / "Python.h").touch()
-    network = nn.Identity()
-    assert compiled(network, "auto", torch.device("cuda")) == ("compiled" if headers else network)
-    assert compiled(network, "auto", CPU) is network
+    assert can_compile(torch.device(device)) is able

@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,14 +22,17 @@ from torch import nn
 from pipeline.compute.distributed import ALONE, World, join
 from pipeline.compute.sync_batch_norm import synchronised_batch_norm
 from pipeline.config import Params
-from pipeline.data.loader import shares
+from pipeline.data.loader import Batch, shares
 from pipeline.errors import TrainingError
+from pipeline.training import fastest
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.inference import predict
 from pipeline.training.loop import train_classifier
 from pipeline.training.session import Session
 from tests.conftest import state_hash
 from tests.distillation.helpers import CPU, build, images, settings, train
+from tests.training.helpers import cross_entropy, network, run
+from tests.training.helpers import settings as training_settings
 
 Work = Callable[..., Any]
 
@@ -131,6 +136,41 @@ def test_processes_choose_one_precision_and_keep_the_same_average_of_the_best_ep
     found = in_processes(2, tmp_path, _distilled, chosen, tmp_path / "checkpoint")
     assert found[0] == found[1]
     assert len(set(found[0]["precision"])) == 1
+
+
+def _choosing(world: World, params: Params, gains: list[float], able: list[bool]) -> list[bool]:
+    """Whether each epoch was compiled, where a compiled step takes another share of a step in each process."""
+    clock, gain = 0.0, 1.0
+
+    @contextmanager
+    def compiled(*networks: nn.Module) -> Iterator[None]:
+        nonlocal gain
+        gain = gains[world.rank]
+        yield
+        gain = 1.0
+
+    def objective(network: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
+        nonlocal clock
+        clock += gain
+        return cross_entropy(network, batch, epoch)
+
+    changes = {"compiled": compiled, "_now": lambda device: clock, "_LONG": 0.0}
+    with patch.multiple(fastest, can_compile=lambda device: able[world.rank], **changes):
+        training = training_settings(params, compile="auto")
+        records = run(params, network(1), training, session=Session(CPU, world), objective=objective)
+    return [record.compiled for record in records]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("gains", "able", "chosen"),
+    [([0.5, 1.0], [True, True], True), ([0.5, 1.5], [True, True], False), ([0.5, 0.5], [True, False], False)],
+    ids=["faster on average", "slower on average", "a compiler in one"],
+)
+def test_processes_compile_all_or_none(
+    params: Params, tmp_path: Path, gains: list[float], able: list[bool], chosen: bool
+) -> None:
+    assert in_processes(2, tmp_path, _choosing, params, gains, able) == [[chosen] * 4] * 2
 
 
 def _counted(world: World) -> list[list[int]]:

@@ -32,7 +32,7 @@ def colours(count: int = 200, size: int = 16) -> Images:
 
 def view(made: Images, index: list[int], number: int = 0, *, seed: int = SEED, mixed: bool = False) -> View:
     positions = torch.tensor(index)
-    [found] = numbered_views(made, [positions], [torch.full_like(positions, number)], seed, mixed=mixed)
+    [found] = numbered_views(made, [(positions, torch.full_like(positions, number))], seed, mixed=mixed)
     return found
 
 
@@ -73,7 +73,7 @@ def test_a_view_depends_on_image_number_and_seed_alone(crop, mixed):
 
 def test_the_views_of_a_batch_may_have_different_numbers():
     made, index = images(), torch.tensor([7, 7, 8])
-    [found] = numbered_views(made, [index], [torch.tensor([0, 3, 3])], SEED, mixed=False)
+    [found] = numbered_views(made, [(index, torch.tensor([0, 3, 3]))], SEED, mixed=False)
     expected = [view(made, [7], 0), view(made, [7], 3), view(made, [8], 3)]
     assert torch.equal(found.images, torch.cat([each.images for each in expected]))
 

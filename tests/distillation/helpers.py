@@ -42,7 +42,7 @@ def scored(training: Images) -> ScoredImages:
 
 def settings(params: Params, **changes: Any) -> Params:
     """Two epochs in batches of 16 in fp32, and ``changes`` to the block distill; a loss may be given by its name."""
-    quick = {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"}
+    quick = {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32", "compile": "off"}
     training = params.distill.training.model_copy(update=quick)
     if isinstance(name := changes.get("loss"), str):
         changes["loss"] = loss_params(name)

@@ -55,7 +55,8 @@ def test_the_card_tells_how_and_from_what_the_student_was_made(tiny_run, quick, 
     assert run.network(STUDENT).card == card
     assert (card.role, card.source, card.seed, card.epochs) == ("student", "trained", quick.seed, 2)
     assert [record.epoch for record in records] == [0, 1]
-    assert (card.val_top1, card.kept_epoch, card.precision) == (records[-1].val_top1, 1, "fp32")
+    assert (card.val_top1, card.kept_epoch) == (records[-1].val_top1, 1)
+    assert (card.precision, card.compiled) == ("fp32", False)
     assert card.best_val_top1 == max(record.val_top1 for record in records) == records[card.best_val_epoch].val_top1
     assert card.distill == quick.distill.model_dump(mode="json")
     assert card.heda == quick.heda.model_dump(mode="json")
@@ -173,7 +174,7 @@ def test_each_student_is_made_of_its_own_parameters_in_its_own_place(tiny_run, q
     assert (card.role, card.network, card.mean) == ("student", "resnet14", [0.5] * 3)
     assert card.distill == params.students["small"].model_dump(mode="json")
     assert files(tiny_run) == before
-    assert said == ["normalisation of small: mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)"]
+    assert said[0] == "normalisation of small: mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)"
     assert {path.name for path in run.places.students.iterdir()} == {STUDENT, "small"}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import models
+from pipeline.compute.device import can_compile
 from pipeline.config import Params
 from pipeline.data.loader import Images
 from pipeline.data.normalisation import Normalisation
@@ -20,6 +21,7 @@ from pipeline.distillation.student import ScoredImages, train_student
 from pipeline.energy.groups import EnergyGroups
 from pipeline.errors import ParamsError
 from pipeline.export.capture import capture, deployable
+from pipeline.training import fastest
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.session import Session
 from tests.conftest import loss_params, state_hash
@@ -153,7 +155,12 @@ def test_the_entropy_weight_changes_the_student(params):
 
 
 @pytest.mark.e2e
-def test_a_compiled_step_trains_as_a_plain_one(params):
+def test_a_step_that_timing_compiles_trains_as_a_plain_one(params, monkeypatch):
+    if not can_compile(CPU):
+        pytest.skip("there is no C++ compiler or no Python.h")
+    for name, value in (("_LONG", 0.0), ("_GAIN", float("inf")), ("_SECONDS", 0.0)):
+        monkeypatch.setattr(fastest, name, value)
+
     def small(seed: int) -> nn.Module:
         """A network of few layers, each of which takes the compiler seconds."""
         torch.manual_seed(seed)
@@ -161,12 +168,13 @@ def test_a_compiled_step_trains_as_a_plain_one(params):
         return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 4))
 
     weights = []
-    for choice in ("off", "on"):
+    for choice in ("off", "auto"):
         training = params.distill.training.model_copy(
             update={"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32", "compile": choice}
         )
         student = small(1)
-        train(settings(params, training=training), student, small(2))
+        records = train(settings(params, training=training), student, small(2))
+        assert [record.compiled for record in records] == [choice == "auto"]
         weights.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 

@@ -72,7 +72,7 @@ def test_the_stored_answers_are_those_of_the_teacher_to_the_views_that_a_trainin
     for epoch in (0, 1, 2):
         numbers, found = labels.of_epoch([index], epoch)
         assert numbers[0].tolist() == [epoch % 2] * 3
-        [seen] = numbered_views(images, [index], numbers, labels.seed, mixed=labels.mixed)
+        [seen] = numbered_views(images, [(index, numbers[0])], labels.seed, mixed=labels.mixed)
         with torch.no_grad():
             logits = teacher(seen.images)
         stored = next(found)
@@ -137,7 +137,7 @@ def test_several_teachers_are_averaged_each_in_its_own_normalisation(tiny_run, p
     both = answers(tiny_run, index, 0)
     images = open_images(tiny_run.places.data, "train", CPU, other, params.data.augmentation)
     labels = SoftLabels.read(Run(tiny_run.places), CPU)
-    [seen] = numbered_views(images, [index], [torch.zeros_like(index)], labels.seed, mixed=labels.mixed)
+    [seen] = numbered_views(images, [(index, torch.zeros_like(index))], labels.seed, mixed=labels.mixed)
     card = Run(tiny_run.places).network("further").card
     with torch.no_grad():
         second = read_network(tiny_run.network("further").places.weights, card).eval()(seen.images).softmax(dim=1)

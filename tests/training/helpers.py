@@ -52,7 +52,7 @@ def batches(epoch: int) -> Iterator[Batch]:
 
 
 def settings(params: Params, **changes: Any) -> TrainingParams:
-    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0, "precision": "fp32"}
+    base = {"epochs": 4, "learning_rate": 0.05, "warmup_epochs": 1.0, "precision": "fp32", "compile": "off"}
     return params.teacher.training.model_copy(update=base | changes)
 
 

@@ -165,7 +165,7 @@ def test_bf16_training_stays_close_to_fp32(params):
     ("precision", "native", "warned"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)]
 )
 def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, warned):
-    for module in ("pipeline.training.loop", "pipeline.training.precision"):
+    for module in ("pipeline.training.loop", "pipeline.training.fastest"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: native)
     run(params, network(1), settings(params, precision=precision, epochs=1))
     assert ("which this processor emulates" in caplog.text) is warned

@@ -58,7 +58,7 @@ def test_a_teacher_that_is_refused_or_cannot_be_written_keeps_its_checkpoint_and
         0,
         0,
     )
-    assert card.precision == "fp32"
+    assert (card.precision, card.compiled) == ("fp32", False)
     assert card.lineage.model_dump(exclude_none=True) == {"data": tiny_run.data.fingerprint}
     assert not list(session.checkpoints.glob("teacher-*/"))
 
@@ -68,7 +68,7 @@ def test_a_given_checkpoint_is_taken_as_it_is_and_named_by_its_hash(tiny_run, se
     path, given = student.places.weights / WEIGHTS, read_network(student.places.weights, student.card)
     card = make_teacher(tiny_run, settings(checkpoint=str(path)), session)
     assert (card.source, card.seed, card.epochs, card.best_val_top1) == ("checkpoint", None, None, None)
-    assert card.precision is card.kept_epoch is None
+    assert card.precision is card.compiled is card.kept_epoch is None
     assert card.lineage.checkpoint == sha256_file(path)
     assert state_hash(read_network(tiny_run.places.teacher, card)) == state_hash(given)
 
