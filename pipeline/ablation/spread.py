@@ -23,5 +23,12 @@ def spread_of(result: StudyResult) -> StudentsSpread:
             deviation=deviation,
             difference=to_reference.get(name),
             distill=result.settings[name]["distill"],
+            soft_labels=next(row.lineage.get("soft_labels") for row in result.rows if row.arm == name),
         )
-    return StudentsSpread(**result.rows[0].lineage, students=students)
+    shared, lineage = result.settings[reference], result.rows[0].lineage  # students differ in their block distill alone
+    return StudentsSpread(
+        **{key: lineage[key] for key in ("data", "teacher", "energy")},
+        heda=shared["heda"],
+        augmentation=shared["data"]["augmentation"],
+        students=students,
+    )

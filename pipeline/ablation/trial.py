@@ -69,8 +69,10 @@ class TrialResult(Document):
         seconds_per_epoch: median without the first epoch, which includes compilation and the choice of kernels.
         precision: of the forward passes of its training; None in results from before it was recorded.
         code: hash of the code that trained it.
-        lineage: hashes of the data and of the teacher.
+        lineage: hashes of the data, the teacher, the energies, and of the soft labels if they were used.
     """
+
+    FORMAT = 2
 
     seed: int
     last: EpochAccuracy
@@ -135,11 +137,12 @@ def read_result(trial: Trial, root: Path) -> TrialResult:
 
     Raises:
         DataError: it is missing or damaged.
-        LineageError: its student was taught by another teacher, or on other data.
+        LineageError: its student was made from other data, another teacher, other energies or other soft labels.
     """
     path = result_path(trial, root)
     result = TrialResult.read(path, _REMEDY)
-    check_lineage(path, result.lineage, _made_from(Run(places_of(trial.params, root))), _REMEDY)
+    made_from = _made_from(Run(places_of(trial.params, root, trial.seed)), trial.params)
+    check_lineage(path, result.lineage, made_from, _REMEDY)
     return result
 
 
@@ -255,7 +258,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
             precision=records[-1].precision,
             code=code_hash("distill")[:12],
             long_tail=is_long_tailed(np.asarray(run.data.train_class_counts)),
-            lineage=_made_from(run),
+            lineage=_made_from(run, params),
         ).write(path)
     shutil.rmtree(session.checkpoints)
 
@@ -292,8 +295,9 @@ def _content(path: str) -> str:
     return sha256_file(Path(path)) if Path(path).is_file() else ""
 
 
-def _made_from(run: Run) -> dict[str, str]:
-    return {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256}
+def _made_from(run: Run, params: Params) -> dict[str, str]:
+    made_from = {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256, "energy": run.energy_sha256}
+    return made_from | ({"soft_labels": run.soft_labels_sha256} if params.distill.view == "stored" else {})
 
 
 def _key(values: Any) -> str:

@@ -150,14 +150,15 @@ def build_report(inputs: Inputs) -> Report:
 
 
 def _network(network: NetworkRun) -> dict[str, Any]:
-    """Card and test accuracy of a torch network, and the difference of the latter to the best student's."""
+    """Card and test accuracy of a torch network, and the difference of the latter to the best student's, if another."""
     card, run, correct = network.card, network.run, network.answers.network.test.correct
-    best = best_student(run).answers.network.test.correct
+    best = best_student(run)
+    difference = None if network is best else paired_difference(correct, best.answers.network.test.correct)
     groups = group_accuracy(correct, run.energy_test.columns["group"])
     return {
         **{key: getattr(card, key) for key in (*_CARD, "weights_sha256")},
         "image": card.image.model_dump(),
         "top1": float(correct.mean()),
         **{f"top1_{name}_energy": value for name, value in groups.items()},
-        "difference_to_best_student": asdict(paired_difference(correct, best)),
+        "difference_to_best_student": difference and asdict(difference),
     }

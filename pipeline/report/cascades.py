@@ -60,7 +60,10 @@ _MEAN_LATENCY = (
 
 @dataclass
 class CascadeRow(Row):
-    """A cascade as a row: it is a candidate beside the single files. Its name has the share sent on, on validation.
+    """A cascade as a row: it is a candidate beside the single files.
+
+    Its name has the share of the validation images that are sent on, and the score: together they tell the cascades of
+    a pair apart, because of two with the same images sent on by the same score one beats the other.
 
     ``size_bytes`` is of both files, ``latency_p50_ms`` the mean latency of an image, ``latency_p90_ms`` and
     ``latency_p99_ms`` the sums of both files. The accuracy is from the stage evaluate on this machine.
@@ -84,7 +87,7 @@ class CascadeRow(Row):
         executed = [row.precision_executed for row in (small, large)]
         groups = group_accuracy(cascade.correct, reference.groups)
         row = cls(
-            name=f"{small.name} + {large.name} ({cascade.val_sent:.0%})",
+            name=f"{small.name} + {large.name} ({100 * cascade.val_sent:.4g}% by {cascade.score})",
             role="student",
             student=small.student,
             format=small.format,

@@ -9,7 +9,7 @@ from pipeline.device.benchmark import statistics
 from pipeline.portable.accuracy import Difference
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report.cascades import CascadeRow
-from pipeline.report.formatting import interval, points, ratio, runtime, verdict
+from pipeline.report.formatting import interval, percent, points, ratio, runtime, verdict
 from pipeline.report.rows import Row
 
 # Latencies with these verdicts have an unknown error, so no speed-up is claimed from them.
@@ -60,7 +60,13 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def deploy_words(row: Row, *, several: bool) -> str:
-    """The file and its runtime, with the name of the student if there are several."""
+    """The file or cascade and its runtime; of a file, with the name of the student if there are several."""
+    if isinstance(row, CascadeRow):
+        cascade, sent = row.cascade, percent(row.cascade.sent)
+        return (
+            f"Deploy the cascade of {cascade.small.name} and {cascade.large.name} with {runtime(row.runtime)}, in "
+            f"which the latter answers the {sent} % of the images that the former is least certain of"
+        )
     return f"Deploy {f'the student {row.student} as ' * several}{row.name} with {runtime(row.runtime)}"
 
 
@@ -69,12 +75,16 @@ def verdict_sentence(row: Row, comparison: Comparison, decimals: int, *, several
     start = deploy_words(row, several=several)
     if comparison.teacher is None:
         return f"{start}; it was not compared with the teacher, because {comparison.speed_reason}."
-    gains = [_times(comparison.size_ratio, "smaller", "larger")] if comparison.size_ratio else []
+    gains = [_times(comparison.size_ratio, "smaller", "larger", "as large")] if comparison.size_ratio else []
     if comparison.speed_ratio is not None:
-        gains.append(_times(comparison.speed_ratio, "faster", "slower"))
+        gains.append(_times(comparison.speed_ratio, "faster", "slower", "as fast"))
     other = comparison.teacher.runtime
     elsewhere = f" in {runtime(other)}" if comparison.speed_ratio is not None and other != row.runtime else ""
-    sentence = f"{start}: {' and '.join(gains)} than the teacher{elsewhere}"
+    words, links = zip(*gains, strict=True)
+    if len(set(links)) == 1:
+        sentence = f"{start}: {' and '.join(words)} {links[0]} the teacher{elsewhere}"
+    else:
+        sentence = f"{start}: {words[0]} {links[0]} the teacher and {words[1]} {links[1]} it{elsewhere}"
     if comparison.difference is None:
         sentence += "; the accuracy difference was not measured"
     else:
@@ -87,8 +97,10 @@ def verdict_sentence(row: Row, comparison: Comparison, decimals: int, *, several
     return sentence + "."
 
 
-def _times(value: float, more: str, less: str) -> str:
-    return f"{ratio(value)} {more}" if value >= 1 else f"{ratio(1 / value)} {less}"
+def _times(value: float, more: str, less: str, equal: str) -> tuple[str, str]:
+    """A ratio in words, and the word before what is compared with: ``("3.6× smaller", "than")``."""
+    factor = ratio(max(value, 1 / value))
+    return (equal, "as") if factor == ratio(1) else (f"{factor} {more if value > 1 else less}", "than")
 
 
 def _round_medians(row: Row, measured: Mapping[tuple[str, str], MeasuredRow]) -> list[float]:

@@ -90,7 +90,7 @@ class OnDevice:
         if not self.rows:
             return "no current file was measured on it"
         if not self.recommendation.broken:
-            return "no ONNX or OpenVINO file of the student was measured on it"
+            return "no ONNX or OpenVINO file of a student was measured on it"
         return "each file breaks a limit of its budget"
 
     def in_short(self) -> str:

@@ -36,8 +36,8 @@ class Inputs:
         curves: "teacher" or name of a student -> metric ("train_loss", "val_top1") -> curve; networks that were not
             trained in this run are absent.
         devices: devices of targets/.
-        spread: of the students over several seeds, by name; those without a study of the present data, teacher and
-            parameters are absent.
+        spread: of the students over several seeds, by name; those without a study of all that the student in use was
+            made from are absent.
     """
 
     run: Run
@@ -64,25 +64,42 @@ def read_inputs(run: Run, budget: BudgetParams, tensorrt_unavailable: str | None
 
 
 def read_spread(run: Run, path: Path = SPREAD) -> dict[str, StudentSpread]:
-    """Read the spread of the students, without that of other data, of another teacher or of other parameters.
+    """Read the spread of the students that were made as the ones in use, but for the seed.
+
+    The difference to a student that is left out is left out too.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file, or the card of the soft labels, which has the augmentation, is missing or damaged.
+        LineageError: that card is from another run.
     """
     if not path.exists():
         return {}
     found = StudentsSpread.read(path, f"remove it, or {_STUDY}")
-    if (found.data, found.teacher) != (run.data.fingerprint, run.teacher.weights_sha256):
-        logging.warning("%s is of other data or another teacher and is left out; %s", path, _STUDY)
+    used = run.data.fingerprint, run.teacher.weights_sha256, run.energy_sha256, run.soft_labels.augmentation
+    if (found.data, found.teacher, found.energy, found.augmentation) != used:
+        logging.warning(
+            "%s is of other data, another teacher, other energies or another augmentation and is left out; %s",
+            *(path, _STUDY),
+        )
         return {}
     older = [each.name for each in run.students if each.name in found.students and not _is_of(found, each)]
     for name in older:
         logging.warning("%s has %s with other parameters, which is left out; %s", path, name, _STUDY)
-    return {each.name: found.students[each.name] for each in run.students if _is_of(found, each)}
+    kept = {each.name: found.students[each.name] for each in run.students if _is_of(found, each)}
+    return {
+        name: spread
+        if spread.difference is None or spread.difference.reference in kept
+        else spread.model_copy(update={"difference": None})
+        for name, spread in kept.items()
+    }
 
 
 def _is_of(found: StudentsSpread, student: NetworkRun) -> bool:
-    return student.name in found.students and found.students[student.name].distill == student.card.distill
+    spread, card = found.students.get(student.name), student.card
+    if spread is None or (spread.distill, spread.soft_labels) != (card.distill, card.lineage.soft_labels):
+        return False
+    # a card without companion batches has that alone of the block
+    return (card.heda or {}).items() <= found.heda.items()
 
 
 def read_curves(run: Run) -> dict[str, dict[str, Curve]]:

@@ -20,7 +20,7 @@ from pipeline.config import TEACHER, BudgetParams
 from pipeline.portable.documents import MeasuredRow
 from pipeline.report import formatting
 from pipeline.report.build import Report
-from pipeline.report.cascades import beaten_by
+from pipeline.report.cascades import CascadeRow, beaten_by
 from pipeline.report.compare import compare, deploy_words, verdict_sentence, wilson_interval
 from pipeline.report.devices import OnDevice
 from pipeline.report.pareto import pareto_plot
@@ -181,7 +181,8 @@ def device_sentence(device: OnDevice, *, several: bool) -> str:
         return f"No file is recommended for it: {device.not_recommended}."
     if not any(other.role == "teacher" for other in device.rows):
         latency = formatting.milliseconds(row.latency_p50_ms)
-        return f"{deploy_words(row, several=several)}: {latency} ms at the median."
+        average = "on average" if isinstance(row, CascadeRow) else "at the median"
+        return f"{deploy_words(row, several=several)}: {latency} ms {average}."
     decimals = formatting.accuracy_decimals(row.images or 0)
     return verdict_sentence(row, compare(row, device.rows, device.measured), decimals, several=several)
 
@@ -190,7 +191,10 @@ def step_sentences(recommendation: Recommendation) -> list[tuple[str, str]]:
     """What the next cheaper and the next better file would change: a caption and a sentence for each."""
     if recommendation.row is None:
         return []
-    steps = {"One step cheaper": recommendation.cheaper, "One step better": recommendation.better}
+    cheaper, better = recommendation.cheaper, recommendation.better
+    if cheaper and better and cheaper.row is better.row:
+        return [("One step cheaper and better", _step_sentence(better))]
+    steps = {"One step cheaper": cheaper, "One step better": better}
     return [(caption, _step_sentence(step) if step else "there is none.") for caption, step in steps.items()]
 
 
@@ -207,7 +211,10 @@ def _step_sentence(step: Step) -> str:
         bounds = formatting.interval(difference.low, difference.high, decimals)
         change = formatting.points(difference.value, decimals)
         sentence += f", at {change} points of top-1 accuracy (95 % interval {bounds})"
-    return f"{sentence}; {', '.join(step.broken)}." if step.broken else f"{sentence}; it is within the budget too."
+    if step.broken:
+        return f"{sentence}; {', '.join(step.broken)}."
+    chosen_by = ", but not more accurate on the validation images, by which the budget chooses" if step.behind else ""
+    return f"{sentence}; it is within the budget too{chosen_by}."
 
 
 def _reference_name(report: Report, budget: BudgetParams) -> str:

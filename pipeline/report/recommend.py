@@ -22,6 +22,8 @@ class Step:
         size_bytes, latency_ms: of the other file minus those of the recommended one.
         difference: of their top-1 on the same images; None if they were not measured on the same.
         broken: the limits that it breaks, one clause each.
+        behind: it is as accurate on the test images or more, but not more on the validation images, by which the budget
+            chooses.
     """
 
     row: Row
@@ -29,6 +31,7 @@ class Step:
     latency_ms: float
     difference: Difference | None
     broken: Sequence[str]
+    behind: bool
 
     def entry(self) -> dict[str, Any]:
         """The step in reports/summary.json."""
@@ -124,7 +127,8 @@ def _steps(chosen: Row, candidates: Sequence[Row], budget: BudgetParams) -> tupl
             return None
         latency = (row.latency_p50_ms or 0.0) - (chosen.latency_p50_ms or 0.0)
         size = row.size_bytes - chosen.size_bytes
-        return Step(row, size, latency, row.difference_to(chosen), broken_limits(row, budget))
+        behind = budget.choose == "most_accurate" and top1(row) >= top1(chosen)
+        return Step(row, size, latency, row.difference_to(chosen), broken_limits(row, budget), behind)
 
     others = [
         row
@@ -192,7 +196,7 @@ def budget_sentence(recommendation: Recommendation) -> str:
     """Sentence for BudgetError: the broken limits of each file, and the remedy."""
     if not recommendation.broken:
         return (
-            "no ONNX or OpenVINO file of the student was measured, so no file can be recommended; add onnxruntime or "
+            "no ONNX or OpenVINO file of a student was measured, so no file can be recommended; add onnxruntime or "
             "openvino to evaluate.runtimes and benchmark.runtimes in params.yaml"
         )
     files = "; ".join(f"{name}: {', '.join(limits)}" for name, limits in recommendation.broken.items())

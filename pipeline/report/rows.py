@@ -257,8 +257,8 @@ class Reference:
 
 
 def best_student(run: Run) -> NetworkRun:
-    """The student with the best validation top-1, the first of equals."""
-    return max(run.students, key=lambda student: student.card.val_top1)
+    """The student with the best validation top-1; of equals the one with fewer parameters, then by name."""
+    return min(run.students, key=lambda each: (-each.card.val_top1, each.card.parameters, each.name))
 
 
 def _fill(row: Row, file: ExportedFile, evaluated: EvaluatedRow | None, timed: MeasuredRow | None) -> None:

@@ -570,6 +570,7 @@ class StudentSpread(Part):
         deviation: of the sample; None for one seed.
         difference: None for the reference itself.
         distill: block of params.yaml that it was trained with.
+        soft_labels: hash of the card of the stored answers that it was trained with; None if a teacher ran.
     """
 
     seeds: Count
@@ -577,13 +578,23 @@ class StudentSpread(Part):
     deviation: Distance | None
     difference: SeedDifference | None
     distill: dict[str, Any]
+    soft_labels: Hash | None
 
 
 class StudentsSpread(Document):
-    """spread.json: the students of params.yaml over several seeds, of one data set and one teacher."""
+    """spread.json: the students of params.yaml over several seeds, and what they have in common.
+
+    Attributes:
+        heda, augmentation: blocks of params.yaml.
+    """
+
+    FORMAT = 2
 
     data: Hash
     teacher: Hash
+    energy: Hash
+    heda: dict[str, Any]
+    augmentation: dict[str, Any]
     students: dict[Word, StudentSpread]
 
 

@@ -82,7 +82,7 @@ def result(make_study) -> StudyResult:
                 precision="fp32",
                 code="abc",
                 long_tail=False,
-                lineage={"data": "0" * 64, "teacher": "1" * 64},
+                lineage={"data": "0" * 64, "teacher": "1" * 64, "energy": "2" * 64},
             )
         )
     return StudyResult(

@@ -28,7 +28,9 @@ def test_each_student_has_its_mean_deviation_and_difference_to_the_reference(spr
     assert large.difference.half_width == pytest.approx(12.706 * 0.0005, rel=1e-3)
 
 
-def test_the_document_names_data_teacher_and_parameters(spread, result, tmp_path):
-    assert {"data": spread.data, "teacher": spread.teacher} == result.rows[0].lineage
-    assert spread.students["small"].distill == next(iter(result.settings.values()))["distill"]
+def test_the_document_names_all_that_decides_a_student_but_the_seed(spread, result, tmp_path):
+    shared = result.settings["KD"]
+    assert {"data": spread.data, "teacher": spread.teacher, "energy": spread.energy} == result.rows[0].lineage
+    assert (spread.heda, spread.augmentation) == (shared["heda"], shared["data"]["augmentation"])
+    assert (spread.students["small"].distill, spread.students["small"].soft_labels) == (shared["distill"], None)
     assert StudentsSpread.read(spread.write(tmp_path / "spread.json") and tmp_path / "spread.json") == spread

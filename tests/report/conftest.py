@@ -177,6 +177,22 @@ def card(name: str) -> documents.NetworkCard:
     )
 
 
+def soft_label_card() -> documents.SoftLabelCard:
+    return documents.SoftLabelCard(
+        data=sha("data"),
+        teacher=sha(TEACHER),
+        teachers=[],
+        subset=None,
+        augmentation={"horizontal_flip": False},
+        seed=0,
+        mixed=True,
+        views=0,
+        extra_views=0,
+        kept=10,
+        energy_temperature=4.0,
+    )
+
+
 def made_from(name: str) -> documents.MadeFrom:
     return documents.MadeFrom(**{part: sha(part) for part in ("data", "teacher", "energy")}, network=sha(name))
 
@@ -536,6 +552,7 @@ def build_inputs(*students: str, **changes: Any) -> Inputs:
     run.energy, run.energy_test = energy_table(1293, 1, "train"), energy_table(TEST_IMAGES, 2, "test")
     run.subset = subset_table(run.energy)
     run.energy_sha256, run.subset_sha256 = sha("energy"), sha("subset")
+    run.soft_labels = soft_label_card()
     for network in run.networks:
         fill(network, run.energy_test.columns["group"])
     run.benchmark = benchmark(*students, TEACHER)

@@ -210,6 +210,8 @@ def test_every_cascade_that_is_left_out_is_beaten_and_none_that_is_kept():
     assert {min(front), max(front)} <= {(each.latency_ms, each.val_top1) for each in kept}
     assert {(each.latency_ms, each.val_top1) for each in kept} <= set(front)
     assert max(map(pairs(kept).count, pairs(kept))) <= 3
+    names = [CascadeRow.made_of(each, Reference("other", each.correct, np.zeros(300, np.int8))).name for each in kept]
+    assert len(set(names)) == len(names)
 
 
 GROUPS = np.repeat(np.array([0, 1, 2], np.int8), [60, 80, 60])
@@ -235,7 +237,7 @@ def test_the_row_of_a_cascade_has_the_size_of_both_files_and_the_mean_latency_of
         with_percentiles("small", verdict="stable"), with_percentiles("large", verdict="noisy")
     )
     assert isinstance(cascade, CascadeRow)
-    assert cascade.name == "small_fp32.onnx + large_fp32.onnx (20%)"
+    assert cascade.name == "small_fp32.onnx + large_fp32.onnx (20% by energy)"
     assert cascade.size_bytes == small.size_bytes + large.size_bytes
     assert cascade.latency_p50_ms == pytest.approx(1 + 0.2 * 10)
     assert cascade.latency_p90_ms == pytest.approx(1.1 + 11)
@@ -245,6 +247,20 @@ def test_the_row_of_a_cascade_has_the_size_of_both_files_and_the_mean_latency_of
     assert cascade.top1_low_energy == 1.0
     assert cascade.top1_high_energy == pytest.approx(56 / 60)
     assert "mean over the test images" in cascade.notes[0]
+
+
+def test_the_name_of_a_cascade_identifies_it_where_shares_round_to_the_same_percent_or_scores_differ():
+    small, large = row("small"), row("large")
+    of_energy = found_among([small, large])[-1]
+    variants = [
+        of_energy,
+        dataclasses.replace(of_energy, score="probability"),
+        dataclasses.replace(of_energy, val_sent=0.0069),
+        dataclasses.replace(of_energy, val_sent=0.0139),
+    ]
+    names = [CascadeRow.made_of(each, REFERENCE).name for each in variants]
+    assert len(set(names)) == len(names)
+    assert names[1] == "small_fp32.onnx + large_fp32.onnx (20% by probability)"
 
 
 def test_what_was_not_measured_of_one_file_is_not_known_of_the_cascade():
@@ -268,7 +284,7 @@ def test_the_latency_limit_of_a_cascade_is_on_its_mean_and_those_of_percentiles_
     assert recommend(rows, budget(max_latency_p50_ms=2.9, **limits)).row is None
     found = recommend(rows, budget(max_latency_p90_ms=11.5, **limits))
     assert found.row is rows[1]
-    assert found.broken["small_fp32.onnx + large_fp32.onnx (20%)"] == [
+    assert found.broken["small_fp32.onnx + large_fp32.onnx (20% by energy)"] == [
         "its p90 is 12.1 ms, 11.5 allowed (max_latency_p90_ms)"
     ]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pipeline.portable.documents import MeasuredRow
@@ -62,6 +64,17 @@ def test_slower_file_is_called_slower(rows: list[Row], timed: list[MeasuredRow])
     row.latency_p50_ms = 2.62
     timed[2] = changed(timed[2], rounds=rounds(2.6, 2.6, 2.62, 2.63, 2.7))
     assert f"2.0{TIMES} slower" in verdict_sentence(row, compare(row, rows, timed), 1, several=False)
+
+
+def test_a_file_of_the_teachers_size_is_called_as_large_and_not_one_time_larger(
+    rows: list[Row], timed: list[MeasuredRow]
+) -> None:
+    row = row_of(rows, *INT8)
+    comparison = dataclasses.replace(compare(row, rows, timed), size_ratio=0.98)
+    sentence = verdict_sentence(row, comparison, 1, several=False)
+    assert f": as large as the teacher and 4.4{TIMES} faster than it, at" in sentence
+    same_speed = dataclasses.replace(comparison, speed_ratio=1.04)
+    assert ": as large and as fast as the teacher, at" in verdict_sentence(row, same_speed, 1, several=False)
 
 
 def test_other_runtime_of_the_teacher_is_named(rows: list[Row], timed: list[MeasuredRow]) -> None:

@@ -12,7 +12,7 @@ from pipeline.portable.files import sha256_file
 from pipeline.report.build import build_report
 from pipeline.report.inputs import Inputs, read_inputs, read_spread
 from pipeline.store import paths
-from pipeline.store.documents import CurvesCard, StudentSpread, StudentsSpread
+from pipeline.store.documents import CurvesCard, SeedDifference, StudentSpread, StudentsSpread
 from pipeline.store.json_files import write_json
 from pipeline.store.tables import Table, write_table
 from tests.report.conftest import TEACHER, build_inputs, changed, sha, with_rows
@@ -187,24 +187,58 @@ def test_curves_of_another_network_are_refused(reread: Any) -> None:
         reread.read()
 
 
+def write_spread(run: Run, path: Path, **changes: Any) -> None:
+    """The spread of the students of a run, the first of them the reference; ``changes`` are of the file or of wide."""
+    own = {key: changes.pop(key) for key in ("distill", "soft_labels") if key in changes}
+    difference = SeedDifference(reference="student", value=0.01, half_width=0.004)
+    students = {
+        name: StudentSpread(
+            seeds=3,
+            mean=0.9,
+            deviation=0.01,
+            difference=difference if name == "wide" else None,
+            **({"distill": run.network(name).card.distill, "soft_labels": None} | (own if name == "wide" else {})),
+        )
+        for name in STUDENTS
+    }
+    shared = {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256, "energy": run.energy_sha256}
+    shared |= {"heda": run.network("wide").card.heda, "augmentation": run.soft_labels.augmentation}
+    StudentsSpread(**(shared | {"students": students} | changes)).write(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "known"),
-    [({}, ["wide"]), ({"teacher": "f" * 64}, []), ({"data": "f" * 64}, []), ({"distill": {"network": "other"}}, [])],
+    [
+        ({}, ["student", "wide"]),
+        *(({name: "f" * 64}, []) for name in ("data", "teacher", "energy")),
+        ({"augmentation": {"horizontal_flip": True}}, []),
+        ({"heda": {"fraction": 0.2, "mix": "cutmix", "kd_weight": 0.9, "mixed_label_weight": 0.0}}, []),
+        ({"distill": {"network": "other"}}, ["student"]),
+        ({"soft_labels": "f" * 64}, ["student"]),
+    ],
 )
-def test_the_spread_over_seeds_is_that_of_the_present_data_teacher_and_parameters(
-    tmp_path: Path, changes: dict[str, Any], known: list[str]
+def test_the_spread_over_seeds_is_of_students_that_differ_in_the_seed_alone(
+    tmp_path: Path, inputs: Inputs, changes: dict[str, Any], known: list[str]
 ) -> None:
-    run = build_inputs(*STUDENTS).run
-    of_wide = {
-        "seeds": 3,
-        "mean": 0.9,
-        "deviation": 0.01,
-        "difference": None,
-        "distill": run.network("wide").card.distill,
-    }
-    of_wide |= {key: value for key, value in changes.items() if key in of_wide}
-    made_from = {"data": run.data.fingerprint, "teacher": run.teacher.weights_sha256}
-    made_from |= {key: value for key, value in changes.items() if key in made_from}
-    StudentsSpread(**made_from, students={"wide": StudentSpread(**of_wide)}).write(tmp_path / "spread.json")
-    assert list(read_spread(run, tmp_path / "spread.json")) == known
-    assert read_spread(run, tmp_path / "none.json") == {}
+    write_spread(inputs.run, tmp_path / "spread.json", **changes)
+    assert list(read_spread(inputs.run, tmp_path / "spread.json")) == known
+    assert read_spread(inputs.run, tmp_path / "none.json") == {}
+
+
+def test_heda_settings_that_no_companion_batch_uses_leave_the_spread_as_it_is(tmp_path: Path, inputs: Inputs) -> None:
+    wide = inputs.run.network("wide")
+    write_spread(inputs.run, tmp_path / "spread.json", heda={**(wide.card.heda or {}), "mix": "none"})
+    wide.card = changed(wide.card, heda={"mix": "none"})
+    assert list(read_spread(inputs.run, tmp_path / "spread.json")) == ["wide"]
+
+
+def test_a_difference_over_seeds_is_to_a_student_whose_spread_is_read_too(tmp_path: Path, inputs: Inputs) -> None:
+    write_spread(inputs.run, tmp_path / "spread.json")
+    difference = read_spread(inputs.run, tmp_path / "spread.json")["wide"].difference
+    assert difference is not None
+    assert difference.reference == "student"
+    reference = inputs.run.network("student")
+    reference.card = changed(reference.card, distill={"network": "other"})
+    found = read_spread(inputs.run, tmp_path / "spread.json")
+    assert list(found) == ["wide"]
+    assert found["wide"].difference is None

@@ -5,20 +5,24 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from pipeline.portable.documents import Power
 from pipeline.report import page
 from pipeline.report.build import build_report
 from pipeline.report.inputs import Inputs
-from pipeline.report.page import render_page
+from pipeline.report.page import render_page, step_sentences
+from pipeline.report.recommend import recommend
 from pipeline.store.documents import Measurement, SeedDifference, ShotAccuracy, StudentSpread
 from tests.report.conftest import (
     TEACHER,
+    budget,
     build_inputs,
     changed,
     device,
     device_result,
+    row_of,
     sha,
     subset_table,
     with_rows,
@@ -160,7 +164,8 @@ def test_several_students_have_a_table_and_are_named_where_files_are_compared(ht
     assert "One step better: wide_int8.onnx with ONNX Runtime, 94.0 kB larger and 0.282 ms slower" in text
     assert "it is within the budget too." in text
     assert f"slim wrn_16_1 175 k 25.2 M 30 97.2 95.6 {MINUS}2.8 {MINUS}5.0 to {MINUS}0.5 none is within it" in text
-    assert "wide resnet8x4 1.21 M 178 M 60 99.3 98.3 0.0" in text
+    dash = "\N{EN DASH}"
+    assert f"wide resnet8x4 1.21 M 178 M 60 99.3 98.3 {dash} {dash} " in text, "the others are compared with it"
     assert "trained with one seed each" in text
     assert "Drops are against the student wide. Of the student files that keep all limits, the smallest" in text
     assert "Drops are against the teacher." in text, "that is the budget of the device"
@@ -185,9 +190,35 @@ def test_one_student_has_no_table_of_students(html: str) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_a_recommended_cascade_is_described_by_both_of_its_files() -> None:
+    limits = budget(max_top1_drop=0.01, choose="most_accurate", cascades=True)
+    text = text_of(build_inputs(budget=limits))
+    assert (
+        "Deploy the cascade of student_int8.onnx and teacher_fp32.onnx with ONNX Runtime, in which the latter answers "
+        "the 2.2 % of the images that the former is least certain of: 1.1\N{MULTIPLICATION SIGN} larger"
+    ) in text
+    assert "Top-1 accuracy 98.3 % teacher 98.6 % its first file alone 97.2 %" in text
+    assert "Top-1 on high-energy images 93.1 % teacher 94.4 % its first file alone 90.3 %" in text
+    assert "Size of both files 1.20 MB teacher 1.10 MB networks of 78,042 and 272,474 parameters" in text
+    assert "Of the student files and cascades that keep all limits" in text
+    both_students = text_of(build_inputs("student", "wide", budget=limits))
+    assert "networks of 78,042 and 1,214,954 parameters" in both_students
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_cascade_that_is_recommended_for_a_device_without_a_teacher_has_its_mean_latency() -> None:
+    cascades = {"choose": "most_accurate", "cascades": True}
+    inputs = build_inputs("slim", "wide", devices=[device("pi5", device_result("slim", "wide"), **cascades)])
+    found = re.search(
+        r"Deploy the cascade of slim_\w+.onnx and wide_\w+.onnx [^:]*: [0-9.]+ ms on average", text_of(inputs)
+    )
+    assert found
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_a_study_of_seeds_adds_the_spread_of_each_student() -> None:
     difference = SeedDifference(reference="student", value=0.01, half_width=0.004)
-    wide = StudentSpread(seeds=5, mean=0.981, deviation=0.003, difference=difference, distill={})
+    wide = StudentSpread(seeds=5, mean=0.981, deviation=0.003, difference=difference, distill={}, soft_labels=None)
     text = words_of(render_page(build_report(build_inputs(*THREE, spread={"wide": wide}))))
     assert "98.1 \N{PLUS-MINUS SIGN} 0.3 (5)" in text
     assert "+1.0 (+0.6 to +1.4) to student" in text
@@ -377,3 +408,20 @@ def test_lineage_names_what_each_step_was_made_from(html: str) -> None:
         ("file", "artifacts/students/student/export/student_int8.xml", ".xml and .bin student"),
     ):
         assert re.search(rf"{step} {re.escape(path)} [0-9a-f]{{16}} {re.escape(of)}", text), step
+
+
+def test_a_file_that_is_cheaper_and_better_is_one_step_and_says_why_it_is_not_recommended() -> None:
+    rows = list(build_report(build_inputs("student", "wide")).rows)
+    small, wide = (row_of(rows, f"{name}_int8.onnx", "onnxruntime") for name in ("student", "wide"))
+    small.correct, small.top1 = np.ones_like(wide.correct), 1.0
+    ((caption, sentence),) = step_sentences(recommend([small, wide], budget(choose="most_accurate")))
+    assert caption == "One step cheaper and better"
+    assert sentence.startswith("student_int8.onnx with ONNX Runtime, 206 kB smaller and 0.358 ms faster, at +")
+    assert sentence.endswith(
+        "it is within the budget too, but not more accurate on the validation images, by which the budget chooses."
+    )
+    small.correct, small.top1 = wide.correct, wide.top1
+    (caption, sentence), _ = step_sentences(recommend([small, wide], budget(choose="most_accurate")))
+    assert caption == "One step cheaper"
+    assert "at 0.0 points of top-1 accuracy" in sentence
+    assert sentence.endswith("but not more accurate on the validation images, by which the budget chooses.")

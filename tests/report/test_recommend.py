@@ -84,6 +84,7 @@ def test_torch_programs_and_teachers_are_no_candidates(rows: Rows) -> None:
     found = recommend(rows, budget())
     assert found.row is None
     assert found.broken == {}
+    assert budget_sentence(found).startswith("no ONNX or OpenVINO file of a student was measured")
     assert "add onnxruntime or openvino to evaluate.runtimes" in budget_sentence(found)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.report.build import Report, build_report
 from pipeline.report.inputs import Inputs
-from pipeline.report.rows import Row
+from pipeline.report.rows import Row, best_student
 from pipeline.store.documents import ShotAccuracy
 from tests.report.conftest import TEACHER, build_inputs, changed, row_of, with_rows, without
 
@@ -245,10 +245,20 @@ def test_networks_have_their_own_test_accuracy_and_the_difference_to_the_best_st
     assert (student["top1"], wide["top1"], teacher["top1"]) == pytest.approx((351 / 360, 354 / 360, 355 / 360))
     assert (student["network"], teacher["network"]) == ("resnet8", "resnet20")
     assert student["weights_sha256"] == inputs.run.network("student").card.weights_sha256
-    assert wide["difference_to_best_student"]["value"] == 0, "it has the best validation top-1"
+    assert wide["difference_to_best_student"] is None, "it has the best validation top-1"
     difference = student["difference_to_best_student"]
     assert difference["value"] == pytest.approx(-3 / 360)
     assert difference["low"] < difference["value"] < difference["high"]
+
+
+@pytest.mark.parametrize("order", [("wide", "student", "deep"), ("deep", "student", "wide")])
+def test_of_students_of_equal_validation_top1_the_one_with_fewest_parameters_is_best(order: tuple[str, ...]) -> None:
+    run = build_inputs(*order).run
+    for student in run.students:
+        student.card = changed(student.card, val_top1=0.98)
+    assert best_student(run).name == "student"
+    run.network("deep").card = changed(run.network("deep").card, parameters=run.network("student").card.parameters)
+    assert best_student(run).name == "deep", "of equal sizes too, the first by name"
 
 
 def test_rows_have_the_difference_to_the_reference_of_the_budget() -> None:
