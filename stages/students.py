@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 from pipeline.store.lock import exclusive
 from pipeline.store.paths import CHECKPOINTS, STUDENT_REPORTS, STUDENTS
-from pipeline.training.checkpoint import remove_finished
 
 _STAGES = ("distill", "export", "evaluate")  # of each student
 
@@ -38,4 +37,6 @@ def remove_unlisted_students(names: Collection[str]) -> None:
                     "%s is removed, because params.yaml has no such student; DVC restores it if it is named again",
                     folder,
                 )
+            from pipeline.training.checkpoint import remove_finished  # noqa: PLC0415  torch, for this rare case
+
             remove_finished(CHECKPOINTS, f"student-{name}")

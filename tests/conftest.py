@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
@@ -135,6 +137,19 @@ def squashed(side: int) -> ImageFormat:
 def augmented(padding: int = 0, **changes: object) -> AugmentationParams:
     """No augmentation but a pad crop and ``changes``."""
     return AugmentationParams(**(NONE.model_dump() | {"crop": {"name": "pad", "padding": padding}} | changes))
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that ``make`` fills, once for all processes of this test run; the others wait for it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / f"once-{name}"
+    with FileLock(shared / f"once-{name}.lock"):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp(name)
+            make(made)
+            made.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy import stats
+from math import sqrt
+from statistics import NormalDist
 
 from pipeline.device.benchmark import statistics
 from pipeline.portable.accuracy import Difference
@@ -55,8 +55,10 @@ def compare(row: Row, rows: Sequence[Row], measured: Sequence[MeasuredRow]) -> C
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927); ``count`` >= 1."""
-    found = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    z = NormalDist().inv_cdf(0.975)
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def deploy_words(row: Row, *, several: bool) -> str:

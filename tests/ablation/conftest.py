@@ -1,12 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
+from submitit import Job, LocalExecutor, LocalJob
+from submitit.core.utils import DelayedSubmission, cloudpickle_dump
 
+from pipeline.ablation import jobs
 from pipeline.ablation.results import Row, StudyResult, TeacherResult
 from pipeline.ablation.study import Study, load_study
 from pipeline.ablation.trial import EpochAccuracy
@@ -49,17 +57,64 @@ def tiny_study() -> dict[str, Any]:
     }
 
 
+def write_study(folder: Path, **changes: Any) -> Study:
+    """A study file with some keys replaced, loaded over the parameters as shipped."""
+    path = folder / "tiny.yaml"
+    with path.open("w") as file:
+        YAML().dump(tiny_study() | changes, file)
+    return load_study(path, ROOT / "params.yaml")
+
+
 @pytest.fixture
 def make_study(tmp_path: Path) -> Callable[..., Study]:
-    """A study file with some keys replaced, loaded over the parameters as shipped."""
+    return partial(write_study, tmp_path)
 
-    def make(**changes: Any) -> Study:
-        path = tmp_path / "tiny.yaml"
-        with path.open("w") as file:
-            YAML().dump(tiny_study() | changes, file)
-        return load_study(path, ROOT / "params.yaml")
 
-    return make
+class _JobHere(LocalJob[str | None]):
+    """Work that this process does when it is first asked whether it is done."""
+
+    def done(self, force_check: bool = False) -> bool:
+        if not self.paths.result_pickle.exists():
+            work = DelayedSubmission.load(self.paths.submitted_pickle)
+            with self.paths.stdout.open("w") as log, contextlib.redirect_stdout(log):
+                outcome = work.result()
+            cloudpickle_dump(("success", outcome), self.paths.result_pickle)
+        return True
+
+
+class _ExecutorHere(LocalExecutor):
+    """submitit's executor with the same files, but without processes."""
+
+    _numbers = count()
+
+    def submit_array(self, works: Sequence[jobs.Work]) -> list[Job[str | None]]:
+        return [self.submit(replace(work, owner=None)) for work in works]  # with an owner, this process would end
+
+    def _submit_command(self, command: str) -> Job[str | None]:
+        return _JobHere(self.folder, f"here{next(self._numbers)}")
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """Trials run one after the other in this process: a process of its own takes longer to import torch than to train.
+
+    For tests that are not about processes.
+    """
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise a trial sets it, for all tests that follow
+        patch.setattr(jobs, "_local_executor", _ExecutorHere)
+        patch.setattr(jobs, "_POLL_SECONDS", 0.0)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trials_here() -> Iterator[None]:
+    with in_this_process():
+        yield
 
 
 @pytest.fixture

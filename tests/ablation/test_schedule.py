@@ -18,18 +18,21 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from submitit import LocalJob
 
+from pipeline.ablation import jobs
 from pipeline.ablation.jobs import Slurm
 from pipeline.ablation.results import StudyResult, energy_picture, write_results
 from pipeline.ablation.schedule import distinct_inputs, run_study
 from pipeline.ablation.trial import TrialResult, make_data, make_inputs, result_path
 from pipeline.errors import BusyError, ParamsError, TrainingError
 from pipeline.store.lock import exclusive
-from tests.ablation.conftest import QUICK, tiny_study
+from tests.ablation.conftest import QUICK, in_this_process, tiny_study, write_study
 from tests.ablation.slurm import write_commands
 from tests.conftest import ROOT
 
 LONG = {"distill": {"training": QUICK | {"epochs": 20}}}  # long enough to be killed in between
+LONG_ARMS = {"KD": LONG, "random": LONG | {"heda": {"mix": "cutmix", "subset": "random"}}}
 
 
 def without_times(results) -> list[TrialResult]:
@@ -40,19 +43,34 @@ def finished(study, root) -> list[bool]:
     return [result_path(trial, root).exists() for trial in study.trials()]
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(LocalJob, "_results_timeout_s", 1)  # for the answer of a process that was killed
+
+
 @pytest.fixture(scope="module")
 def inputs_once(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("inputs")
+    folder = tmp_path_factory.mktemp("inputs")
+    params = write_study(tmp_path_factory.mktemp("study")).arms["KD"]
+    make_data(params, folder)
+    make_inputs(params, folder)
+    return folder
 
 
 @pytest.fixture
-def root(make_study, inputs_once, tmp_path) -> Path:
+def root(inputs_once, tmp_path) -> Path:
     """A folder with the data, teacher and energies of the tiny study, but no trials."""
-    params = make_study().arms["KD"]
-    if not list(inputs_once.iterdir()):
-        make_data(params, inputs_once)
-        make_inputs(params, inputs_once)
     return shutil.copytree(inputs_once, tmp_path / "root")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs_once, tmp_path_factory) -> list[TrialResult]:
+    """Of the long arms, as two jobs at a time make them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with in_this_process():
+        study = write_study(folder, seeds=[0], arms=LONG_ARMS)
+        return without_times(run_study(study, shutil.copytree(inputs_once, folder / "root"), 2))
 
 
 def when(root: Path, log: str, act: Callable[[Path], None]) -> threading.Thread:
@@ -78,9 +96,9 @@ def task_of(log: Path) -> psutil.Process:
 
 
 def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
-    study, epochs, started = make_study(), [], []
+    study, epochs, started = make_study(seeds=[0]), [], []
     results = run_study(study, tmp_path, 2, on_start=started.append, on_epochs=epochs.append)
-    assert sum(epochs) == 8
+    assert sum(epochs) == 4
     assert started[-2:] == ["teacher, epoch 2", "students"]
     assert [trial for trial, _ in results] == study.trials()
     first = results[0][1]
@@ -88,7 +106,6 @@ def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
     assert first.last.epoch == 1
     assert first.best_validation.val_top1 == max(first.val_top1)
     assert first.lineage == results[1][1].lineage, "one teacher for all"
-    assert first.last != results[2][1].last, "the seed decides"
     assert first.threads == max(1, len(os.sched_getaffinity(0)) // 2)
     assert not list(tmp_path.glob("jobs/local/*")), "nothing is left of finished runs"
 
@@ -103,10 +120,11 @@ def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
     started, epochs = [], []
     again = run_study(study, tmp_path, 1, on_start=started.append, on_epochs=epochs.append)
     assert again == results
-    assert epochs == [8], "epochs that were done before are counted at once"
+    assert epochs == [4], "epochs that were done before are counted at once"
     assert all("teacher, " not in what for what in started), "the teacher is not trained again"
 
 
+@pytest.mark.usefixtures("trials_here")
 def test_a_failed_trial_is_named_with_its_log_and_the_others_are_kept(make_study, root):
     diverging = {"distill": {"training": QUICK | {"learning_rate": 1e30, "warmup_epochs": 0.0}}}
     study = make_study(seeds=[0], arms={"diverges": diverging, "KD": {}})
@@ -122,13 +140,16 @@ def test_a_failed_trial_is_named_with_its_log_and_the_others_are_kept(make_study
         run_study(study, root, 2)
 
 
-def test_two_names_of_one_trial_share_its_result(make_study, root):
+@pytest.mark.usefixtures("trials_here")
+def test_two_names_of_one_trial_share_its_result_and_the_seed_decides(make_study, root):
     epochs = []
-    results = run_study(make_study(seeds=[0], arms={"KD": {}, "again": {}}), root, 1, on_epochs=epochs.append)
-    assert sum(epochs) == 4
+    results = run_study(make_study(arms={"KD": {}, "again": {}}), root, 1, on_epochs=epochs.append)
+    assert sum(epochs) == 8
     assert results[0][1] == results[1][1]
+    assert results[0][1].last != results[2][1].last
 
 
+@pytest.mark.usefixtures("trials_here")
 def test_arms_with_groups_of_their_own_share_the_teacher(make_study, root):
     study = make_study(seeds=[0], arms={"KD": {}, "halves": {"energy": {"low_fraction": 0.5, "high_fraction": 0.5}}})
     results = run_study(study, root, 2)
@@ -151,6 +172,7 @@ def test_an_arm_that_cannot_run_is_named_before_a_teacher_is_trained(make_study,
     assert not list(tmp_path.glob("teacher-*"))
 
 
+@pytest.mark.usefixtures("trials_here")
 def test_a_teacher_that_cannot_be_trained_is_named(make_study, tmp_path):
     params = tiny_study()["params"]
     params["teacher"]["minimum_top1"] = 1.0
@@ -163,7 +185,7 @@ def test_a_second_process_of_a_study_is_refused(make_study, root):
         run_study(make_study(), root, 1)
 
 
-def test_a_killed_trial_does_not_stop_the_others_and_goes_on_later(make_study, root):
+def test_a_killed_trial_does_not_stop_the_others_and_goes_on_later(make_study, root, undisturbed):
     study, epochs = make_study(seeds=[0], arms={"KD": {}, "long": LONG}), []
     killer = when(root, "^epoch 3:", lambda log: task_of(log).kill())
     with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*arm 'long' seed 0: its process was ended from out"):
@@ -172,13 +194,16 @@ def test_a_killed_trial_does_not_stop_the_others_and_goes_on_later(make_study, r
     assert finished(study, root) == [True, False]
     assert sum(epochs) >= 2 + 3
     kept = result_path(study.trials()[0], root).stat().st_mtime_ns
-    run_study(study, root, 2)
+    with in_this_process():
+        results = run_study(study, root, 2)
     assert result_path(study.trials()[0], root).stat().st_mtime_ns == kept
+    assert without_times(results)[1:] == undisturbed[:1]
 
 
-def test_a_trial_that_is_stopped_as_slurm_does_is_queued_again_and_goes_on_to_the_same_result(make_study, root):
+def test_a_trial_that_is_stopped_as_slurm_does_is_queued_again_and_goes_on_to_the_same_result(
+    make_study, root, undisturbed
+):
     study, said = make_study(seeds=[0], arms={"KD": LONG}), []
-    other = shutil.copytree(root, root.with_name("undisturbed"))
 
     def stop(log: Path) -> None:
         task_of(log).send_signal(signal.SIGUSR2)  # what submitit asks Slurm to send before a job's time is over
@@ -188,11 +213,11 @@ def test_a_trial_that_is_stopped_as_slurm_does_is_queued_again_and_goes_on_to_th
                 time.sleep(0.02)
 
     stopper, epochs = when(root, "^epoch 3:", stop), []
-    stopped = run_study(study, root, 1, on_epochs=epochs.append)
+    stopped = run_study(study, root, 2, on_epochs=epochs.append)
     stopper.join()
     assert "Requeued job" in said[-1]
     assert sum(epochs) == 20, "epochs that were done before it was stopped are counted once"
-    assert without_times(stopped) == without_times(run_study(study, other, 1))
+    assert without_times(stopped) == undisturbed[:1]
 
 
 def test_trials_run_as_jobs_of_slurm_which_queues_them_again(make_study, root, tmp_path, monkeypatch):
@@ -243,15 +268,16 @@ def test_images_that_stay_files_are_decoded_beside_several_jobs(make_study, tmp_
             Image.fromarray(pixels).save(folder / f"{number}.png")
     params = tiny_study()["params"]
     params["data"] |= {"name": "imagefolder", "root": str(tmp_path / "photos"), "storage": "files"}
-    results = run_study(make_study(seeds=[0], params=params), tmp_path / "root", 2)
-    assert len(results) == 2
+    study, root = make_study(seeds=[0], params=params), tmp_path / "root"
+    make_data(study.arms["KD"], root)
+    make_inputs(study.arms["KD"], root)
+    assert len(run_study(study, root, 2)) == 2
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("how", ["killed", "stopped by Ctrl-C"])
-def test_a_study_that_ends_early_leaves_no_process_and_goes_on_to_the_same_results(make_study, root, how):
-    study = make_study(seeds=[0], arms={"KD": LONG, "random": LONG | {"heda": {"mix": "cutmix", "subset": "random"}}})
-    other = shutil.copytree(root, root.with_name("undisturbed"))
+def test_a_study_that_ends_early_leaves_no_process_and_goes_on_to_the_same_results(make_study, root, undisturbed, how):
+    study = make_study(seeds=[0], arms=LONG_ARMS)
     program = (
         "import sys; from pathlib import Path; from pipeline.ablation.schedule import run_study;"
         "from pipeline.ablation.study import load_study;"
@@ -273,7 +299,8 @@ def test_a_study_that_ends_early_leaves_no_process_and_goes_on_to_the_same_resul
         time.sleep(0.2)
     assert finished(study, root) == [False, False]
     assert list(root.glob("checkpoints/*/student-*/epoch.pt"))
-    assert without_times(run_study(study, root, 2)) == without_times(run_study(study, other, 2))
+    with in_this_process():
+        assert without_times(run_study(study, root, 2)) == undisturbed
 
 
 def _session_members(session: int) -> Iterator[str]:

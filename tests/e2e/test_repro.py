@@ -5,101 +5,43 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import pytest
-from dvc.repo import Repo
 
 from pipeline.lineage import Places
 from pipeline.training import checkpoint
 from tests.conftest import ROOT, STUDENT, loss_params
-from tests.torture.clone import QUICK
-from tests.torture.clone import clone as clone_repository
-from tests.torture.clone import set_params as set_values
+from tests.e2e.conftest import SMALL, STAGES, STUDENTS, of
+from tests.e2e.repository import (
+    UP_TO_DATE,
+    changed_stages,
+    command,
+    run_here,
+    set_params,
+    snapshot,
+    stages_in,
+    stages_run,
+)
 
 pytestmark = pytest.mark.e2e
 THE_STUDENTS = Places().network(STUDENT)
-OF_STUDENT = [f"{stage}@{STUDENT}" for stage in ("distill", "export", "evaluate")]
-STAGES = [
-    *("prepare", "train_teacher", "score_energy", "build_subset", *OF_STUDENT),
-    *("export_teacher", "evaluate_teacher", "benchmark", "report"),
-]
+DISTILL, EXPORT, EVALUATE = ({f"{stage}@{name}" for name in STUDENTS} for stage in ("distill", "export", "evaluate"))
 # what decides no number
 INFRASTRUCTURE = [
     *("pipeline/errors.py", "pipeline/config.py", "pipeline/store", "pipeline/portable", "pipeline/lineage.py"),
     *("pipeline/targets.py", "pipeline/report", "stages/common.py", "stages/environment_error.py"),
     *("stages/launcher.py", "stages/curves.py", "stages/output.py", "stages/progress.py", "stages/students.py"),
 ]
-SMALL = {
-    **QUICK,
-    "data.image_size": 16,
-    "data.augmentation.crop.padding": 2,
-    "data.imbalance_factor": 4.0,
-    "evaluate.few_shot_below": 40,
-    "export.precisions": ["fp32", "int8"],
-    "export.teacher": False,
-    "teacher.network": "resnet8",
-    "teacher.minimum_top1": 0.0,  # of one epoch
-    "teacher.training.epochs": 1,
-    "teacher.training.precision": "fp32",  # one that is chosen by timing may differ from run to run
-    "distill.training.epochs": 1,
-    "distill.training.precision": "fp32",
-}
-
-
-def set_params(folder: Path, values: dict[str, object], name: str = "params.yaml") -> None:
-    set_values(folder / name, values)
-
-
-def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-    }
-    result = subprocess.run(arguments, cwd=folder, env=environment, text=True, capture_output=True, check=False)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def stages_run(folder: Path) -> list[str]:
-    """The stages that one `dvc repro` ran or restored, in order."""
-    output = command(folder, "dvc", "repro").stdout
-    return re.findall(r"Running stage '(\S+)'", output)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """All output files and their bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for top in ("artifacts", "reports")
-        for path in sorted((folder / top).rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
-def own_home(tmp_path_factory) -> Iterator[None]:
-    """Where the lock of this machine lies: another measurement on it must not fail these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory, own_home) -> Path:
-    """The files that git would clone, in a repository of their own, after a first `dvc repro`."""
-    folder = tmp_path_factory.mktemp("clone")
-    clone_repository(folder, SMALL)
-    assert sorted(stages_run(folder)) == sorted(STAGES)
-    return folder
+def clone(finished) -> Path:
+    return finished
 
 
 def test_the_run_ends_in_a_summary_a_page_and_a_deploy_folder(clone):
@@ -142,7 +84,7 @@ def test_metrics_and_plots_are_shown_by_dvc(clone):
 
 def test_a_second_repro_changes_nothing(clone):
     before = (clone / "dvc.lock").read_bytes()
-    assert "Data and pipelines are up to date." in command(clone, "dvc", "repro").stdout
+    assert UP_TO_DATE in command(clone, "dvc", "repro").stdout
     assert (clone / "dvc.lock").read_bytes() == before
 
 
@@ -173,23 +115,17 @@ def edited(clone: Path, name: str) -> Iterator[None]:
             path.write_text(text)
 
 
-def changed_stages(clone: Path) -> set[str]:
-    """The stages that `dvc status` names."""
-    with contextlib.chdir(clone), Repo() as repository:
-        return set(repository.status())
-
-
 @pytest.mark.parametrize("name", INFRASTRUCTURE)
 def test_a_comment_in_code_that_decides_no_number_changes_no_training_and_no_file(clone, name):
     with edited(clone, name):
-        assert not changed_stages(clone) & {"prepare", "train_teacher", "score_energy", *OF_STUDENT[:2]}
+        assert not changed_stages(clone) & {"prepare", "train_teacher", "score_energy", *DISTILL, *EXPORT}
 
 
 @pytest.mark.parametrize(
     ("name", "changed", "first"),
     [
-        ("pipeline/distillation/losses/dkd.py", {OF_STUDENT[0]}, OF_STUDENT[0]),
-        ("pipeline/export/int8/quantize.py", {OF_STUDENT[1], "export_teacher"}, OF_STUDENT[1]),
+        ("pipeline/distillation/losses/dkd.py", DISTILL, f"distill@{STUDENT}"),
+        ("pipeline/export/int8/quantize.py", EXPORT | {"export_teacher"}, f"export@{STUDENT}"),
         ("pipeline/energy/groups.py", None, "score_energy"),
         ("pipeline/training/optimizer.py", None, "train_teacher"),
         ("pipeline/data/store.py", None, "prepare"),
@@ -210,8 +146,25 @@ def test_a_parameter_of_a_loss_that_is_not_in_use_changes_nothing(clone):
     assert params.read_text() != text
     assert changed_stages(clone) == set()
     set_params(clone, {"distill.loss": loss_params("dkd").model_dump()})
-    assert changed_stages(clone) == {OF_STUDENT[0]}
+    assert changed_stages(clone) == DISTILL
     params.write_text(text)
+
+
+def test_a_temperature_reruns_distill_and_going_back_restores_the_student(clone):
+    weights = clone / THE_STUDENTS.weights / "weights.safetensors"
+    before = weights.read_bytes()
+    set_params(clone, {"distill.temperatures.high_energy": 3.0})
+    assert changed_stages(clone) == DISTILL
+    assert stages_run(clone, f"distill@{STUDENT}") == [f"distill@{STUDENT}"]
+    assert weights.read_bytes() != before
+    followers = {*of(STUDENT)[1:], "benchmark", "report"}
+    assert changed_stages(clone) == followers | DISTILL - {f"distill@{STUDENT}"}
+    set_params(clone, {"distill.temperatures.high_energy": 2.0})
+    output = command(clone, "dvc", "repro", "distill").stdout
+    assert f"Stage 'distill@{STUDENT}' is cached" in output
+    assert stages_in(output) == []
+    assert weights.read_bytes() == before
+    assert changed_stages(clone) == set()
 
 
 @pytest.mark.parametrize("name", INFRASTRUCTURE)
@@ -247,12 +200,13 @@ def code(tmp_path) -> Path:
 
 def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(clone):
     def ran() -> list[str]:
-        return re.findall(r"Running stage '(\S+)'", command(clone, "dvc", "repro", device).stdout)
+        return stages_run(clone, device)
 
     device = "targets/here/dvc.yaml"
     command(clone, sys.executable, "-m", "stages.target", "here", "local")
     benchmark = {key: value for key, value in SMALL.items() if key.startswith("benchmark.")}
-    settings = benchmark | {"benchmark.images": 64, "benchmark.sustained_minutes": 0}
+    files = [f"{STUDENT}_fp32.onnx", f"{STUDENT}_int8.onnx"]
+    settings = benchmark | {"files": files, "benchmark.images": 64, "benchmark.sustained_minutes": 0}
     set_params(clone, settings, "targets/here/device.yaml")
     recommended = json.loads((clone / "reports/summary.json").read_text())["recommended"]
     assert ran() == [f"{device}:measure", f"{device}:show", "report"]
@@ -260,12 +214,11 @@ def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(c
     (entry,) = summary["devices"]
     rows = [row for row in summary["rows"] if row["target"] == "here"]
     assert entry["name"] == "here"
-    assert {row["name"] for row in rows} == {"student_fp32.onnx", "student_int8.onnx"}
+    assert {row["name"] for row in rows} == {*files}
     assert all(row["images"] == 64 and row["latency_p50_ms"] is not None for row in rows)
     assert summary["recommended"] == recommended
     assert 'id="device-here"' in (clone / "reports/report.html").read_text()
-    for target in (device, "report"):
-        assert "Data and pipelines are up to date." in command(clone, "dvc", "repro", target).stdout
+    assert changed_stages(clone) == set()
 
     result = (clone / "targets/here/result.json").read_bytes()
     set_params(clone, {"address.python": "/nowhere/python3"}, "targets/here/device.yaml")
@@ -273,7 +226,7 @@ def test_a_device_is_measured_by_its_own_pipeline_and_the_root_report_shows_it(c
     assert failed.returncode != 0
     assert "error: this machine has no program /nowhere/python3" in failed.stderr
     assert (clone / "targets/here/result.json").read_bytes() == result
-    assert "Data and pipelines are up to date." in command(clone, "dvc", "repro").stdout, "no device is needed here"
+    assert UP_TO_DATE in command(clone, "dvc", "repro").stdout, "no device is needed here"
     set_params(clone, {"address.python": None}, "targets/here/device.yaml")
 
     set_params(clone, {"budget.max_latency_p50_ms": 1e-6}, "targets/here/device.yaml")
@@ -290,12 +243,11 @@ def test_a_benchmark_parameter_reruns_benchmark_and_report_only(clone):
 
 def test_no_file_within_the_budget_is_exit_code_2_with_the_broken_limits(clone):
     set_params(clone, {"budget.max_size_mb": 1e-6})
-    result = command(clone, sys.executable, "-m", "stages.report", check=False)
+    said = run_here(clone, "report", expected=2)
     set_params(clone, {"budget.max_size_mb": None})
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert "student_int8.onnx" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert said.startswith("error: ")
+    assert "student_int8.onnx" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("stage", "network"), [("evaluate", [STUDENT]), ("benchmark", [])])
@@ -304,11 +256,10 @@ def test_a_truncated_file_is_named_and_not_measured(clone, stage, network):
     whole, before = path.read_bytes(), snapshot(clone)
     path.unlink()  # it may be a link into the cache
     path.write_bytes(whole[:-100])
-    result = command(clone, sys.executable, "-m", f"stages.{stage}", *network, check=False)
+    said = run_here(clone, stage, *network, expected=2)
     path.write_bytes(whole)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {THE_STUDENTS.export}/student_int8.onnx has hash ")
-    assert result.stderr.count("\n") == 1
+    assert said.startswith(f"error: {THE_STUDENTS.export}/student_int8.onnx has hash ")
+    assert said.count("\n") == 1
     assert snapshot(clone) == before
 
 
@@ -324,12 +275,11 @@ def test_a_student_whose_weights_are_not_numbers_is_not_exported(clone):
     content = json.loads(card.read_text())
     card.unlink()
     card.write_text(json.dumps(content | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
-    result = command(clone, sys.executable, "-m", "stages.export", STUDENT, check=False)
+    said = run_here(clone, "export", STUDENT, expected=2)
     for name in (weights, card):
         name.write_bytes(before[name.relative_to(clone).as_posix()])
-    assert result.returncode == 2
     words = f"error: {THE_STUDENTS.weights}/weights.safetensors has values of fc.weight that are not finite"
-    assert words in result.stderr
+    assert words in said
     assert snapshot(clone) == before
 
 
@@ -342,21 +292,8 @@ def test_tensorrt_asked_for_without_it_is_one_sentence_and_exit_code_2(clone, st
     params, before = clone / "params.yaml", snapshot(clone)
     text = params.read_text()
     set_params(clone, {f"{stage}.runtimes": ["onnxruntime", "tensorrt"]})
-    result = command(clone, sys.executable, "-m", f"stages.{stage}", *network, check=False)
+    said = run_here(clone, stage, *network, expected=2)
     params.write_text(text)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "tensorrt" in result.stderr
+    assert said.count("\n") == 1
+    assert "tensorrt" in said
     assert snapshot(clone) == before
-
-
-def test_a_temperature_reruns_distill_and_what_follows_and_going_back_restores_the_student(clone):
-    weights = clone / THE_STUDENTS.weights / "weights.safetensors"
-    before = weights.read_bytes()
-    set_params(clone, {"distill.temperatures.high_energy": 3.0})
-    assert stages_run(clone) == [*OF_STUDENT, "benchmark", "report"]
-    assert weights.read_bytes() != before
-    set_params(clone, {"distill.temperatures.high_energy": 2.0})
-    output = command(clone, "dvc", "repro", "distill").stdout
-    assert f"Stage '{OF_STUDENT[0]}' is cached" in output
-    assert weights.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -19,8 +18,7 @@ from pipeline.store.paths import CHECKPOINTS, DATA, ENERGY, TEACHER
 from pipeline.training.card import card_facts, checkpoint_facts
 from pipeline.training.weights import build_network, write_network
 from tests.conftest import ROOT
-from tests.e2e.test_repro import set_params, snapshot
-from tests.stages.conftest import run_program_here
+from tests.e2e.repository import run_here, set_params, snapshot
 
 pytestmark = pytest.mark.e2e
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -68,8 +66,7 @@ def prepare(folder: Path, **data: object) -> Path:
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, {"device": "cpu", **{f"data.{key}": value for key, value in data.items()}})
     (folder / "program.py").write_text(PROGRAM)
-    with contextlib.chdir(folder):
-        run_program_here("prepare")
+    run_here(folder, "prepare")
     card = read_card(folder / DATA)
     torch.manual_seed(0)
     network = build_network("resnet8", len(card.class_names), "teacher.network")

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.config import TEACHER, load_params
 from pipeline.lineage import Run
-from tests.conftest import ROOT, STUDENT, write_chain
-from tests.e2e.test_repro import set_params
+from tests.conftest import ROOT, STUDENT, made_once, write_chain
+from tests.torture.clone import set_params
 
 SMALL = {
     "data.image_size": 8,
@@ -33,18 +33,19 @@ def exported_once(tmp_path_factory) -> Path:
     from stages.export import export
     from stages.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("exported")
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copytree(ROOT / "targets/examples", folder / "targets/examples")
-    (folder / "targets/results.json").write_text("{}\n")
-    set_params(folder, SMALL)
-    with contextlib.chdir(folder):
-        params = load_params()
-        prepare(params)
-        write_chain(Run(), params)
-        for network in (STUDENT, TEACHER):
-            export(params, network)
-    return folder
+    def make(folder: Path) -> None:
+        shutil.copy(ROOT / "params.yaml", folder)
+        shutil.copytree(ROOT / "targets/examples", folder / "targets/examples")
+        (folder / "targets/results.json").write_text("{}\n")
+        set_params(folder / "params.yaml", SMALL)
+        with contextlib.chdir(folder):
+            params = load_params()
+            prepare(params)
+            write_chain(Run(), params)
+            for network in (STUDENT, TEACHER):
+                export(params, network)
+
+    return made_once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipeline.store.paths import LOGS, STUDENT_REPORTS
 from pipeline.store.paths import STUDENTS as STUDENTS_FOLDER
 from stages.common import run_program
 from tests.conftest import ROOT, loss_params
-from tests.e2e.test_repro import set_params, snapshot
+from tests.e2e.repository import set_params, snapshot
 from tests.stages.conftest import run_program_here
 
 

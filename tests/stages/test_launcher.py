@@ -20,8 +20,7 @@ from pipeline.lineage import Places
 from pipeline.store.json_files import read_json
 from pipeline.store.paths import CARD
 from tests.conftest import ROOT, STUDENT
-from tests.e2e.test_repro import set_params
-from tests.stages.conftest import run_program_here
+from tests.e2e.repository import run_here, set_params
 
 pytestmark = pytest.mark.e2e
 # one epoch at a low rate: rounding errors, which differ with the number of processes, must not grow within the test
@@ -72,12 +71,6 @@ def run(folder: Path, stage: str, *network: str, expected: int = 0) -> str:
     out, error = process.communicate(timeout=300)
     assert process.returncode == expected, out + error
     return error
-
-
-def run_here(folder: Path, stage: str, *network: str, expected: int = 0) -> str:
-    """Likewise, of a stage that runs in one process: this one."""
-    with contextlib.chdir(folder):
-        return run_program_here(stage, *network, expected=expected)
 
 
 def losses(folder: Path, network: str) -> list[float]:

@@ -19,7 +19,7 @@ from stages import benchmark, build_subset, distill, evaluate, export, report, s
 from stages.curves import sign_curves
 from stages.prepare import prepare
 from tests.conftest import STUDENT, write_chain, write_scores
-from tests.e2e.test_repro import set_params, snapshot
+from tests.e2e.repository import set_params, snapshot
 from tests.report import conftest as made_up
 
 STAGES = {

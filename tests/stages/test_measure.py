@@ -30,7 +30,7 @@ from stages.measure import measure_device
 from stages.show import show
 from stages.target import examples, target
 from tests.conftest import STUDENT
-from tests.e2e.test_repro import set_params
+from tests.e2e.repository import set_params
 from tests.report.conftest import measurement
 from tests.stages.conftest import run_program_here as run
 

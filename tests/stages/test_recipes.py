@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import load_params
 from pipeline.lineage import Run
 from tests.conftest import ROOT
-from tests.e2e.test_repro import set_params
+from tests.e2e.repository import set_params
 from tests.stages.conftest import run_program_here
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -25,7 +25,8 @@ from pipeline.store.paths import LOGS
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
 from tests.conftest import ROOT, STUDENT, squashed
-from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code, set_params, snapshot
+from tests.e2e.repository import set_params, snapshot
+from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code
 from tests.stages.conftest import run_program_here
 
 EXPORT, LOCK = Places().network(STUDENT).export, ".checkpoints/export-student.lock"
