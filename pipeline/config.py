@@ -17,6 +17,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
+    StrictFloat,
     StrictInt,
     ValidationError,
     ValidationInfo,
@@ -41,14 +43,14 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _SHORT.maxlevel = 3
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-HeldOutFraction = Annotated[float, Field(ge=0.01, le=0.5)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-BatchSize = Annotated[int, Field(ge=1, le=65536)]
-PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
+HeldOutFraction = Annotated[StrictFloat, Field(ge=0.01, le=0.5)]
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+BatchSize = Annotated[StrictInt, Field(ge=1, le=65536)]
+PositiveFraction = Annotated[StrictFloat, Field(gt=0, le=1)]
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -69,6 +71,12 @@ def _image_size(value: Any) -> Any:
     sides = value if isinstance(value, list | tuple) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and 8 <= side <= 1024 for side in sides):
         raise ValueError("it is neither a whole number of pixels from 8 to 1024 nor [height, width]; change it")
+    return value
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):  # which equals 0 or 1
+        raise ValueError("it is true or false; give a number")
     return value
 
 
@@ -104,7 +112,7 @@ class LauncherParams(Block):
 
 class PadCropParams(Block):
     name: Literal["pad"]
-    padding: Annotated[int, Field(ge=0, le=64)]
+    padding: Annotated[StrictInt, Field(ge=0, le=64)]
 
 
 class ResizedCropParams(Block):
@@ -122,9 +130,9 @@ Crop = Annotated[PadCropParams | ResizedCropParams | NoCropParams, Field(discrim
 
 class AugmentationParams(Block):
     crop: Crop
-    horizontal_flip: bool
-    vertical_flip: bool
-    quarter_turns: bool
+    horizontal_flip: StrictBool
+    vertical_flip: StrictBool
+    quarter_turns: StrictBool
     policy: Literal["none", "randaugment", "trivialaugment"]
     color_jitter: Fraction
     erasing: Fraction
@@ -145,13 +153,13 @@ class DataParams(Block):
     root: Annotated[str, Field(min_length=1)]
     storage: Literal["auto", "packed", "files"]
     image_size: ImageSize
-    channels: Literal[1, 3]
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_flag)]
     resize: ResizeName
     interpolation: Interpolation
     validation_fraction: HeldOutFraction
     test_fraction: HeldOutFraction
     max_images_per_class: Count | None
-    imbalance_factor: Annotated[float, Field(ge=1, le=10000)]
+    imbalance_factor: Annotated[StrictFloat, Field(ge=1, le=10000)]
     seed: Seed
     augmentation: AugmentationParams
 
@@ -172,24 +180,24 @@ class DataParams(Block):
 
 
 class TrainingParams(Block):
-    epochs: Annotated[int, Field(ge=1, le=10000)]
+    epochs: Annotated[StrictInt, Field(ge=1, le=10000)]
     batch_size: BatchSize
     optimizer: Annotated[str, Field(min_length=1)]
     learning_rate: Positive
-    layer_decay: Annotated[float, Field(ge=0.01, le=1)]
+    layer_decay: Annotated[StrictFloat, Field(ge=0.01, le=1)]
     momentum: Fraction
     weight_decay: NonNegative
-    decay_norms_and_biases: bool
+    decay_norms_and_biases: StrictBool
     clip_grad_norm: Positive | None
     schedule: Literal["cosine", "step"]
     milestones: list[Count]
     warmup_epochs: NonNegative
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    drop_path: Annotated[float, Field(ge=0, lt=1)]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Annotated[StrictFloat, Field(ge=0, lt=1)]
+    drop_path: Annotated[StrictFloat, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[StrictFloat, Field(ge=0, lt=1)]
     class_balance: Literal["none", "weights", "sampling"]
     freeze: Annotated[Literal["backbone"] | StrictInt, AfterValidator(_number_of_stages)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    ema_decay: Annotated[StrictFloat, Field(ge=0, lt=1)] | None
     keep: Literal["last", "best"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "on", "off"]
@@ -206,7 +214,7 @@ class TrainingParams(Block):
 
 
 Mean = list[Fraction] | None
-Std = list[Annotated[float, Field(ge=1e-3, le=1)]] | None
+Std = list[Annotated[StrictFloat, Field(ge=1e-3, le=1)]] | None
 
 
 class NormalisedParams(Block):
@@ -274,8 +282,8 @@ class TeacherParams(NetworkParams):
 
 class EnergyParams(Block):
     temperature: Positive
-    low_fraction: Annotated[float, Field(ge=0, lt=1)]
-    high_fraction: Annotated[float, Field(ge=0, lt=1)]
+    low_fraction: Annotated[StrictFloat, Field(ge=0, lt=1)]
+    high_fraction: Annotated[StrictFloat, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")
     def _groups_do_not_overlap(self) -> Self:
@@ -309,8 +317,8 @@ ViewName = Literal["clean", "mixed", "stored"]
 
 
 class SoftLabelParams(Block):
-    views: Annotated[int, Field(ge=0, le=10000)]
-    extra_views: Annotated[int, Field(ge=0, le=10000)]
+    views: Annotated[StrictInt, Field(ge=0, le=10000)]
+    extra_views: Annotated[StrictInt, Field(ge=0, le=10000)]
     view: Literal["clean", "mixed"]
     classes: Count
     teachers: list[FurtherTeacherParams]
@@ -345,8 +353,8 @@ class DkdParams(LossParams):
 
 class MlkdParams(LossParams):
     name: Literal["mlkd"]
-    low_confidence_only: bool
-    strong_view: bool
+    low_confidence_only: StrictBool
+    strong_view: StrictBool
 
 
 class DistParams(LossParams):
@@ -400,7 +408,7 @@ class TemperatureParams(Block):
 
 class DistillParams(NetworkParams):
     loss: Loss
-    logit_standardization: bool
+    logit_standardization: StrictBool
     temperatures: TemperatureParams
     assignment: Literal["sample", "view", "random"]
     sample_weight: Literal["none", "entropy"]
@@ -434,7 +442,7 @@ class DistillParams(NetworkParams):
 def _student_name(name: Any) -> str:
     if not (isinstance(name, str) and _STUDENT.fullmatch(name)):
         raise ValueError(
-            f"{_SHORT.repr(name)} cannot name a student, because it names folders and stages too; begin with a letter "
+            f"{_shown(name)} cannot name a student, because it names folders and stages too; begin with a letter "
             "a-z, and go on with a-z, 0-9, _ and -, 32 at most"
         )
     if name == TEACHER:
@@ -456,32 +464,32 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 class CalibrationParams(Block):
-    images: Annotated[int, Field(ge=8, le=10000)]
+    images: Annotated[StrictInt, Field(ge=8, le=10000)]
     selection: Literal["stratified", "random", "low_energy", "high_energy"]
     seed: Seed
 
 
 class Int8Params(Block):
     ranges: Literal["error", "minmax"]
-    rounding: bool
-    bias_correction: bool
+    rounding: StrictBool
+    bias_correction: StrictBool
     weight_bits: Literal["auto", 7, 8]
 
 
 class ParityParams(Block):
-    images: Annotated[int, Field(ge=8, le=10000)]
+    images: Annotated[StrictInt, Field(ge=8, le=10000)]
     fp32_max_abs: Positive
     max_top1_drop: Fraction
 
 
 class ExportParams(Block):
     precisions: list[Precision]
-    openvino: bool
-    tensorrt: bool
-    teacher: bool
-    batch: Annotated[int, Field(ge=1, le=4096)] | None
-    opset: Annotated[int, Field(ge=18, le=20)]
-    ir_version: Annotated[int, Field(ge=8, le=11)] | None
+    openvino: StrictBool
+    tensorrt: StrictBool
+    teacher: StrictBool
+    batch: Annotated[StrictInt, Field(ge=1, le=4096)] | None
+    opset: Annotated[StrictInt, Field(ge=18, le=20)]
+    ir_version: Annotated[StrictInt, Field(ge=8, le=11)] | None
     calibration: CalibrationParams
     int8: Int8Params
     parity: ParityParams
@@ -495,10 +503,10 @@ class ExportParams(Block):
 
 class EvaluateParams(Block):
     runtimes: Runtimes
-    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    batch_size: Annotated[StrictInt, Field(ge=1, le=4096)]
     on_device_top1: Fraction
-    many_shot_above: Annotated[int, Field(ge=0)]
-    few_shot_below: Annotated[int, Field(ge=0)]
+    many_shot_above: Annotated[StrictInt, Field(ge=0)]
+    few_shot_below: Annotated[StrictInt, Field(ge=0)]
 
     @model_validator(mode="after")
     def _shots_do_not_overlap(self) -> Self:
@@ -507,8 +515,8 @@ class EvaluateParams(Block):
         return self
 
 
-Batch = Annotated[int, Field(ge=1, le=4096)]
-Threads = Annotated[int, Field(ge=0, le=1024)]
+Batch = Annotated[StrictInt, Field(ge=1, le=4096)]
+Threads = Annotated[StrictInt, Field(ge=0, le=1024)]
 
 
 class BenchmarkParams(Block):
@@ -517,20 +525,20 @@ class BenchmarkParams(Block):
     runtimes: Runtimes
     batch_size: Batch
     threads: Threads
-    images: Annotated[int, Field(ge=1, le=100_000)]
-    timing_images: Annotated[int, Field(ge=1, le=100_000)]
-    rounds: Annotated[int, Field(ge=2, le=100)]
+    images: Annotated[StrictInt, Field(ge=1, le=100_000)]
+    timing_images: Annotated[StrictInt, Field(ge=1, le=100_000)]
+    rounds: Annotated[StrictInt, Field(ge=2, le=100)]
     warmup_seconds: NonNegative
     warmup_count: Count
     min_seconds: Positive
-    min_count: Annotated[int, Field(ge=10)]
+    min_count: Annotated[StrictInt, Field(ge=10)]
     max_seconds: Positive
-    cold_rounds: Annotated[int, Field(ge=0, le=100)]
-    memory_pass: bool
-    sustained_minutes: Annotated[float, Field(ge=0, le=240)]
+    cold_rounds: Annotated[StrictInt, Field(ge=0, le=100)]
+    memory_pass: StrictBool
+    sustained_minutes: Annotated[StrictFloat, Field(ge=0, le=240)]
     throughput: list[tuple[Batch, Threads]]
-    allow_device_tuning: bool
-    wait_minutes: Annotated[float, Field(ge=0, le=1440)]
+    allow_device_tuning: StrictBool
+    wait_minutes: Annotated[StrictFloat, Field(ge=0, le=1440)]
     seed: Seed
 
     @model_validator(mode="after")
@@ -568,7 +576,7 @@ class BudgetParams(Block):
     """The block ``budget`` of params.yaml and of each targets/<device>/device.yaml."""
 
     choose: Literal["smallest", "fastest", "most_accurate"]
-    cascades: bool
+    cascades: StrictBool
     reference: Literal["best_student", "teacher"]
     minimum_top1: Fraction | None
     max_top1_drop: Fraction | None
@@ -613,7 +621,7 @@ class Params(Block):
             _student_name(name)
             if not isinstance(changes, Mapping):
                 raise ValueError(
-                    f"{name} is {_SHORT.repr(changes)}; write `{name}: {{}}` for a student that takes everything from "
+                    f"{name} is {_shown(changes)}; write `{name}: {{}}` for a student that takes everything from "
                     "distill, or the keys that differ"
                 )
         inherited = shared.model_dump()
@@ -736,7 +744,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     names, known = _path_in(schema, first["loc"])
-    key = brief(".".join(names) or "the file")
+    key = brief(".".join(names))
+    where = f"{key}: " if key else ""  # what is wrong with several blocks names its keys itself
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     match first["type"]:
         case "extra_forbidden":
@@ -750,11 +759,19 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         case "union_tag_invalid":
             return f"{key}.name is {brief(repr(first['ctx']['tag']))}; use one of {first['ctx']['expected_tags']}{more}"
         case "value_error":
-            return f"{key}: {brief(first['ctx']['error'], 400)}{more}"
+            return f"{where}{brief(first['ctx']['error'], 400)}{more}"
         case _:
             reason = first["msg"][0].lower() + first["msg"][1:]
+            block = first["type"] in ("model_type", "model_attributes_type", "dict_type")
+            advice = "; write a block of keys" if block else f": {brief(reason, 400)}; change it"
             # shortened, because the input can be large, and with nested YAML anchors larger than any memory
-            return f"{key} is {brief(_SHORT.repr(first['input']))}: {brief(reason, 400)}; change it{more}"
+            return f"{key or 'it'} is {_shown(first['input'])}{advice}{more}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, shortened."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else brief(_SHORT.repr(value))
 
 
 def _path_in(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

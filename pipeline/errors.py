@@ -1,5 +1,8 @@
 """The errors a user can meet. Each message is one sentence that says what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EnergyKDError(Exception):
     """Base of all errors caused by input, not by a defect; a stage prints the message and exits with code 2."""
@@ -47,3 +50,12 @@ class ExportError(EnergyKDError):
 
 class BudgetError(EnergyKDError):
     """No exported file is within the budget."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Messages of errors that are raised in the block begin with ``where``, for code that does not know it."""
+    try:
+        yield
+    except EnergyKDError as error:
+        raise type(error)(f"{where}{error}") from None

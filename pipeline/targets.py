@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from filelock import FileLock
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import BenchmarkParams, Block, BudgetParams, Positive, read_yaml, validated
 from pipeline.errors import DataError, ParamsError
@@ -28,11 +28,11 @@ class AddressParams(Block):
 
     transport: Literal["ssh", "local"]
     host: str | None
-    port: int | None
+    port: StrictInt | None
     ssh_config: Annotated[str, Field(min_length=1)] | None
     python: str | None
     folder: str
-    connect_timeout_seconds: Annotated[float, Field(gt=0, le=600)]
+    connect_timeout_seconds: Annotated[StrictFloat, Field(gt=0, le=600)]
 
     @model_validator(mode="after")
     def _is_an_address(self) -> Self:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -15,6 +16,7 @@ from voluptuous import Invalid
 from pipeline.store.lock import is_dvc
 from pipeline.store.paths import TARGETS
 
+LOCKFILE = Path("dvc.lock")
 _TEMPORARY = Path(".dvc/tmp")
 _USERS = _TEMPORARY / "rwlock"
 
@@ -31,8 +33,8 @@ def repair_dvc_files() -> None:
                 # dvc drops the entries of a killed dvc, unless another program has its process id by now
                 _USERS.unlink()
     with _locked(_TEMPORARY / "lock") as free:
-        for path in (Path("dvc.lock"), *sorted(TARGETS.glob("*/dvc.lock"))):
-            if free and path.exists() and not _is_lockfile(path):
+        for path in (LOCKFILE, *sorted(TARGETS.glob("*/dvc.lock"))):
+            if free and path.exists() and _read_lockfile(path) is None:
                 aside = _TEMPORARY / f"{'_'.join(path.parts)}.damaged"
                 path.replace(aside)
                 logging.warning(
@@ -68,9 +70,18 @@ def _users() -> set[int] | None:
         return None
 
 
-def _is_lockfile(path: Path) -> bool:
+def outputs_of_lockfile() -> set[Path]:
+    """The outputs that dvc.lock lists, also those of stages that dvc.yaml has no more; dvc has them in its cache."""
+    lockfile = _read_lockfile(LOCKFILE) if LOCKFILE.exists() else None
+    stages = (lockfile or {}).get("stages", {}).values()
+    return {Path(out["path"]) for stage in stages for out in stage.get("outs", [])}
+
+
+def _read_lockfile(path: Path) -> dict[str, Any] | None:
+    """The content of a dvc.lock; None if it is damaged."""
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        content: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        COMPILED_LOCKFILE_SCHEMA(content)
     except (ValueError, YAMLError, Invalid):
-        return False
-    return True
+        return None
+    return content

@@ -140,7 +140,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("distill", "loss"), {"ce_weight": 1.0}, "distill.loss.name is missing"),
         (("seed",), -1, "seed is -1"),
         (("export", "batch"), 4, "export.batch is 4, but benchmark.batch_size is 1; make them equal"),
-        (("data",), None, "data is None"),
+        (("data",), None, "data is null; write a block of keys"),
         (("benchmark", "images"), 0, "benchmark.images is 0"),
         (("benchmark", "timing_images"), 257, "benchmark: timing_images is above images"),
         (("benchmark", "cold_rounds"), -1, "benchmark.cold_rounds is -1"),
@@ -150,11 +150,27 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_missing(tmp_
         (("benchmark", "throughput"), [[8]], "benchmark.throughput"),
         (("benchmark", "throughput"), 8, "benchmark.throughput is 8"),
         (("benchmark", "wait_minutes"), 1441, "benchmark.wait_minutes is 1441"),
-        (("benchmark", "allow_device_tuning"), None, "benchmark.allow_device_tuning is None"),
+        (("benchmark", "allow_device_tuning"), None, "benchmark.allow_device_tuning is null"),
+        (("teacher", "training"), 3, "teacher.training is 3; write a block of keys"),
+        (("distill", "training", "epochs"), "3", "distill.training.epochs is '3': input should be a valid integer"),
+        (("distill", "training", "epochs"), True, "distill.training.epochs is true: input should be a valid integer"),
+        (("distill", "training", "epochs"), 3.0, "distill.training.epochs is 3.0: input should be a valid integer"),
+        (("distill", "training", "learning_rate"), "0.1", "distill.training.learning_rate is '0.1': input should be a"),
+        (("distill", "training", "learning_rate"), True, "distill.training.learning_rate is true: input should be a"),
+        (("distill", "logit_standardization"), "yes", "distill.logit_standardization is 'yes': input should be a"),
+        (("export", "teacher"), 1, "export.teacher is 1: input should be a valid boolean"),
+        (("data", "channels"), True, "data.channels: it is true or false; give a number"),
+        (("distill", "mean"), ["0.5"], "distill.mean.0 is '0.5': input should be a valid number"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path, keys, value, words):
     assert words in message_of(changed(tmp_path, *keys, value=value))
+
+
+def test_a_whole_number_is_a_number(tmp_path):
+    assert load_params(changed(tmp_path, "distill", "training", "learning_rate", value=1)).distill.training == (
+        load_params(changed(tmp_path, "distill", "training", "learning_rate", value=1.0)).distill.training
+    )
 
 
 @pytest.mark.parametrize("size", [8, 1024, [8, 1024]])
@@ -325,9 +341,16 @@ def test_the_parameters_of_a_student_are_those_of_all_with_its_block_for_distill
 NO_NAME = "cannot name a student, because it names folders and stages too; begin with a letter a-z"
 
 
-@pytest.mark.parametrize("name", ["a b", 1, True, None, "", "..", "x@y", "a.b", "A", "-a", "é", "a\n", "a" * 33])
-def test_what_cannot_name_a_student_is_refused(tmp_path, name):
-    assert f"students: {name!r} {NO_NAME}" in message_of(with_students(tmp_path, {"small": {}, name: {}}))
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        *((name, repr(name)) for name in ("a b", 1, "", "..", "x@y", "a.b", "A", "-a", "é", "a\n", "a" * 33)),
+        (True, "true"),
+        (None, "null"),
+    ],
+)
+def test_what_cannot_name_a_student_is_refused(tmp_path, name, shown):
+    assert f"students: {shown} {NO_NAME}" in message_of(with_students(tmp_path, {"small": {}, name: {}}))
 
 
 def test_names_of_students_have_up_to_32_characters_and_are_not_that_of_the_teacher(tmp_path):
@@ -346,11 +369,11 @@ NO_STUDENT = "students: it must name one student or more, for example `student: 
         ({}, NO_STUDENT),
         (None, NO_STUDENT),
         (["small"], NO_STUDENT),
-        ({"small": None}, "students: small is None; write `small: {}` for a student that takes everything from"),
+        ({"small": None}, "students: small is null; write `small: {}` for a student that takes everything from"),
         ({"small": ["resnet8"]}, "students: small is ['resnet8']; write `small: {}`"),
         ({"a": {}, "b": {}, "c": {"netwrk": "resnet8"}}, "students.c.netwrk is not a known key; did you mean network?"),
         ({"small": {1: 2}}, "students.small.1 is 1: keys should be strings"),
-        ({"small": {"training": 3}}, "students.small.training is 3"),
+        ({"small": {"training": 3}}, "students.small.training is 3; write a block of keys"),
         ({"small": {"training": {"epochs": "many"}}}, "students.small.training.epochs is 'many'"),
         (
             {"small": {"training": {"epohs": 3}}},
@@ -362,7 +385,7 @@ NO_STUDENT = "students: it must name one student or more, for example `student: 
         ({"small": {"mean": [0.5] * 3}}, "students.small: mean and std belong together"),
         (
             {"a": {}, "small": {"mean": [0.5], "std": [0.5]}},
-            "students.small.mean has 1 numbers, but data.channels is 3",
+            "params.yaml: students.small.mean has 1 numbers, but data.channels is 3",
         ),
         ({"small": {"training": {"milestones": [3]}}}, "students.small.training: milestones belong to schedule step"),
     ],

@@ -33,6 +33,7 @@ from pipeline.distillation.mixing import MIXES, companion_size
 from pipeline.distillation.objective import Companion, DistillationObjective, DistillationStep
 from pipeline.energy.groups import EnergyGroups
 from pipeline.energy.temperatures import Temperatures, certainty_temperatures, group_temperatures
+from pipeline.errors import located
 from pipeline.lineage import Run
 from pipeline.soft_labels.storing import check_soft_labels
 from pipeline.soft_labels.table import Answers, SoftLabels
@@ -87,7 +88,8 @@ def check_networks(params: Params, num_classes: int, image: ImageFormat) -> dict
         student = initial_network(distill, block, num_classes, image.shape).network
         weights.check_runs(student, f"{block}.network", num_classes, image.shape)
         check_trainable(student, distill.training, f"{block}.training", image.shape)
-        make_loss(distill, student, teacher, image.shape)
+        with located(f"params.yaml: {block}."):
+            make_loss(distill, student, teacher, image.shape)
         sizes[name] = NetworkSize.of(student, image)
     return sizes
 
@@ -213,7 +215,8 @@ def trained_student(run: Run, name: str, params: Params, session: Session) -> It
     key_parts: dict[str, Any] = {**choices, **lineage, "views": params.data.augmentation.model_dump(mode="json")}
     key_parts |= {"seed": params.seed, "data": data.fingerprint, "normalisation": normalisation}
     with session.checkpoint("student", key_parts, name) as checkpoint:
-        records = session.watched(train_student(student, teacher, scored, validation, params, session, checkpoint))
+        epochs = train_student(student, teacher, scored, validation, params, session, checkpoint, name, block)
+        records = session.watched(epochs)
         facts = card_facts("student", params.distill.network, data, lineage, normalisation)
         facts |= training_facts(records, params.seed, params.distill.training.keep)
         yield TrainedStudent(student, records, facts | choices, checkpoint)
@@ -227,8 +230,13 @@ def train_student(
     params: Params,
     session: Session,
     checkpoint: Checkpoint | None = None,
+    name: str = "student",
+    block: str = "distill",
 ) -> Iterator[EpochRecord]:
     """Train ``student`` in place under ``params.distill`` and ``params.heda``; ``params.seed`` decides every draw.
+
+    Args:
+        name, block: of the student, and where ``params.distill`` stands in params.yaml, for messages.
 
     Raises:
         TrainingError: as of :func:`pipeline.training.loop.train`.
@@ -236,7 +244,9 @@ def train_student(
             certainty of this teacher.
     """
     images, world = scored.images, session.world
-    base = make_loss(params.distill, student, teacher, images.shape)
+    with located(f"params.yaml: {block}."):
+        base = make_loss(params.distill, student, teacher, images.shape)
+        temperatures = scored.temperatures(params.distill, params.seed)
     training = params.distill.training
     if base.reads_features:  # by hooks, which a compiled network does not run
         training = training.model_copy(update={"compile": "off"})
@@ -245,7 +255,7 @@ def train_student(
     objective = DistillationObjective(
         teacher,
         base,
-        scored.temperatures(params.distill, params.seed),
+        temperatures,
         params.distill,
         params.heda,
         CrossEntropy.of(images.labels, training),
@@ -277,7 +287,7 @@ def train_student(
 
     with base.reading_features():
         trained = _StudentWithConnectors(student, base) if base.reads_features else student
-        task = Task(student, epoch_steps, steps, objective, validate, params.seed, [teacher])
+        task = Task(student, epoch_steps, steps, objective, validate, params.seed, name, block, [teacher])
         yield from train(trained, task, training, session, checkpoint)
 
 

@@ -68,13 +68,14 @@ def certainty_temperatures(stored: Tensor, energy_temperature: float, params: Te
         energy_temperature: T_E > 0 of the scores.
 
     Raises:
-        ParamsError: the mean certainty is not positive, so nothing can be in proportion to it.
+        ParamsError: the mean certainty is not positive, so nothing can be in proportion to it; names the key in the
+            block of a student.
     """
     mean = float(stored.double().mean())
     if not mean > 0:
         advice = "set it to max_logit" if params.of == "energy" else "use another teacher"
         raise ParamsError(
-            f"params.yaml: distill.temperatures.of is {params.of}, but the training images have a mean certainty of "
+            f"temperatures.of is {params.of}, but the training images have a mean certainty of "
             f"{mean:g} by it, and temperatures can follow only one above 0; {advice}, or mode to groups"
         )
     limits = params.limits

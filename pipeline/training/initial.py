@@ -17,7 +17,7 @@ from pipeline.config import (
     TeacherParams,
 )
 from pipeline.data.normalisation import Normalisation
-from pipeline.errors import CheckpointError, ParamsError
+from pipeline.errors import CheckpointError, ParamsError, located
 from pipeline.portable.files import sha256_file
 from pipeline.store.documents import DataCard, Shape
 from pipeline.training.session import Session
@@ -70,17 +70,18 @@ def initial_network(params: NetworkParams, block: str, num_classes: int, shape: 
             )
         return Initial(network, given, {})
     resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=shape[1:])
-    if params.initial_weights == PRETRAINED:
-        try:
-            state = libraries.pretrained(params.network)
-        except libraries.NoWeightsError as error:
-            raise CheckpointError(f"params.yaml: {block}.initial_weights: {error}") from None
-        load_tensors(network, state, params.network, new_classes=num_classes, resample=resample)
-        sha256 = state_sha256(state)
-    else:
-        path = Path(params.initial_weights)
-        load_pretrained(network, path, entry=params.checkpoint_entry, new_classes=num_classes, resample=resample)
-        sha256 = sha256_file(path)
+    with located(f"params.yaml: {block}.initial_weights: "):
+        if params.initial_weights == PRETRAINED:
+            try:
+                state = libraries.pretrained(params.network)
+            except libraries.NoWeightsError as error:
+                raise CheckpointError(str(error)) from None
+            load_tensors(network, state, params.network, new_classes=num_classes, resample=resample)
+            sha256 = state_sha256(state)
+        else:
+            path = Path(params.initial_weights)
+            load_pretrained(network, path, entry=params.checkpoint_entry, new_classes=num_classes, resample=resample)
+            sha256 = sha256_file(path)
     return Initial(network, given or library_normalisation(params.network, shape[0]), {"initial_weights": sha256})
 
 
@@ -90,7 +91,8 @@ def given_teacher(
     """The teacher with the weights of ``params.checkpoint``, which must fit; errors as of :func:`initial_network`."""
     network = build_network(params.network, num_classes, f"{block}.network", shape)
     resample = partial(libraries.resampled, params.network, num_classes=num_classes, image_size=shape[1:])
-    load_pretrained(network, Path(str(params.checkpoint)), entry=params.checkpoint_entry, resample=resample)
+    with located(f"params.yaml: {block}.checkpoint: "):
+        load_pretrained(network, Path(str(params.checkpoint)), entry=params.checkpoint_entry, resample=resample)
     return network
 
 

@@ -13,7 +13,7 @@ from pipeline.compute.device import autocast, bf16_conv_workaround, fastest_kern
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, PER_PROCESS, stream_seed
 from pipeline.compute.sync_batch_norm import synchronised_batch_norm
-from pipeline.config import TrainingParams
+from pipeline.config import TEACHER, TrainingParams
 from pipeline.data.loader import Batch, Images, steps_per_epoch, view_batches
 from pipeline.errors import TrainingError
 from pipeline.training.card import EpochRecord
@@ -29,7 +29,6 @@ from pipeline.training.task import S, Task
 
 # all predictions may be one class for so long after the warmup, or for a tenth of the epochs if that is longer
 _PATIENCE_EPOCHS, _PATIENCE_STEPS = 3, 100
-_REMEDY = "lower training.learning_rate or lengthen training.warmup_epochs in params.yaml"
 
 
 def train(
@@ -56,10 +55,16 @@ def train(
     if params.keep == "best" and checkpoint is None:
         raise ValueError("the best epoch is kept in a checkpoint, but there is none")
     if params.precision == "bf16" and not has_bf16(session.device):
-        logging.warning("training.precision is bf16, which this processor emulates: many times slower than auto")
+        logging.warning(
+            "%s: %s.training.precision is bf16, which this processor emulates: many times slower than auto",
+            task.name,
+            task.block,
+        )
     if params.warmup_epochs >= params.epochs and session.world.is_main:
         logging.warning(
-            "training.warmup_epochs is not below training.epochs, so the learning rate never reaches its peak"
+            "%s: %s.training.warmup_epochs is not below epochs, so the learning rate never reaches its peak",
+            task.name,
+            task.block,
         )
     network.to(session.device).to(memory_format=torch.channels_last)
     with frozen(task.kept, params.freeze):
@@ -117,12 +122,12 @@ def _further_epochs(
                     session.on_step()
             # checked once per epoch: reading the loss in each step would leave the GPU idle
             losses = world.total(losses) / world.size
-            _check_finite(losses, network, indices, params, epoch, world)
+            _check_finite(losses, network, indices, task, params, epoch, world)
             seconds = time.perf_counter() - started
             found = task.validate(validated)
             means = float(losses.mean()), found.top1, rate, seconds, found.constant
             records.append(EpochRecord(epoch, *means, passes.precision, passes.compiled))
-            _check_collapse(records, indices, params, world)
+            _check_collapse(records, indices, task, params, world)
             if checkpoint is not None and world.is_main:
                 checkpoint.offer(state, records, last=epoch == params.epochs - 1, best=best)
             yield records[-1]
@@ -158,12 +163,19 @@ def train_classifier(
     def validate(network: nn.Module) -> Predictions:
         return predict(network, validation, session.world)
 
-    task = Task(network, epoch_steps, steps_per_epoch(len(images), params.batch_size), objective, validate, seed)
+    steps = steps_per_epoch(len(images), params.batch_size)
+    task = Task(network, epoch_steps, steps, objective, validate, seed, TEACHER, TEACHER)
     return train(network, task, params, session, checkpoint)
 
 
 def _check_finite(
-    losses: Tensor, network: nn.Module, indices: list[Tensor], params: TrainingParams, epoch: int, world: World
+    losses: Tensor,
+    network: nn.Module,
+    indices: list[Tensor],
+    task: Task[S],
+    params: TrainingParams,
+    epoch: int,
+    world: World,
 ) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten()
     # weights that are not finite make the next step's loss not finite too, but the last step has no next one
@@ -172,7 +184,7 @@ def _check_finite(
         step, what = int(bad[0]), "the loss"
     if what is not None:
         place = _place(step, indices, params, epoch, world)
-        raise TrainingError(f"{what} was not finite at {place}; {_REMEDY}")
+        raise TrainingError(f"{task.name}: {what} was not finite at {place}; {_remedy(task)}")
 
 
 def _not_finite(network: nn.Module) -> str | None:
@@ -182,7 +194,9 @@ def _not_finite(network: nn.Module) -> str | None:
     return next((f"the tensor {name}" for name, fine in zip(state, finite, strict=True) if not fine), None)
 
 
-def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: TrainingParams, world: World) -> None:
+def _check_collapse(
+    records: list[EpochRecord], indices: list[Tensor], task: Task[S], params: TrainingParams, world: World
+) -> None:
     """Refuse a network that predicts one class for all images; a healthy one may do so in its first epochs."""
     epoch = records[-1].epoch
     alike = len(list(takewhile(lambda record: record.constant is not None, reversed(records))))
@@ -191,13 +205,19 @@ def _check_collapse(records: list[EpochRecord], indices: list[Tensor], params: T
     last = epoch == params.epochs - 1
     if alike < patience and not (alike and last):
         return
+    place = _place(len(indices) - 1, indices, params, epoch, world)
     collapse = (
-        f"the network has collapsed: it predicts one class for all validation images (now {records[-1].constant}) "
-        f"since epoch {epoch - alike + 1}, seen after {_place(len(indices) - 1, indices, params, epoch, world)}"
+        f"{task.name}: the network has collapsed: it predicts one class for all validation images (now "
+        f"{records[-1].constant}) since epoch {epoch - alike + 1}, seen after {place}"
     )
     if params.epochs >= patience:
-        raise TrainingError(f"{collapse}; {_REMEDY}")
-    logging.warning("%s; raise training.epochs in params.yaml", collapse)
+        raise TrainingError(f"{collapse}; {_remedy(task)}")
+    logging.warning("%s; raise %s.training.epochs in params.yaml", collapse, task.block)
+
+
+def _remedy(task: Task[S]) -> str:
+    training = f"{task.block}.training"
+    return f"lower {training}.learning_rate or lengthen {training}.warmup_epochs in params.yaml"
 
 
 def _place(step: int, indices: list[Tensor], params: TrainingParams, epoch: int, world: World) -> str:

@@ -32,6 +32,7 @@ class Task(Generic[S]):
         objective: the scalar to minimise, from network, step and epoch.
         validate: predictions of a network like ``kept`` for the validation images.
         seed: with the number of the epoch, it decides every random draw of the epoch.
+        name, block: of what is trained, and where its parameters stand in params.yaml, for messages.
         frozen: further networks in the objective, whose passes are compiled where those of the trained one are.
     """
 
@@ -41,4 +42,6 @@ class Task(Generic[S]):
     objective: Callable[[nn.Module, S, int], Tensor]
     validate: Callable[[nn.Module], Predictions]
     seed: int
+    name: str
+    block: str
     frozen: Sequence[nn.Module] = ()

@@ -129,7 +129,8 @@ def test_a_failed_trial_is_named_with_its_log_and_the_others_are_kept(make_study
     diverging = {"distill": {"training": QUICK | {"learning_rate": 1e30, "warmup_epochs": 0.0}}}
     study = make_study(seeds=[0], arms={"diverges": diverging, "KD": {}})
     with pytest.raises(
-        TrainingError, match=r"1 of 2 runs failed.*arm 'diverges' seed 0: the loss was not finite.*; its log is "
+        TrainingError,
+        match=r"1 of 2 runs failed.*arm 'diverges' seed 0: student: the loss was not finite.*; its log is ",
     ) as caught:
         run_study(study, root, 2)
     assert finished(study, root) == [False, True]

@@ -202,8 +202,14 @@ def test_students_are_made_at_the_same_time_and_each_only_once(tiny_run, quick, 
     ("changes", "words"),
     [
         ({"network": "vgg8x"}, r"students\.small\.network: There is no network vgg8x"),
-        ({"initial_weights": "none.pth"}, "none.pth"),
-        ({"loss": loss_params("at", student_stages=["layer9"], teacher_stages=["layer9"])}, "layer9"),
+        (
+            {"initial_weights": "none.pth"},
+            r"^params\.yaml: students\.small\.initial_weights: checkpoint none\.pth does not",
+        ),
+        (
+            {"loss": loss_params("at", student_stages=["layer9"], teacher_stages=["layer9"])},
+            r"^params\.yaml: students\.small\.loss: ResNet has no submodule \"layer9\"",
+        ),
     ],
 )
 def test_every_student_is_built_before_anything_is_trained(tiny_run, quick, changes, words):

@@ -146,6 +146,24 @@ def test_continuous_temperatures_are_assigned_in_three_ways_and_equal_limits_mak
     assert len({trained(assignment, 4.0, 4.0, student="own") for assignment in ways}) == 1
 
 
+def test_temperatures_that_cannot_follow_the_teacher_are_named_in_the_entry_of_the_student(params):
+    continuous = params.distill.temperatures.model_copy(update={"mode": "continuous", "of": "energy"})
+    split = replace(scored(images(48)), certainty=-torch.ones(48))
+    wanted = settings(params, temperatures=continuous)
+    epochs = train_student(
+        build("resnet8", 1),
+        build("resnet8", 2),
+        split,
+        images(16),
+        wanted,
+        Session(CPU),
+        name="wide",
+        block="students.wide",
+    )
+    with pytest.raises(ParamsError, match=r"^params\.yaml: students\.wide\.temperatures\.of is energy, but"):
+        list(epochs)
+
+
 def test_the_entropy_weight_changes_the_student(params):
     students = []
     for weight in ("none", "entropy"):

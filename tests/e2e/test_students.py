@@ -51,7 +51,7 @@ def test_git_and_dvc_put_no_file_of_their_own_beside_outputs(finished):
 
 
 def test_what_a_student_left_that_is_not_listed_makes_nothing_run_once_check_has_removed_it(finished):
-    left = finished / folders("left")[0] / "network/weights.safetensors"
+    left = finished / folders("left")[0] / "export/export.json"
     left.parent.mkdir(parents=True)
     left.touch()
     assert changed_stages(finished) == {"benchmark", "report"}
@@ -77,7 +77,8 @@ def test_a_student_that_fails_stops_no_changed_one(finished_once, own_home, tmp_
     assert stages_in(failed.stdout) == [*of("wild")[:1], *of(LARGE)]
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "error: the loss was not finite at epoch 0" in errors[0]
+    assert "error: wild: the loss was not finite at epoch 0" in errors[0]
+    assert "lower students.wild.training.learning_rate" in errors[0]
     assert changed_stages(mine) == {*of("wild"), "benchmark", "report"}
     assert files_of(mine, LARGE) != before[LARGE]
     assert files_of(mine, STUDENT) == before[STUDENT]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -301,6 +302,12 @@ def test_a_student_that_is_not_there(workspace, name):
 
 
 @pytest.mark.parametrize("stage", ["distill", "export", "evaluate"])
+def test_a_student_whose_name_cannot_be_one(workspace, stage):
+    set_params(workspace, {"students": {"a b": {}}})
+    assert "params.yaml: students: 'a b' cannot name a student" in sentence(workspace, stage, "a b")
+
+
+@pytest.mark.parametrize("stage", ["distill", "export", "evaluate"])
 def test_a_stage_of_students_needs_a_name(workspace, stage):
     before = snapshot(workspace)
     said = run(workspace, stage)
@@ -311,11 +318,15 @@ def test_a_stage_of_students_needs_a_name(workspace, stage):
 
 @pytest.fixture
 def with_old_student(workspace) -> Path:
-    """Two students lie there, of which params.yaml names one."""
+    """Two students lie there, of which params.yaml names one, and dvc.lock lists the outputs of both."""
+    outs = []
     for name in ("student", "old"):
         for folder in (STUDENTS_FOLDER / name / "network", STUDENT_REPORTS / name / "curves"):
             (workspace / folder).mkdir(parents=True)
             (workspace / folder / "file").touch()
+            outs.append({"path": folder.as_posix(), "md5": "0" * 32})
+    lock = {"schema": "2.0", "stages": {"distill@old": {"cmd": "python -m stages.distill old", "outs": outs}}}
+    (workspace / "dvc.lock").write_text(json.dumps(lock))
     return workspace
 
 
@@ -327,6 +338,37 @@ def test_the_folders_of_a_student_that_is_not_listed_any_more_are_removed_by_che
         assert not (with_old_student / folder).exists()
     assert snapshot(with_old_student) == {path: value for path, value in before.items() if "/old/" not in path}
     assert "is removed" not in run(with_old_student, "check", expected=0)
+
+
+def test_what_is_left_of_a_training_that_failed_is_removed_without_a_promise(with_old_student):
+    failed = with_old_student / STUDENT_REPORTS / "failed/curves"
+    failed.mkdir(parents=True)
+    said = run(with_old_student, "check", expected=0)
+    assert f"{STUDENT_REPORTS}/failed is removed, because params.yaml has no such student\n" in said
+    assert not failed.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        STUDENTS_FOLDER / "byhand/network",
+        STUDENTS_FOLDER / "old/notes.md",
+        STUDENTS_FOLDER / "notes/a.txt",
+        STUDENT_REPORTS / "todo.md",
+    ],
+    ids=str,
+)
+def test_what_dvc_cannot_restore_is_left_and_named(with_old_student, path):
+    """A network that was trained by hand, and files of the user."""
+    file = with_old_student / path / "weights" if path.name == "network" else with_old_student / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    said = run(with_old_student, "check", expected=0)
+    root = STUDENT_REPORTS if path.name == "todo.md" else STUDENTS_FOLDER
+    assert f"{path} belongs to no student of params.yaml, and DVC cannot restore it, so it is left" in said
+    assert f"move it out of {root}, or remove it" in said
+    assert file.read_text() == "mine"
+    assert (with_old_student / STUDENTS_FOLDER / "old/network").exists() == (path.parent.name == "old")
 
 
 def test_no_folder_is_removed_while_something_else_is_wrong(with_old_student):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -91,10 +92,17 @@ def test_a_stage_depends_on_the_packages_that_decide_its_numbers_and_no_other(st
 @pytest.mark.parametrize("stage", GRAPH)
 def test_a_stage_is_the_program_of_its_name_for_each_student_or_the_teacher(stage):
     program = OF_TEACHER.get(stage, stage)
-    network = {**dict.fromkeys(OF_STUDENTS, f" {STUDENT}"), **dict.fromkeys(OF_TEACHER, " teacher")}.get(stage, "")
+    network = {**dict.fromkeys(OF_STUDENTS, f" '{STUDENT}'"), **dict.fromkeys(OF_TEACHER, " teacher")}.get(stage, "")
     assert GRAPH[stage]["cmd"] == f"python -m stages.{program}{network}"
     assert (ROOT / "stages" / f"{program}.py").exists()
     assert GRAPH[stage].get("matrix") == ({"student": "${students}"} if stage in OF_STUDENTS else None)
+
+
+@pytest.mark.parametrize("stage", OF_STUDENTS)
+def test_a_name_reaches_the_stage_as_one_word(stage):
+    """So that the stage refuses it in one sentence, and the shell runs nothing in it."""
+    for name in ("a b", "$(touch owned)", "a;b"):
+        assert shlex.split(GRAPH[stage]["cmd"].replace(STUDENT, name))[3:] == [name]
 
 
 def test_the_stages_of_the_teacher_depend_on_its_files_as_those_of_a_student_do_on_its_own():

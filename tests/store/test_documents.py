@@ -57,7 +57,7 @@ def test_another_format_is_refused_before_all_else(tmp_path, value):
         ({"rows": [{"name": "a", "top1": 1.5}]}, "rows.0.top1 is 1.5: input should be less than or equal to 1"),
         ({"rows": [{"name": "a", "top1": "0.5"}]}, "rows.0.top1 is '0.5': input should be a valid number"),
         ({"rows": [{"name": "\x1b[2J", "top1": 0.5}]}, "rows.0.name: it has characters that cannot be shown"),
-        ({"rows": None}, "rows is None"),
+        ({"rows": None}, "rows is null"),
         ({"sha256": "0" * 63}, "sha256 is '000"),
     ],
 )

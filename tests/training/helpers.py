@@ -65,7 +65,7 @@ def run(
     **changes: Any,
 ) -> list[EpochRecord]:
     usual: dict[str, Any] = {"kept": student, "epoch_steps": batches, "steps": STEPS, "objective": cross_entropy}
-    usual |= {"validate": mixed, "seed": 0}
+    usual |= {"validate": mixed, "seed": 0, "name": "hot", "block": "students.hot"}
     return session.watched(train(student, Task(**usual | changes), training or settings(params), session, checkpoint))
 
 

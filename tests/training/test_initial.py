@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_positions_of_attention_networks_are_resampled_to_the_image_size(name, s
 def test_a_tag_without_its_weights_is_refused(teacher):
     with pytest.raises(ParamsError, match=r"teacher\.network timm:resnet18\.a1_in1k names the weights a1_in1k, but "):
         initial_network(changed(teacher, network="timm:resnet18.a1_in1k"), "teacher", 5, SHAPE)
+
+
+def test_weights_that_cannot_be_loaded_are_named_by_their_key(teacher, tmp_path):
+    path = saved(tmp_path / "a.safetensors", "resnet14", 5)
+    wide = changed(teacher, network="resnet8", initial_weights=str(path))
+    with pytest.raises(CheckpointError, match=rf"^params\.yaml: students\.wide\.initial_weights: {path} is not a"):
+        initial_network(wide, "students.wide", 5, SHAPE)
+    given = changed(teacher, network="resnet8", checkpoint=str(path))
+    for block in ("teacher", "soft_labels.teachers[0]"):
+        words = re.escape(f"params.yaml: {block}.checkpoint: {path} is not a")
+        with pytest.raises(CheckpointError, match=words):
+            given_teacher(given, 5, SHAPE, block)
 
 
 def test_networks_without_pretrained_weights_are_refused(teacher):

@@ -86,7 +86,11 @@ def test_weights_that_the_last_step_made_infinite_are_named(params):
         loss = F.cross_entropy(student(batch.images), batch.labels)
         return Overflow.apply(loss) if epoch == 1 and int(batch.index[0]) == 8 * (STEPS - 1) else loss
 
-    with pytest.raises(TrainingError, match=r"tensor 0\.weight was not finite at epoch 1 step 2 \(.*samples 16, 17"):
+    words = (
+        r"^hot: the tensor 0\.weight was not finite at epoch 1 step 2 \(.*samples 16, 17.*; lower "
+        r"students\.hot\.training\.learning_rate or lengthen students\.hot\.training\.warmup_epochs in params\.yaml$"
+    )
+    with pytest.raises(TrainingError, match=words):
         run(params, network(1), objective=objective)
 
 
@@ -108,9 +112,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.usefixtures("impatient")
 def test_a_network_that_predicts_one_class_at_the_end_has_collapsed(params):
-    words = (
-        r"one class for all validation images \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning .* 16, 17"
-    )
+    words = r"^hot: .* one class for all .* \(now 2\) since epoch 3, seen after epoch 3 step 2 \(learning .* 16, 17"
     with pytest.raises(TrainingError, match=words):
         run(params, network(1), validate=collapsed_after(3))
 
@@ -118,7 +120,7 @@ def test_a_network_that_predicts_one_class_at_the_end_has_collapsed(params):
 def test_a_network_that_was_hardly_trained_may_predict_one_class(params, caplog):
     run(params, network(1), settings(params, epochs=30), validate=collapsed_after(0))
     assert "one class for all validation images (now 2) since epoch 0" in caplog.text
-    assert "raise training.epochs" in caplog.text
+    assert "raise students.hot.training.epochs in params.yaml" in caplog.text
 
 
 @pytest.mark.usefixtures("impatient")
@@ -174,7 +176,7 @@ def test_emulated_bf16_is_told(params, caplog, monkeypatch, precision, native, w
 @pytest.mark.parametrize(("warmup", "warned"), [(1.0, True), (0.5, False)])
 def test_a_learning_rate_that_never_reaches_its_peak_is_told(params, caplog, warmup, warned):
     run(params, network(1), settings(params, epochs=1, warmup_epochs=warmup))
-    assert ("the learning rate never reaches its peak" in caplog.text) is warned
+    assert ("hot: students.hot.training.warmup_epochs is not below epochs" in caplog.text) is warned
 
 
 @pytest.fixture

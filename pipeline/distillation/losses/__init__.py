@@ -29,5 +29,5 @@ LOSSES: dict[str, type[BaseLoss]] = {
 
 
 def make_loss(params: DistillParams, student: nn.Module, teacher: nn.Module, shape: Shape) -> BaseLoss:
-    """The base loss that ``params.loss`` asks for; errors as of its class."""
+    """The base loss that ``params.loss`` asks for; errors as of its class, which name keys of ``params``."""
     return LOSSES[params.loss.name](params, student, teacher, shape)

@@ -48,7 +48,7 @@ class FeatureLoss(BaseLoss):
         ]
         if len(stages[0]) != len(stages[1]):
             raise ParamsError(
-                f"params.yaml: distill.loss: the student has {len(stages[0])} stages ({', '.join(stages[0])}) and the "
+                f"loss: the student has {len(stages[0])} stages ({', '.join(stages[0])}) and the "
                 f"teacher {len(stages[1])} ({', '.join(stages[1])}); name equally many of both"
             )
         if self.params.name == "fitnet":
@@ -58,7 +58,7 @@ class FeatureLoss(BaseLoss):
             self._student_tap, self._teacher_tap = FeatureTap(student, stages[0]), FeatureTap(teacher, stages[1])
             maps = _map_shapes(student, stages[0], shape), _map_shapes(teacher, stages[1], shape)
         except ValueError as error:
-            raise ParamsError(f"params.yaml: distill.loss: {error}") from None
+            raise ParamsError(f"loss: {error}") from None
         self.loss = FEATURE_LOSSES[self.params.name](*([channels for channels, *_ in shapes] for shapes in maps))
         if params.training.batch_size == 1:
             _check_single_images(self.loss, *([torch.zeros(1, *map_shape) for map_shape in shapes] for shapes in maps))
@@ -83,7 +83,7 @@ def _stages(role: str, network: nn.Module, given: Sequence[str] | None) -> Seque
     names = given or models.stage_names(network)
     if not names:
         raise ParamsError(
-            f"params.yaml: distill.loss.{role}_stages is needed, because {type(network).__name__} declares no stages; "
+            f"loss.{role}_stages is needed, because {type(network).__name__} declares no stages; "
             "name submodules whose outputs are feature maps, shallow to deep"
         )
     return names
@@ -106,6 +106,6 @@ def _check_single_images(loss: nn.Module, student: list[Tensor], teacher: list[T
         deepcopy(loss).train()(student, teacher)  # a copy, because batch norms remember what they have seen
     except ValueError as error:
         raise ParamsError(
-            f"params.yaml: distill.training.batch_size is 1, but the layers that {type(loss).__name__} trains cannot "
+            f"training.batch_size is 1, but the layers that {type(loss).__name__} trains cannot "
             f"learn from the maps of single images ({first_line(error)}); set it to 2 or more"
         ) from None

@@ -292,7 +292,7 @@ def test_single_images_are_refused_where_connectors_see_one_pixel(params, name, 
     training = params.distill.training.model_copy(update={"batch_size": batch_size})
     distill = params.distill.model_copy(update={"loss": loss, "training": training})
     words = (
-        r"^params\.yaml: distill\.training\.batch_size is 1, but the layers that FitNet trains cannot learn from the "
+        r"^training\.batch_size is 1, but the layers that FitNet trains cannot learn from the "
         r"maps of single images \(Expected more than 1 value per channel .*\); set it to 2 or more$"
     )
     with pytest.raises(ParamsError, match=words) if refused else nullcontext():
