@@ -151,7 +151,7 @@ def table_file(path: Path, lineage: Any, **columns: Any) -> Path:
         (ENERGY_LINEAGE | {"format": 1}, "has format 1, but this version reads 2"),
         ({"format": 2, **MADE_FROM, "low_threshold": 1.0, "high_threshold": 1.0}, "temperature is missing"),
         (ENERGY_LINEAGE | {"temperature": 0.0}, "temperature is 0.0: input should be greater than 0"),
-        (ENERGY_LINEAGE | {"temperature": True}, "temperature is True"),
+        (ENERGY_LINEAGE | {"temperature": True}, "temperature is true"),
         (ENERGY_LINEAGE | {"low_threshold": "1"}, "low_threshold is '1'"),
         (ENERGY_LINEAGE | {"teacher": "1" * 63}, "teacher is '1"),
         (ENERGY_LINEAGE | {"split": "val"}, "split is 'val'"),
@@ -182,7 +182,7 @@ def test_an_energy_table_of_other_values_is_refused(columns: dict[str, Any], wor
     ("change", "columns", "words"),
     [
         ({"subset": "best"}, {}, "subset is 'best'"),
-        ({"energy": None}, {}, "energy is None"),
+        ({"energy": None}, {}, "energy is null"),
         ({}, {"index": pa.array([2**41] * 4, pa.int64())}, "values of index outside"),
         ({}, {"label": pa.array([0.5] * 4)}, "label as float64"),
     ],
@@ -402,7 +402,7 @@ WHOLE_CARD = CARD_OF_STUDENT | {"format": 2, "parameters": 1, "macs": 1, "weight
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"weights_sha256": None}, "weights_sha256 is None"),
+        ({"weights_sha256": None}, "weights_sha256 is null"),
         ({"lineage": {}}, "lineage.data is missing"),
         ({"lineage": CARD_OF_STUDENT["lineage"] | {"energy": 5}}, "lineage.energy is 5"),
         ({"lineage": CARD_OF_STUDENT["lineage"] | {"energy": None}}, "a student's card must have distill, heda"),
@@ -486,7 +486,7 @@ def _in_accuracy(**change: Any) -> Change:
         (Evaluation, evaluation, _in_accuracy(correct="ff"), "one bit for each of 360 images"),
         (Evaluation, evaluation, _in_accuracy(correct="0" * 90), "but 0 of 360 images are correct"),
         (Measurement, reported.benchmark, _in_rows(precision=...), r"rows\.0\.precision is missing"),
-        (Measurement, reported.benchmark, _in_rows(rounds=None), r"rows\.0\.rounds is None"),
+        (Measurement, reported.benchmark, _in_rows(rounds=None), r"rows\.0\.rounds is null"),
         (Measurement, reported.benchmark, _in_rows(rounds=[{}]), r"rows\.0\.rounds\.0\.samples is missing"),
         (Measurement, reported.benchmark, _in_rows(name="a b"), "is no name of a file or runtime"),
         (Measurement, reported.benchmark, _in_rows(runtime="<script>"), "is no name of a file or runtime"),

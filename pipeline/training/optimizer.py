@@ -16,7 +16,7 @@ from pipeline.portable.text import first_line
 from pipeline.store.documents import Shape
 from pipeline.training.stages import frozen, frozen_parameters, stages, train_mode
 
-_TORCH = ("sgd", "adamw")  # these need no look at timm's, which takes two seconds to import
+_TORCH = ("sgd", "adamw")  # these need nothing of timm, whose import takes a second
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
@@ -76,25 +76,28 @@ def make_optimizer(network: nn.Module, kept: nn.Module, params: TrainingParams) 
     Raises:
         ValueError: as of :func:`check_optimizer`.
     """
-    from timm.optim import create_optimizer_v2, get_optimizer_info  # noqa: PLC0415  takes a second
-
     check_optimizer(params.optimizer)
     groups = _groups(network, kept, params)
-    options = {"nesterov": False} if params.optimizer == "sgd" else {}
+    options: dict[str, Any] = {"lr": params.learning_rate, "weight_decay": params.weight_decay}
+    match params.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=params.momentum, fused=True, **options)
+        case "adamw":
+            return torch.optim.AdamW(groups, fused=True, **options)
+    from timm.optim import create_optimizer_v2, get_optimizer_info  # noqa: PLC0415  takes a second
+
     if get_optimizer_info(params.optimizer).opt_class in _FUSED:
         options["fused"] = True
-    optimizer = create_optimizer_v2(
-        groups, params.optimizer, params.learning_rate, params.weight_decay, params.momentum, **options
-    )
+    optimizer = create_optimizer_v2(groups, params.optimizer, momentum=params.momentum, **options)
     return cast(torch.optim.Optimizer, optimizer)
 
 
 def _groups(network: nn.Module, kept: nn.Module, params: TrainingParams) -> list[Any]:
     """The parameters, in groups where their decay or their rate differs."""
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # noqa: PLC0415  takes a second
-
     if params.decay_norms_and_biases and params.layer_decay == 1:
         return [value for value in network.parameters() if value.requires_grad]
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # noqa: PLC0415  takes a second
+
     prefix = next(f"{name}." if name else "" for name, part in network.named_modules() if part is kept)
     undecayed: list[str] = []
     if not params.decay_norms_and_biases and hasattr(kept, "no_weight_decay"):

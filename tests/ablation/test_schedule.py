@@ -32,6 +32,7 @@ from tests.ablation.slurm import write_commands
 from tests.conftest import ROOT
 
 LONG = {"distill": {"training": QUICK | {"epochs": 20}}}  # long enough to be killed in between
+JOBS = max(2, len(os.sched_getaffinity(0)))  # so that each has one thread, as a job of Slurm has here
 LONG_ARMS = {"KD": LONG, "random": LONG | {"heda": {"mix": "cutmix", "subset": "random"}}}
 
 
@@ -66,11 +67,11 @@ def root(inputs_once, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs_once, tmp_path_factory) -> list[TrialResult]:
-    """Of the long arms, as two jobs at a time make them."""
+    """Of the long arms."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with in_this_process():
         study = write_study(folder, seeds=[0], arms=LONG_ARMS)
-        return without_times(run_study(study, shutil.copytree(inputs_once, folder / "root"), 2))
+        return without_times(run_study(study, shutil.copytree(inputs_once, folder / "root"), JOBS))
 
 
 def when(root: Path, log: str, act: Callable[[Path], None]) -> threading.Thread:
@@ -95,8 +96,18 @@ def task_of(log: Path) -> psutil.Process:
     return task
 
 
-def test_a_study_is_done_once_and_its_results_are_kept(make_study, tmp_path):
-    study, epochs, started = make_study(seeds=[0]), [], []
+@pytest.mark.e2e
+def test_a_study_of_image_files_is_done_once_and_its_results_are_kept(make_study, tmp_path):
+    generator = np.random.default_rng(0)
+    for label in ("ant", "bee"):
+        folder = tmp_path / "photos/train" / label
+        folder.mkdir(parents=True)
+        for number in range(40):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    params = tiny_study()["params"]
+    params["data"] |= {"name": "imagefolder", "root": str(tmp_path / "photos"), "storage": "files"}
+    study, epochs, started = make_study(seeds=[0], params=params), [], []
     results = run_study(study, tmp_path, 2, on_start=started.append, on_epochs=epochs.append)
     assert sum(epochs) == 4
     assert started[-2:] == ["teacher, epoch 2", "students"]
@@ -190,45 +201,27 @@ def test_a_killed_trial_does_not_stop_the_others_and_goes_on_later(make_study, r
     study, epochs = make_study(seeds=[0], arms={"KD": {}, "long": LONG}), []
     killer = when(root, "^epoch 3:", lambda log: task_of(log).kill())
     with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*arm 'long' seed 0: its process was ended from out"):
-        run_study(study, root, 2, on_epochs=epochs.append)
+        run_study(study, root, JOBS, on_epochs=epochs.append)
     killer.join()
     assert finished(study, root) == [True, False]
     assert sum(epochs) >= 2 + 3
     kept = result_path(study.trials()[0], root).stat().st_mtime_ns
     with in_this_process():
-        results = run_study(study, root, 2)
+        results = run_study(study, root, JOBS)
     assert result_path(study.trials()[0], root).stat().st_mtime_ns == kept
     assert without_times(results)[1:] == undisturbed[:1]
 
 
-def test_a_trial_that_is_stopped_as_slurm_does_is_queued_again_and_goes_on_to_the_same_result(
-    make_study, root, undisturbed
+def test_trials_run_as_jobs_of_slurm_which_queues_them_again_to_the_same_result(
+    make_study, root, undisturbed, tmp_path, monkeypatch
 ):
-    study, said = make_study(seeds=[0], arms={"KD": LONG}), []
-
-    def stop(log: Path) -> None:
-        task_of(log).send_signal(signal.SIGUSR2)  # what submitit asks Slurm to send before a job's time is over
-        with contextlib.suppress(FileNotFoundError):
-            while True:
-                said.append(log.read_text())
-                time.sleep(0.02)
-
-    stopper, epochs = when(root, "^epoch 3:", stop), []
-    stopped = run_study(study, root, 2, on_epochs=epochs.append)
-    stopper.join()
-    assert "Requeued job" in said[-1]
-    assert sum(epochs) == 20, "epochs that were done before it was stopped are counted once"
-    assert without_times(stopped) == undisturbed[:1]
-
-
-def test_trials_run_as_jobs_of_slurm_which_queues_them_again(make_study, root, tmp_path, monkeypatch):
     commands = write_commands(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     requeued = []
 
     def stop(log: Path) -> None:
         [task] = (process for process in psutil.process_iter(["environ"]) if is_task(process, log.name))
-        task.send_signal(signal.SIGUSR2)
+        task.send_signal(signal.SIGUSR2)  # what submitit asks Slurm to send before a job's time is over
         requeued.append(log.name)
 
     stopper, epochs = when(root, "^epoch 3:", stop), []
@@ -236,8 +229,9 @@ def test_trials_run_as_jobs_of_slurm_which_queues_them_again(make_study, root, t
     results = run_study(study, root, 2, slurm, on_epochs=epochs.append)
     stopper.join()
     assert requeued == ["7_1_0_log.out"]
-    assert sum(epochs) == 22
+    assert sum(epochs) == 22, "epochs that were done before it was stopped are counted once"
     assert [result.last.epoch for _, result in results] == [1, 19]
+    assert without_times(results)[1:] == undisturbed[:1]
     assert results[0][1].threads == 1
     asked = (commands / "asked.sh").read_text()
     for option in ("partition=short", "time=30", "cpus-per-task=1", "array=0-1%2", "signal=USR2@90"):
@@ -259,32 +253,15 @@ def test_without_slurm_one_sentence_says_so(make_study, root, monkeypatch):
 
 
 @pytest.mark.e2e
-def test_images_that_stay_files_are_decoded_beside_several_jobs(make_study, tmp_path):
-    generator = np.random.default_rng(0)
-    for label in ("ant", "bee"):
-        folder = tmp_path / "photos/train" / label
-        folder.mkdir(parents=True)
-        for number in range(40):
-            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    params = tiny_study()["params"]
-    params["data"] |= {"name": "imagefolder", "root": str(tmp_path / "photos"), "storage": "files"}
-    study, root = make_study(seeds=[0], params=params), tmp_path / "root"
-    make_data(study.arms["KD"], root)
-    make_inputs(study.arms["KD"], root)
-    assert len(run_study(study, root, 2)) == 2
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize("how", ["killed", "stopped by Ctrl-C"])
 def test_a_study_that_ends_early_leaves_no_process_and_goes_on_to_the_same_results(make_study, root, undisturbed, how):
     study = make_study(seeds=[0], arms=LONG_ARMS)
     program = (
         "import sys; from pathlib import Path; from pipeline.ablation.schedule import run_study;"
         "from pipeline.ablation.study import load_study;"
-        "run_study(load_study(Path(sys.argv[1]), Path('params.yaml')), Path(sys.argv[2]), 2)"
+        "run_study(load_study(Path(sys.argv[1]), Path('params.yaml')), Path(sys.argv[2]), int(sys.argv[3]))"
     )
-    command = [sys.executable, "-c", program, str(root.with_name("tiny.yaml")), str(root)]
+    command = [sys.executable, "-c", program, str(root.with_name("tiny.yaml")), str(root), str(JOBS)]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
     when(root, "^epoch 3:", lambda log: None).join(120)
     if how == "killed":
@@ -301,7 +278,7 @@ def test_a_study_that_ends_early_leaves_no_process_and_goes_on_to_the_same_resul
     assert finished(study, root) == [False, False]
     assert list(root.glob("checkpoints/*/student-*/epoch.pt"))
     with in_this_process():
-        assert without_times(run_study(study, root, 2)) == undisturbed
+        assert without_times(run_study(study, root, JOBS)) == undisturbed
 
 
 def _session_members(session: int) -> Iterator[str]:

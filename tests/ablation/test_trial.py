@@ -50,7 +50,7 @@ class FakeTraining:
     validation: torch.Tensor | None = None
     records: list[EpochRecord] = field(default_factory=list)
 
-    def __call__(self, student, teacher, scored, validation, params, session, checkpoint):
+    def __call__(self, student, teacher, scored, validation, params, session, checkpoint, name, block):
         self.scored, self.validation = scored, validation.labels
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
         for epoch, (answer, top1) in enumerate(zip(self.answers, self.val_top1, strict=True)):

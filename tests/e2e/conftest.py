@@ -40,7 +40,7 @@ def of(name: str) -> list[str]:
 
 
 STAGES = [
-    *("prepare", "train_teacher", "score_energy", "build_subset"),
+    *("prepare", "train_teacher", "score_energy", "build_subset", "store_soft_labels"),
     *(stage for stages in zip(*map(of, STUDENTS), strict=True) for stage in stages),
     *("export_teacher", "evaluate_teacher", "benchmark", "report"),
 ]

@@ -181,6 +181,8 @@ def test_predict_gives_no_answer_beyond_the_threshold_that_it_is_told(deployed: 
     for option, threshold, rejected in (
         ("--reject-above", energy + 0.01, False),
         ("--reject-above", energy - 0.01, True),
+        ("--reject-above", f"{energy - 0.01:e}", True),
+        ("--reject-above", "-1e9", True),
         ("--reject-below", probability - 0.01, False),
         ("--reject-below", probability + 0.01, True),
     ):
@@ -522,10 +524,10 @@ def test_a_cascade_answers_each_image_as_the_evaluation_says(cascade: Deployed) 
 
 def test_the_threshold_of_a_cascade_can_be_another_one(cascade: Deployed) -> None:
     small, large = cascade.cascade.small.name, cascade.cascade.large.name
-    none, everything = ("1e9", "=-1e9") if cascade.cascade.score == "energy" else ("0", "1.1")
+    none, everything = ("1e9", "-1e9") if cascade.cascade.score == "energy" else ("0", "1.1")
     assert {line[4] for line in cascade.predict("--threshold", none)} == {small}
-    option = [f"--threshold{everything}"] if everything.startswith("=") else ["--threshold", everything]
-    assert {line[4] for line in cascade.predict(*option)} == {large}
+    assert {line[4] for line in cascade.predict("--threshold", everything)} == {large}
+    assert {line[4] for line in cascade.predict(f"--threshold={everything}")} == {large}
     assert cascade.predict(f"--threshold={cascade.cascade.threshold!r}") == cascade.predict()
 
 

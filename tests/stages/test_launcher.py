@@ -30,6 +30,7 @@ SMALL = {
     "device": "cpu",
     "data.image_size": 8,
     "data.augmentation.crop.padding": 1,
+    "data.max_images_per_class": 60,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.0,
     **{f"teacher.training.{key}": value for key, value in TRAINING.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import multiprocessing
 import os
@@ -25,9 +24,8 @@ from pipeline.store.paths import LOGS
 from pipeline.store.space import SMALL, require_space
 from stages.common import run_program
 from tests.conftest import ROOT, STUDENT, squashed
-from tests.e2e.repository import set_params, snapshot
+from tests.e2e.repository import run_here, set_params, snapshot
 from tests.e2e.test_repro import INFRASTRUCTURE, add_comment, copy_code
-from tests.stages.conftest import run_program_here
 
 EXPORT, LOCK = Places().network(STUDENT).export, ".checkpoints/export-student.lock"
 STOPPED = "stopped by SIGTERM; run the same command again to go on\n"
@@ -132,6 +130,7 @@ def test_a_program_under_nohup_outlives_its_terminal(tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("one_thread")
 def test_a_stopped_training_goes_on_to_the_same_bytes_after_comments_in_code_that_decides_no_number(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     copy_code(stopped)
@@ -139,8 +138,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes_after_comments_in_code_tha
     set_params(stopped, {"device": "cpu", "data.image_size": 8, "data.augmentation.crop.padding": 1})
     set_params(stopped, {"teacher.training.precision": "fp32"})  # one that is chosen may differ from run to run
     set_params(stopped, {"teacher.network": "resnet8", "teacher.minimum_top1": 0.0, "teacher.training.epochs": 5})
-    with contextlib.chdir(stopped):
-        run_program_here("prepare")
+    run_here(stopped, "prepare")
     shutil.copytree(stopped, whole)
     process = stage(stopped, "train_teacher")
     deadline = time.monotonic() + 300
@@ -157,10 +155,10 @@ def test_a_stopped_training_goes_on_to_the_same_bytes_after_comments_in_code_tha
     assert not list(stopped.rglob(".epoch.pt.*"))
     for name in INFRASTRUCTURE:
         add_comment(stopped / name)
-    for folder in (stopped, whole):
-        process = stage(folder, "train_teacher")
-        _, error = process.communicate(timeout=600)
-        assert process.returncode == 0, error
+    process = stage(stopped, "train_teacher")
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    run_here(whole, "train_teacher")
     assert len(list(stopped.glob(".checkpoints/teacher-*.lock"))) == 1, "it began anew under another key"
     assert snapshot(stopped) == snapshot(whole)
 
