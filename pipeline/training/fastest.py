@@ -25,9 +25,9 @@ from pipeline.training.task import S, Task
 _ROUNDS = 15  # timed steps of each candidate, at most
 _SECONDS = 5.0  # after which no further round begins
 _GAIN = 0.9  # bf16 is chosen at this share of the time of fp32, which is exact, or less; compiled passes likewise
-# Seconds that all steps must take before compiling is tried: it takes one or two minutes on two cores and saves 10 to
-# 30 % of a step if it saves anything, so a shorter training would not win it back.
-_LONG = 600.0
+# Seconds that all steps must take before compiling is tried: it takes one to two minutes on two cores, and many
+# networks gain less than a tenth by it, so a try in vain must cost little.
+_LONG = 1200.0
 _NO_COMPILER = "there is no C++ compiler (g++) or no Python.h (python3-dev) here"
 
 
@@ -65,7 +65,8 @@ def fastest_passes(network: nn.Module, task: Task[S], params: TrainingParams, se
     """
     able = params.compile != "off" and _all_can_compile(session)
     if params.compile == "on" and not able:
-        raise ParamsError(f"params.yaml: training.compile is on, but {_NO_COMPILER}; install both or set it to auto")
+        key = f"{task.block}.training.compile"
+        raise ParamsError(f"params.yaml: {key} is on, but {_NO_COMPILER}; install both or set it to auto")
     if params.compile == "auto" and not able:
         session.tell(f"compile: off, because {_NO_COMPILER}")
     undecided = params.compile == "auto" and able

@@ -130,7 +130,7 @@ def test_without_a_choice_nothing_is_timed(params, machine, monkeypatch, precisi
 def test_compiling_by_name_without_a_compiler_is_refused_in_one_sentence(params, machine, monkeypatch):
     monkeypatch.setattr(fastest, "can_compile", lambda device: False)
     with pytest.raises(
-        ParamsError, match=r"training\.compile is on, but there is no C\+\+ compiler .* set it to auto$"
+        ParamsError, match=r"students\.hot\.training\.compile is on, but there is no C\+\+ compiler .* set it to auto$"
     ):
         machine.train(params, compile="on")
     assert not machine.steps
