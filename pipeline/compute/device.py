@@ -6,12 +6,11 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import ParamsError
 
@@ -73,32 +72,6 @@ def _cudnn(name: str, value: bool) -> Iterator[None]:
         yield
     finally:
         setattr(torch.backends.cudnn, name, before)
-
-
-@contextmanager
-def bf16_conv_workaround(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, convolutions over maps one pixel wide or high are computed in fp32 on a CPU.
-
-    In bf16 on a CPU, torch (2.14, oneDNN) does not write the gradient of weights that only ever meet padding: it stays
-    uninitialised memory, which may be nan; seen with kernels of 3 and 5 on maps of one pixel.
-    """
-    found = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
-    chosen = found if device.type == "cpu" else []
-    for convolution in chosen:
-        convolution.forward = partial(_convolved, convolution)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for convolution in chosen:
-            del convolution.forward
-
-
-def _convolved(convolution: nn.Conv2d, images: Tensor) -> Tensor:
-    plain = type(convolution).forward
-    if min(images.shape[-2:]) > 1:
-        return plain(convolution, images)
-    with torch.autocast(images.device.type, enabled=False):
-        return plain(convolution, images.float())
 
 
 def can_compile(device: torch.device) -> bool:

@@ -9,7 +9,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.device import autocast, bf16_conv_workaround, fastest_kernels, has_bf16
+from pipeline.compute.convolutions import mended_convolutions
+from pipeline.compute.device import autocast, fastest_kernels, has_bf16
 from pipeline.compute.distributed import World
 from pipeline.compute.seeds import CLEAN, PER_PROCESS, stream_seed
 from pipeline.compute.sync_batch_norm import synchronised_batch_norm
@@ -102,7 +103,7 @@ def _further_epochs(
     validated = task.kept if update.average is None else update.average
     best = validated if session.keep_best or params.keep == "best" else None
     state = TrainingState(network, update.optimizer, update.average)
-    with synchronised_batch_norm(network, world), bf16_conv_workaround(network, device), fastest_kernels():
+    with synchronised_batch_norm(network, world), mended_convolutions(network, device), fastest_kernels():
         passes = resumed_passes(records[-1], session) if records else fastest_passes(network, task, params, session)
         forward = world.parallel(network)
         for epoch in range(len(records), params.epochs):
