@@ -13,7 +13,6 @@ from pipeline.ablation.schedule import distinct_inputs, run_study
 from pipeline.ablation.spread import spread_of
 from pipeline.ablation.study import Study, load_study
 from pipeline.ablation.trial import take_inputs
-from pipeline.errors import ParamsError
 from pipeline.lineage import Run
 from pipeline.store.paths import ABLATIONS, PARAMS, RESULTS, SPREAD
 from stages import limit_spinning
@@ -24,10 +23,6 @@ from stages.progress import Bar
 def ablation(study_file: Path, jobs: int, slurm: Slurm | None, out: Path) -> None:
     limit_spinning()  # in the processes of the trials
     study = load_study(study_file, PARAMS)
-    if study.file.seconds is not None and jobs > 1:
-        raise ParamsError(
-            f"{study_file} gives each run the same seconds, which several at a time do not get; use JOBS=1"
-        )
     if study.of_students:
         _take_teacher(study)
     with Bar("ablation", "epoch") as bar:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from pipeline.ablation.jobs import Slurm
 from pipeline.ablation.schedule import run_study
@@ -21,7 +22,8 @@ def in_equal_time(
 ) -> Study:
     """The study with as many epochs in each arm as the ``seconds`` of its file allow, soft labels included.
 
-    A pilot of each arm, one at a time, measures what an epoch and a stored view cost; the machine must be idle.
+    A pilot of each arm, one at a time, measures what an epoch and a stored view cost; meanwhile the machine must be
+    idle. The trials themselves may run several at a time: their number of epochs is then given.
 
     Args:
         root: as of :func:`pipeline.ablation.schedule.run_study`; pilots are kept there and not repeated.
@@ -35,21 +37,33 @@ def in_equal_time(
         return study
     file = study.file.model_copy(update={"seeds": study.file.seeds[:1]})
     pilots = replace(study, file=file, arms={name: _pilot(params) for name, params in study.arms.items()})
+    measured = run_study(pilots, root, 1, slurm, on_start)
+    costs: dict[str, list[float]] = {}
+    for trial, result in measured:
+        costs.setdefault(_work(trial.params), []).append(result.seconds_per_epoch)
     arms = {}
-    for trial, result in run_study(pilots, root, 1, slurm, on_start):
-        params = study.arms[trial.arm]
+    for trial, _ in measured:
+        params, seconds_per_epoch = study.arms[trial.arm], median(costs[_work(trial.params)])
         left = seconds
         if params.distill.view == "stored":
             images = Run(places_of(params, root)).data.counts.train
             left -= storing_seconds(trial, root) * planned_views(params, images) / planned_views(trial.params, images)
-        epochs = int(left / result.seconds_per_epoch)
+        epochs = int(left / seconds_per_epoch)
         if epochs < 1 + params.distill.training.warmup_epochs:
             raise ParamsError(
                 f"seconds of the study are {seconds:g}, of which arm {trial.arm!r} has {left:.1f} left for epochs of "
-                f"{result.seconds_per_epoch:.1f} s; raise them"
+                f"{seconds_per_epoch:.1f} s; raise them"
             )
         arms[trial.arm] = validated(Params, _with(params, epochs).model_dump(), f"arm {trial.arm!r}, {epochs} epochs")
     return replace(study, arms=arms)
+
+
+def _work(params: Params) -> str:
+    """What a training step computes: arms that are alike in it share the median of their pilots, so that the noise of
+    this machine gives none of them more epochs."""
+    numbers = {"temperatures", "assignment", "sample_weight"}
+    heda = params.heda.model_dump_json(exclude={"subset", "kd_weight", "mixed_label_weight"})
+    return params.distill.model_dump_json(exclude=numbers) + heda
 
 
 def _pilot(params: Params) -> Params:

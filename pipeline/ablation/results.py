@@ -143,21 +143,21 @@ def markdown(result: StudyResult, figure: str) -> str:
     to_reference = dict(zip([name for name, _ in against], differences(arms, against, total), strict=True))
     parts = {title: result.per_seed("last", key) for title, key in _shown_parts(result).items()}
     header = ["arm", "test top-1, last epoch", f"{DELTA} to {reference}", "95 % interval"]
-    header += ["test top-1, best validation epoch", *parts, *(["epochs"] if result.seconds else []), "s / epoch"]
+    header += ["test top-1, best validation epoch", *parts, "epochs" if result.seconds else "s / epoch"]
     lines = [f"# {result.title}", "", result.note, "", _facts(result), ""]
     lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
     for name, values in arms.items():
         cells = [name, _spread(values), *_difference(to_reference.get(name)), _spread(selected[name])]
         cells += [_spread(part[name]) for part in parts.values()]
         seconds = np.median([row.seconds_per_epoch for row in result.rows if row.arm == name])
-        cells += [str(_epochs(result.settings[name]))] if result.seconds else []
-        lines.append(_line([*cells, f"{seconds:.1f}"]))
+        cells.append(str(_epochs(result.settings[name])) if result.seconds else f"{seconds:.1f}")
+        lines.append(_line(cells))
     if named:
         lines += ["", _line(["comparison", f"{DELTA} test top-1, last epoch", "95 % interval"])]
         lines += [_line(["---", "---:", "---:"])]
         for (first, second), difference in zip(named, differences(arms, named, total), strict=True):
             lines.append(_line([f"{first} {MINUS} {second}", *_difference(difference)]))
-    lines += ["", _legend(total), "", f"![Test top-1 of every seed and arm]({figure})", ""]
+    lines += ["", _legend(total, result.seconds), "", f"![Test top-1 of every seed and arm]({figure})", ""]
     return "\n".join(lines)
 
 
@@ -227,14 +227,19 @@ def _in(precision: TrainingPrecision | None) -> str:
     return "" if precision is None else f" in {precision}"
 
 
-def _legend(comparisons: int) -> str:
+def _legend(comparisons: int, seconds: float | None) -> str:
+    length = (
+        "Seconds per epoch: median of those after the first, without validation, beside whatever else the machine did."
+        if seconds is None
+        else f"Epochs: what a pilot that had the machine to itself showed to fit into {seconds:g} s, validation aside."
+    )
     return (
         f"Top-1 in %, mean {PLUS_MINUS} standard deviation over the seeds; {DELTA} in points, seed by seed. The "
         "interval takes its noise from all arms together (residual of arm and seed, which assumes that all arms are "
         f"equally noisy) and is not widened for the number of comparisons: of {comparisons} intervals, one in twenty "
         rf"leaves out zero by chance. \* still clear of zero when widened for {comparisons} comparisons (Bonferroni). "
         "Last epoch: no selection. Best validation epoch: chosen on held-out training images, never on the test split. "
-        "Seconds per epoch: median of those after the first, without validation, beside whatever else the machine did."
+        + length
     )
 
 

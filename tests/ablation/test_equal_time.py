@@ -9,7 +9,6 @@ from pipeline.ablation.equal_time import in_equal_time
 from pipeline.ablation.study import load_study
 from pipeline.ablation.trial import StoringTime, execute, make_data, make_inputs, places_of, store_soft_labels
 from pipeline.errors import ParamsError
-from stages.ablation import ablation
 from tests.ablation.conftest import QUICK, tiny_study
 from tests.conftest import ROOT
 
@@ -37,6 +36,7 @@ def pilots(monkeypatch, tmp_path):
 
     def costing(**seconds):
         def run_study(pilot, root, jobs, *_):
+            assert jobs == 1, "pilots have the machine to themselves"
             seen.extend(pilot.trials())
             for trial in pilot.trials():
                 if trial.params.distill.view == "stored":
@@ -66,6 +66,18 @@ def test_each_arm_has_the_epochs_that_fit_into_the_seconds_with_its_soft_labels(
     assert fitted.file == study.file
 
 
+def test_arms_of_equal_steps_share_the_median_of_their_pilots(make_study, pilots, tmp_path):
+    arms = {
+        "KD": {},
+        "Energy KD": {"distill": {"temperatures": {"low_energy": 6.0, "high_energy": 2.0}}},
+        "entropy": {"distill": {"sample_weight": "entropy"}},
+        "mixed": {"distill": {"view": "mixed"}},
+    }
+    made = make_study(seconds=10, arms=arms, params=_long(tiny_study()["params"]))
+    pilots(**{"KD": 0.5, "Energy KD": 1.0, "entropy": 2.0, "mixed": 0.1})
+    assert epochs(in_equal_time(made, tmp_path)) == {"KD": 10, "Energy KD": 10, "entropy": 10, "mixed": 100}
+
+
 def test_seconds_that_are_too_few_for_an_arm_are_named(study, pilots, tmp_path):
     pilots(KD=0.5, stored=3.0, mixed=0.7)
     with pytest.raises(
@@ -85,14 +97,6 @@ def test_without_seconds_nothing_is_measured(make_study, tmp_path):
     plain = make_study()
     assert in_equal_time(plain, tmp_path) is plain
     assert not list(tmp_path.glob("pilots*"))
-
-
-def test_runs_of_equal_time_do_not_share_the_machine(study, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(
-        ParamsError, match=r"gives each run the same seconds, which several at a time do not get; use JO"
-    ):
-        ablation(tmp_path / "tiny.yaml", 2, None, tmp_path / "out")
 
 
 def test_a_trial_on_soft_labels_shares_them_with_the_other_seeds(make_study, tmp_path):
