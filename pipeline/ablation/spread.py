@@ -17,13 +17,15 @@ def spread_of(result: StudyResult) -> StudentsSpread:
     students = {}
     for name, values in top1.items():
         mean, deviation = mean_and_deviation(values)
+        made_from = next(row.lineage for row in result.rows if row.arm == name)
         students[name] = StudentSpread(
             seeds=len(values),
             mean=mean,
             deviation=deviation,
             difference=to_reference.get(name),
             distill=result.settings[name]["distill"],
-            soft_labels=next(row.lineage.get("soft_labels") for row in result.rows if row.arm == name),
+            initial_weights=made_from.get("initial_weights"),
+            soft_labels=made_from.get("soft_labels"),
         )
     shared, lineage = result.settings[reference], result.rows[0].lineage  # students differ in their block distill alone
     return StudentsSpread(

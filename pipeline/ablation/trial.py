@@ -69,7 +69,7 @@ class TrialResult(Document):
         seconds_per_epoch: median without the first epoch, which includes compilation and the choice of kernels.
         precision: of the forward passes of its training; None in results from before it was recorded.
         code: hash of the code that trained it.
-        lineage: hashes of the data, the teacher, the energies, and of the soft labels if they were used.
+        lineage: hashes of the data, the teacher, the energies, and of soft labels and initial weights if it has any.
     """
 
     FORMAT = 2
@@ -243,6 +243,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
     device = session.device
     with trained_student(run, _STUDENT, params, session) as student:
         normalisation = Normalisation(tuple(student.facts["mean"]), tuple(student.facts["std"]))
+        initial = student.facts["lineage"].initial_weights
         records, last = student.records, measure(student.network, run, params, normalisation, device)
         best_epoch = student.checkpoint.load_best(student.network)
         best = last if best_epoch == len(records) - 1 else measure(student.network, run, params, normalisation, device)
@@ -258,7 +259,7 @@ def execute(trial: Trial, root: Path, on_epoch: Callable[[EpochRecord], None] = 
             precision=records[-1].precision,
             code=code_hash("distill")[:12],
             long_tail=is_long_tailed(np.asarray(run.data.train_class_counts)),
-            lineage=_made_from(run, params),
+            lineage=_made_from(run, params) | ({"initial_weights": initial} if initial is not None else {}),
         ).write(path)
     shutil.rmtree(session.checkpoints)
 

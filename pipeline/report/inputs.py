@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.lineage import NetworkRun, Run
 from pipeline.portable.text import brief
 from pipeline.report.devices import Device, read_devices
-from pipeline.store.documents import StudentSpread, StudentsSpread, check_lineage
+from pipeline.store.documents import NetworkLineage, StudentSpread, StudentsSpread, check_lineage
 from pipeline.store.paths import SPREAD
 
 _STUDY = "run `make ablation STUDY=ablations/students.yaml`"
@@ -96,10 +97,15 @@ def read_spread(run: Run, path: Path = SPREAD) -> dict[str, StudentSpread]:
 
 def _is_of(found: StudentsSpread, student: NetworkRun) -> bool:
     spread, card = found.students.get(student.name), student.card
-    if spread is None or (spread.distill, spread.soft_labels) != (card.distill, card.lineage.soft_labels):
+    if spread is None or _made_by(spread.distill, spread) != _made_by(card.distill or {}, card.lineage):
         return False
     # a card without companion batches has that alone of the block
     return (card.heda or {}).items() <= found.heda.items()
+
+
+def _made_by(distill: Mapping[str, Any], files: StudentSpread | NetworkLineage) -> tuple[Any, ...]:
+    # the content of the initial weights counts, not where they lie
+    return {**distill, "initial_weights": None}, files.initial_weights, files.soft_labels
 
 
 def read_curves(run: Run) -> dict[str, dict[str, Curve]]:

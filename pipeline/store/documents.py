@@ -570,6 +570,7 @@ class StudentSpread(Part):
         deviation: of the sample; None for one seed.
         difference: None for the reference itself.
         distill: block of params.yaml that it was trained with.
+        initial_weights: hash of the file or of the library's tensors; None if random.
         soft_labels: hash of the card of the stored answers that it was trained with; None if a teacher ran.
     """
 
@@ -578,6 +579,7 @@ class StudentSpread(Part):
     deviation: Distance | None
     difference: SeedDifference | None
     distill: dict[str, Any]
+    initial_weights: Hash | None
     soft_labels: Hash | None
 
 
@@ -588,7 +590,7 @@ class StudentsSpread(Document):
         heda, augmentation: blocks of params.yaml.
     """
 
-    FORMAT = 2
+    FORMAT = 3
 
     data: Hash
     teacher: Hash

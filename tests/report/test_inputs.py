@@ -189,7 +189,8 @@ def test_curves_of_another_network_are_refused(reread: Any) -> None:
 
 def write_spread(run: Run, path: Path, **changes: Any) -> None:
     """The spread of the students of a run, the first of them the reference; ``changes`` are of the file or of wide."""
-    own = {key: changes.pop(key) for key in ("distill", "soft_labels") if key in changes}
+    own = {key: changes.pop(key) for key in ("distill", "initial_weights", "soft_labels") if key in changes}
+    trained = {"initial_weights": None, "soft_labels": None}
     difference = SeedDifference(reference="student", value=0.01, half_width=0.004)
     students = {
         name: StudentSpread(
@@ -197,7 +198,7 @@ def write_spread(run: Run, path: Path, **changes: Any) -> None:
             mean=0.9,
             deviation=0.01,
             difference=difference if name == "wide" else None,
-            **({"distill": run.network(name).card.distill, "soft_labels": None} | (own if name == "wide" else {})),
+            **({"distill": run.network(name).card.distill} | trained | (own if name == "wide" else {})),
         )
         for name in STUDENTS
     }
@@ -215,6 +216,7 @@ def write_spread(run: Run, path: Path, **changes: Any) -> None:
         ({"heda": {"fraction": 0.2, "mix": "cutmix", "kd_weight": 0.9, "mixed_label_weight": 0.0}}, []),
         ({"distill": {"network": "other"}}, ["student"]),
         ({"soft_labels": "f" * 64}, ["student"]),
+        ({"initial_weights": "f" * 64}, ["student"]),
     ],
 )
 def test_the_spread_over_seeds_is_of_students_that_differ_in_the_seed_alone(

@@ -218,7 +218,9 @@ def test_a_cascade_that_is_recommended_for_a_device_without_a_teacher_has_its_me
 @pytest.mark.usefixtures("no_plots")
 def test_a_study_of_seeds_adds_the_spread_of_each_student() -> None:
     difference = SeedDifference(reference="student", value=0.01, half_width=0.004)
-    wide = StudentSpread(seeds=5, mean=0.981, deviation=0.003, difference=difference, distill={}, soft_labels=None)
+    wide = StudentSpread(
+        seeds=5, mean=0.981, deviation=0.003, difference=difference, distill={}, initial_weights=None, soft_labels=None
+    )
     text = words_of(render_page(build_report(build_inputs(*THREE, spread={"wide": wide}))))
     assert "98.1 \N{PLUS-MINUS SIGN} 0.3 (5)" in text
     assert "+1.0 (+0.6 to +1.4) to student" in text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 import models
 from pipeline.compute import parts
+from pipeline.compute.distributed import World
 from pipeline.config import FurtherTeacherParams, Params
 from pipeline.data.loader import open_images
 from pipeline.data.normalisation import Normalisation
@@ -19,13 +22,14 @@ from pipeline.data.views import numbered_views
 from pipeline.distillation.student import make_student
 from pipeline.energy.groups import energy_score
 from pipeline.errors import CheckpointError, DataError, LineageError, SpaceError
-from pipeline.lineage import Run
+from pipeline.lineage import Places, Run
 from pipeline.soft_labels.storing import check_soft_labels, make_soft_labels, planned_bytes, planned_views
 from pipeline.soft_labels.table import SoftLabels
 from pipeline.store.documents import SoftLabelCard
 from pipeline.store.paths import CARD
 from pipeline.training.session import Session
 from pipeline.training.weights import WEIGHTS, read_network
+from tests.compute.test_distributed import in_processes
 from tests.conftest import STUDENT, write_student
 from tests.distillation.helpers import CPU, settings
 
@@ -167,6 +171,20 @@ def test_a_killed_run_goes_on_with_the_part_it_was_at_and_writes_the_same_bytes(
     assert store(tiny_run, chosen, tmp_path, on_images=counts.append) == whole
     assert counts[0] == 512, "the finished parts are not computed again"
     assert sum(counts) == planned_views(chosen, tiny_run.data.counts.train)
+
+
+def _stored_together(world: World, places: Places, params: Params, root: Path) -> None:
+    with patch.object(parts, "BATCHES_PER_PART", 1):
+        make_soft_labels(Run(places), params, session(root, world=world))
+
+
+@pytest.mark.e2e
+def test_processes_that_share_the_views_write_the_bytes_of_one(tiny_run, params, tmp_path):
+    chosen = asking(params)
+    alone = store(tiny_run, chosen, tmp_path / "alone")
+    shutil.rmtree(tiny_run.places.soft_labels)
+    in_processes(2, tmp_path, _stored_together, tiny_run.places, chosen, tmp_path / "shared")
+    assert {path.name: path.read_bytes() for path in tiny_run.places.soft_labels.iterdir()} == alone
 
 
 def test_without_views_there_is_a_card_alone(tiny_run, params, tmp_path):
