@@ -25,11 +25,13 @@ class Structure:
     """Structure of one ONNX graph.
 
     Attributes:
+        count: of the convolutions and matrix products.
         shares: precision -> share of the convolutions and matrix products, in sum 1; "int8" if both operands come from
             a DequantizeLinear. Integer arithmetic on shapes does not count.
     """
 
     names: tuple[str, ...]  # inputs, then outputs
+    count: int
     shares: dict[str, float]
     fp32_layers: tuple[str, ...]  # names of the convolutions and matrix products in fp32
     foreign_operators: list[str]  # outside the standard ONNX domain
@@ -55,6 +57,7 @@ def inspect(model: onnx.ModelProto) -> Structure:
     counts = Counter(precision for _, precision in precisions)
     return Structure(
         names=tuple(value.name for value in (*graph.input, *graph.output)),
+        count=len(precisions),
         shares={precision: count / len(precisions) for precision, count in sorted(counts.items())},
         fp32_layers=tuple(name for name, precision in precisions if precision == "fp32"),
         foreign_operators=sorted(

@@ -1,13 +1,11 @@
 """TensorRT 10.3 to 11. The engine is built from the ONNX file on the machine that runs it, and cached there.
 
-The graph defines the precision (fp16 types, or Q/DQ for int8), and the network is strongly typed, which TensorRT 11
-requires. An engine works only for one GPU, driver and TensorRT version, so engines are never sent to devices.
+An engine works only for one GPU, driver and TensorRT version, so engines are never sent to devices.
 """
 
 import hashlib
 import json
 import os
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,21 +16,15 @@ from numpy.typing import NDArray
 
 from pipeline import runtimes
 from pipeline.portable.accuracy import Outputs
-from pipeline.portable.files import atomic_file, read_object
-from pipeline.portable.text import first_line
+from pipeline.portable.files import atomic_file, read_object, sha256_file
 from pipeline.runtimes import ModelFileError, PrecisionError, RuntimesError, RuntimeUnavailableError
 from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
+from pipeline.runtimes.tensorrt_builder import FLAGS, build_engine, make_log
+from pipeline.runtimes.tensorrt_layers import judge
 
 _INSTALL = "pip install tensorrt"
 # Smallest, preferred and largest batch of an engine with dynamic batch size.
 _DYNAMIC_BATCH = (1, 8, 64)
-_COMPUTE = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected|correlation|attention|mha|xmma", re.IGNORECASE)
-_NOT_COMPUTE = re.compile(r"reformat|shuffle|constant|copy|noop|signal|wait", re.IGNORECASE)
-# Used if they exist: TensorRT 10 ignores EXPLICIT_BATCH, and TensorRT 11 has removed it.
-_NETWORK_FLAGS = ("STRONGLY_TYPED", "EXPLICIT_BATCH")
-# "Format/Datatype" is "Half" or "Float" in new versions, and a text such as "Row major linear FP16 format" in old ones.
-_DATATYPE = re.compile(r"\b(Int8|FP16|Half|BF16|BFloat16|FP32|Float)\b", re.IGNORECASE)
-_LONG_NAMES = {"fp16": "half", "fp32": "float"}
 
 
 class TensorRtRuntime:
@@ -62,7 +54,7 @@ class TensorRtRuntime:
         self._batch = batch
         self._sizes = (batch, batch, batch) if batch is not None else _DYNAMIC_BATCH
         self._driver = CudaDriver()
-        self._log = _make_log(tensorrt)
+        self._log = make_log(tensorrt)
         try:
             self._runtime = tensorrt.Runtime(self._log)
         except TypeError as error:  # the bindings raise it if TensorRT returns a null pointer
@@ -91,23 +83,22 @@ class TensorRtRuntime:
     def _inspect(self, requested: str, provenance: dict[str, Any]) -> runtimes.Executed:
         tensorrt = self._tensorrt
         inspector = self._engine.create_engine_inspector()
-        layers = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)).get("Layers", [])
-        # Engines with less than detailed verbosity list layers by name only.
-        compute = [layer for layer in layers if isinstance(layer, dict) and _is_compute(layer)]
-        precisions = [_layer_precision(layer) for layer in compute]
+        listed = inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
+        judged = judge(json.loads(listed).get("Layers", []))
         executed = runtimes.Executed(
-            precision=runtimes.summarise(precisions),
+            precision=runtimes.summarise(judged.precisions),
             provider=f"tensorrt:{self._driver.device_name}",
             version=tensorrt.__version__,
             threads=0,
             detail={
-                "layers": len(layers),
-                "compute_layers": {str(layer.get("Name")): _layer_precision(layer) for layer in compute},
+                "layers": judged.count,
+                "compute_layers": dict(judged.compute),
+                "layers_not_judged": judged.unclear,
                 "transfers_included": True,
                 **provenance,
             },
         )
-        if _contradict(requested, Counter(precisions)):
+        if _contradict(requested, Counter(judged.precisions)):
             mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
             raise PrecisionError(f"{self._path}: {mismatch}; export it again, or request another precision.")
         return executed
@@ -154,14 +145,13 @@ class TensorRtRuntime:
 
     def _obtain_engine(self) -> tuple[Any, dict[str, Any]]:
         """Load the engine from the cache if it is complete and TensorRT accepts it, else build a new one."""
-        model = self._path.read_bytes()
         key = {
-            "onnx_sha256": hashlib.sha256(model).hexdigest(),
+            "onnx_sha256": sha256_file(self._path),
             "tensorrt": self._tensorrt.__version__,
             "gpu": self._driver.device_name,
             "driver": self._driver.driver_version,
             "batch": list(self._sizes),
-            "flags": "strongly_typed,no_tf32,detailed",
+            "flags": FLAGS,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         plan_path = engine_cache() / f"{digest}.engine"
@@ -170,7 +160,7 @@ class TensorRtRuntime:
         from_cache = engine is not None
         if engine is None:
             started = time.perf_counter()
-            plan = self._build(model)
+            plan = build_engine(self._tensorrt, self._path, self._sizes, self._log)
             record = {"key": key, "engine_sha256": hashlib.sha256(plan).hexdigest()}
             record["build_seconds"] = round(time.perf_counter() - started, 3)
             _write_cached(plan_path, plan, record)
@@ -181,37 +171,6 @@ class TensorRtRuntime:
                     "remove it and run again."
                 )
         return engine, {**record, "engine_path": str(plan_path), "engine_from_cache": from_cache}
-
-    def _build(self, model: bytes) -> bytes:
-        tensorrt = self._tensorrt
-        builder = tensorrt.Builder(self._log)
-        flags = tensorrt.NetworkDefinitionCreationFlag.__members__
-        network = builder.create_network(sum(1 << int(flags[flag]) for flag in _NETWORK_FLAGS if flag in flags))
-        parser = tensorrt.OnnxParser(network, self._log)
-        if not parser.parse(model):
-            reason = parser.get_error(0).desc() if parser.num_errors else self._log.last_error()
-            raise ModelFileError(f"{self._path} cannot be parsed by TensorRT ({first_line(Exception(reason))}).")
-        config = builder.create_builder_config()
-        config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
-        # TF32 is on by default and rounds the inputs of fp32 convolutions to 10 bits, so it is switched off.
-        config.clear_flag(tensorrt.BuilderFlag.TF32)
-        image = network.get_input(0)
-        shape = tuple(image.shape)
-        if min(shape[1:]) < 1:
-            raise ModelFileError(
-                f"{self._path} leaves the image size open, which TensorRT cannot build; export it again."
-            )
-        if shape[0] < 1:
-            profile = builder.create_optimization_profile()
-            smallest, usual, largest = ((size, *shape[1:]) for size in self._sizes)
-            profile.set_shape(image.name, min=smallest, opt=usual, max=largest)
-            config.add_optimization_profile(profile)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise ModelFileError(
-                f"TensorRT cannot build an engine from {self._path} ({self._log.last_error()}); choose another file."
-            )
-        return bytes(plan)
 
 
 def engine_cache() -> Path:
@@ -247,35 +206,3 @@ def _contradict(requested: str, layers: Counter[str]) -> bool:
     """
     others = max((count for name, count in layers.items() if name not in (requested, runtimes.UNKNOWN)), default=0)
     return others > (0 if requested == "fp32" else max(layers[requested], layers[runtimes.UNKNOWN]))
-
-
-def _is_compute(layer: dict[str, Any]) -> bool:
-    kind = " ".join(str(layer.get(key, "")) for key in ("LayerType", "ParameterType", "TacticName"))
-    return bool(_COMPUTE.search(kind)) and not _NOT_COMPUTE.search(str(layer.get("LayerType", "")))
-
-
-def _layer_precision(layer: dict[str, Any]) -> str:
-    inputs = layer.get("Inputs") or [{}]
-    match = _DATATYPE.search(str(inputs[0].get("Format/Datatype", inputs[0].get("Datatype", ""))))
-    if match is None:
-        return runtimes.UNKNOWN
-    name = match.group().lower()
-    return runtimes.precision_of(_LONG_NAMES.get(name, name))
-
-
-def _make_log(tensorrt: Any) -> Any:
-    """Create a logger that keeps errors for error sentences. TensorRT's own logger prints to standard output."""
-
-    class Log(tensorrt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
-                self._errors.append(msg)
-
-        def last_error(self) -> str:
-            return first_line(Exception(self._errors[-1])) if self._errors else "it gave no reason"
-
-    return Log()

@@ -79,7 +79,8 @@ class Bindings:
 
     def result_class(self, owner: str, name: str) -> str | None:
         """The class that a method or property returns; None where the docstring names none of TensorRT's."""
-        found = re.search(r"\) -> tensorrt_bindings\.tensorrt\.(\w+)", self.members[owner][name].get("doc", ""))
+        doc = self.members[owner][name].get("doc", "")
+        found = re.search(r"\) -> (?:tensorrt_bindings\.tensorrt\.|nvonnxparser::I)(\w+)", doc)
         return found.group(1) if found else None
 
 
@@ -101,7 +102,7 @@ def read_bindings(requirement: str, folder: Path) -> Bindings:
     libraries, packages = folder / "lib", folder / "packages"
     libraries.mkdir()
     _compile_stubs(libraries, major)
-    _install(requirement, packages)
+    install(packages, requirement)
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(packages)}
     command = [sys.executable, "-c", _DESCRIBE]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -119,10 +120,12 @@ def _compile_stubs(folder: Path, major: str) -> None:
         subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source], check=True)
 
 
-def _install(requirement: str, folder: Path) -> None:
+def install(folder: Path, *requirements: str) -> None:
+    """Install wheels into a folder, without what they depend on. Raises MissingPartError: they cannot be had here."""
+    requirement = requirements[0]
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--target", str(folder)]
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "20"]
-    result = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return
     # asked in the other process: in this one, looking for pip makes setuptools give up its distutils for good

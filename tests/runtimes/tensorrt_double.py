@@ -22,7 +22,7 @@ HALF_LAYERS = [
 ]
 # What a test sets or reads, and TensorRT does not have.
 HELPERS = {
-    *("layers", "image_shape", "outputs", "starts", "parses", "plan", "refused", "has_memory"),
+    *("layers", "image_shape", "inputs", "outputs", "starts", "parses", "operator", "plan", "refused", "has_memory"),
     *("builds", "executions", "driver"),
 }
 
@@ -70,10 +70,12 @@ class TensorRtDouble(ModuleType):
         self.Builder = partial(Builder, self)
         self.OnnxParser = partial(OnnxParser, self)
         self.layers: list[Any] = list(HALF_LAYERS)
-        self.image_shape = (-1, 3, 4, 4)
+        self.image_shape: tuple[int, ...] = (-1, 3, 4, 4)
+        self.inputs = 1
         self.outputs = ["energy", "logits"]
         self.starts = True
         self.parses = True
+        self.operator = ""
         self.plan: bytes | None = b"plan"
         self.refused: set[bytes] = set()
         self.has_memory = True
@@ -119,8 +121,11 @@ class Builder:
 
 
 class INetworkDefinition:
+    num_inputs = num_outputs = 0
+
     def __init__(self, module: TensorRtDouble) -> None:
         self._module = module
+        self.num_inputs, self.num_outputs = module.inputs, len(module.outputs)
 
     def get_input(self, index: int) -> ITensor:
         return ITensor(self._module.image_shape)
@@ -144,12 +149,21 @@ class OnnxParser:
         return self._module.parses
 
     def get_error(self, index: int) -> ParserError:
-        return ParserError()
+        return ParserError(self._module)
 
 
 class ParserError:
+    def __init__(self, module: TensorRtDouble) -> None:
+        self._module = module
+
     def desc(self) -> str:
         return "In node 3: UNSUPPORTED_NODE\ndetails"
+
+    def node_name(self) -> str:
+        return ""
+
+    def node_operator(self) -> str:
+        return self._module.operator
 
 
 class IBuilderConfig:

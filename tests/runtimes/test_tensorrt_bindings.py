@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.runtimes import tensorrt_runtime
+from pipeline.runtimes import tensorrt_builder, tensorrt_layers, tensorrt_runtime
 from tests.conftest import ROOT
 from tests.runtimes import tensorrt_double
 from tests.runtimes.tensorrt_bindings import Bindings, MissingPartError, accepts, read_bindings
@@ -26,7 +26,10 @@ from tests.runtimes.tensorrt_uses import MODULE, Program, problems
 
 # JetPack 6.2 has the older one; the newer one has no EXPLICIT_BATCH and no precision flags.
 VERSIONS = ("tensorrt-cu12-bindings==10.3.0", "tensorrt-cu13-bindings==11.4.0.106")
-SOURCE = Path(tensorrt_runtime.__file__).read_text(encoding="utf-8")
+SOURCE = "\n".join(
+    Path(str(module.__file__)).read_text(encoding="utf-8")
+    for module in (tensorrt_layers, tensorrt_builder, tensorrt_runtime)
+)
 # What an expression in the source is an instance of. The tests fail on one that comes from TensorRT and is not here.
 CLASSES = {
     "tensorrt": MODULE,
@@ -39,7 +42,7 @@ CLASSES = {
     "builder": "Builder",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
-    "parser.get_error(0)": "ParserError",
+    "error": "ParserError",
     "config": "IBuilderConfig",
     "image": "ITensor",
     "profile": "IOptimizationProfile",
@@ -81,18 +84,18 @@ def test_all_that_the_runtime_uses_exists_with_these_signatures(bindings: Bindin
     [
         ("execute_async_v3(", "execute_v4(", "IExecutionContext.execute_v4 does not exist"),
         ("BuilderFlag.TF32", "BuilderFlag.FP12", "BuilderFlag.FP12 does not exist"),
-        ("tensorrt.OnnxParser(network, self._log)", "tensorrt.OnnxParser(network)", "which takes (network, logger)"),
+        ("tensorrt.OnnxParser(network, log)", "tensorrt.OnnxParser(network)", "which takes (network, logger)"),
         ("opt=usual", "preferred=usual", "which takes (input, min, opt, max)"),
         ("get_input(0)", "get_input()", "which takes (index)"),
         ("engine.num_io_tensors", "engine.get_tensor_name", "get_tensor_name is a method and not called"),
-        ("parser.num_errors else", "parser.num_errors() else", "num_errors cannot be called"),
+        ("not parser.num_errors:", "not parser.num_errors():", "num_errors cannot be called"),
         ("config.profiling_verbosity =", "config.num_optimization_profiles =", "cannot be set"),
         ("(network, config)", "(*[network, config])", "spell out the arguments"),
         ("image = network", "layer = network.get_layer(0); layer.no_such; image = network", "layer has no class"),
-        ("parser.get_error(0).desc()", "parser.get_error(1).desc()", "parser.get_error(1) has no class"),
+        ("error.desc()", "parser.get_error(1).desc()", "parser.get_error(1) has no class"),
         ("profile = builder.create_opt", "profile = builder.create_builder_config(); _ = builder.create_opt", "IBuil"),
         ("log(self, severity: Any, msg: str)", "log(self, msg: str)", "log(msg) overrides (severity, msg)"),
-        ("def _is_compute(layer: dict[str, Any])", "def _is_compute(layer: Any)", "layer has no class"),
+        ("def _computes(layer: dict[str, Any])", "def _computes(layer: Any)", "layer has no class"),
         ("self._path = path", "self._old, _ = self._obtain_engine(); self._old.no_such", "self._old has no class"),
         ("self._path = path", "[item.no_such for item in [self._engine]]", "item has no class"),
     ],
@@ -112,7 +115,7 @@ def test_no_entry_of_the_table_can_be_left_out(bindings: Bindings, expression: s
 def test_network_is_strongly_typed_and_its_batch_explicit_where_that_is_a_choice(bindings: Bindings) -> None:
     flags = bindings.members["NetworkDefinitionCreationFlag"]
     expected = ["STRONGLY_TYPED", "EXPLICIT_BATCH"] if bindings.version.startswith("10.") else ["STRONGLY_TYPED"]
-    assert [flag for flag in tensorrt_runtime._NETWORK_FLAGS if flag in flags] == expected
+    assert [flag for flag in tensorrt_builder._NETWORK_FLAGS if flag in flags] == expected
 
 
 def test_no_builder_flag_sets_a_precision() -> None:
@@ -137,8 +140,8 @@ def test_libraries_that_return_nothing_are_told_in_one_sentence(bindings: Bindin
 
 def test_log_keeps_the_errors_of_the_real_logger(bindings: Bindings, tmp_path: Path) -> None:
     program = (
-        "import tensorrt_bindings; from pipeline.runtimes import tensorrt_runtime\n"
-        "log, levels = tensorrt_runtime._make_log(tensorrt_bindings), tensorrt_bindings.ILogger\n"
+        "import tensorrt_bindings; from pipeline.runtimes import tensorrt_builder\n"
+        "log, levels = tensorrt_builder.make_log(tensorrt_bindings), tensorrt_bindings.ILogger\n"
         "log.log(levels.ERROR, 'node 7'); log.log(levels.WARNING, 'slow'); print(log.last_error())\n"
     )
     assert _run(program, bindings, tmp_path) == "node 7\n"

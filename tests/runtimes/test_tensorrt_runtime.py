@@ -242,6 +242,18 @@ def test_cache_holds_no_partial_files(fake: TensorRtDouble, model: Path, tmp_pat
             [{"LayerType": "fusion", "TacticName": "sm80_xmma_gemm_bf16", "Inputs": [{"Datatype": "BFloat16"}]}],
             "bf16",
         ),
+        (
+            "fp16",
+            [
+                {
+                    "Name": "__myl_FcAddMulCastErfCastAddMulMul_myl0_11",
+                    "LayerType": "runtime_fusion",
+                    "Inputs": [{"Datatype": "Half"}],
+                },
+                {"Name": "__myl_ConcCast_myl0_1", "LayerType": "kgen", "Inputs": [{"Datatype": "Float"}]},
+            ],
+            "fp16",
+        ),
         ("fp16", [{"LayerType": "gemm", "Inputs": []}], "unknown"),
         ("fp16", ["conv1", "fc"], "unknown"),
         ("fp16", [], "unknown"),
@@ -288,11 +300,27 @@ def test_precision_that_was_not_executed_is_an_error(
     assert len(fake.builds) == 1
 
 
-def test_graph_that_cannot_be_parsed_is_one_sentence(fake: TensorRtDouble, model: Path) -> None:
-    fake.parses = False
+@pytest.mark.parametrize(("operator", "where"), [("", ""), ("Gelu", "; node without a name, operator Gelu")])
+def test_graph_that_cannot_be_parsed_is_one_sentence(
+    fake: TensorRtDouble, model: Path, operator: str, where: str
+) -> None:
+    fake.parses, fake.operator = False, operator
     with pytest.raises(ModelFileError) as caught:
         open_runtime(model)
-    assert str(caught.value) == f"{model} cannot be parsed by TensorRT (In node 3: UNSUPPORTED_NODE)."
+    assert str(caught.value) == f"{model} cannot be parsed by TensorRT (In node 3: UNSUPPORTED_NODE{where})."
+
+
+def test_a_file_without_a_network_is_refused(fake: TensorRtDouble, model: Path) -> None:
+    fake.inputs = 0
+    with pytest.raises(ModelFileError, match=r"cannot be loaded by TensorRT \(it has 0 inputs and 2 outputs\)"):
+        open_runtime(model)
+
+
+@pytest.mark.parametrize("shape", [(), (-1,), (-1, 3)])
+def test_an_input_that_is_no_image_is_refused(fake: TensorRtDouble, model: Path, shape: tuple[int, ...]) -> None:
+    fake.image_shape = shape
+    with pytest.raises(ModelFileError, match=rf"its input has {len(shape)} axes, not 4"):
+        open_runtime(model)
 
 
 def test_failed_build_names_the_last_error_and_leaves_no_engine(
