@@ -48,9 +48,9 @@ for path in map(Path, sys.argv[1:]):
         print(json.dumps({"count": judged.count, "compute": judged.compute, "unclear": judged.unclear}))
 """
 NETWORKS = (
-    *(("resnet8", 32), ("wrn_16_1", 32), ("vgg8", 32), ("MobileNetV2", 32), ("ShuffleV1", 32), ("ShuffleV2", 32)),
+    *(("resnet8", 32), ("wrn_16_1", 32), ("vgg8", 32), ("MobileNetV2", 32), ("ShuffleV2", 32)),
     *(("timm:test_resnet", 64), ("timm:test_byobnet", 64), ("timm:test_efficientnet", 64), ("timm:test_mambaout", 64)),
-    *(("timm:test_convnext", 64), ("timm:test_vit", 160)),
+    *(("timm:test_convnext", 64), ("timm:test_vit", 160), ("timm:test_nfnet", 64)),
 )
 FILES = (("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "int8"))
 
