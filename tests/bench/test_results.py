@@ -19,6 +19,7 @@ REPORTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "agreement": agreement.report,
     "bench": speed.report,
     "bench_heda": speed.report,
+    "bench_stored": speed.report,
     **{path.stem: speed.report for path in sorted(RESULTS.glob("bench_photos_*.json"))},
     "scale": scale.report,
     "torture": torture.report,
