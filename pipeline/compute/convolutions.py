@@ -19,9 +19,9 @@ def mended_convolutions(network: nn.Module, device: torch.device) -> Iterator[No
 
     - Over maps one pixel wide or high in fp32: in bf16, torch (2.14, oneDNN) does not write the gradient of weights
       that only ever meet padding; it stays uninitialised memory, which may be nan; seen with kernels of 3 and 5.
-    - Depthwise ones whose kernel is larger than the map in fp32, with :class:`DepthwiseConvolution`: oneDNN falls back
-      to an unvectorised loop for the gradient of their weights (1,152 channels of 2 x 2 pixels, kernel 5, batch 32, one
-      core: 28 ms against 0.4 ms). Small images in EfficientNet and MobileNet spend most of a step there.
+    - Depthwise ones whose kernel is larger than the map in fp32, with :class:`DepthwiseConvolution`: there torch (2.14,
+      oneDNN) takes many times as long for the gradient of the weights as it does over larger maps, and small images in
+      EfficientNet and MobileNet spend much of a step on it (``python -m bench.convolutions``).
     """
     found = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
     chosen = found if device.type == "cpu" else []
