@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.store.paths import (
     STUDENT_REPORTS,
     STUDENTS,
 )
-from stages.dvc_files import outputs_of_lockfile
+from stages.dvc_files import hash_of, outputs_of_lockfile
 
 _STAGES = ("distill", "export", "evaluate")  # of each student
 _WRITTEN = {STUDENTS: {NETWORK, EXPORT}, STUDENT_REPORTS: {CURVES, EVALUATION, ANSWERS}}  # by them, in its folders
@@ -28,7 +28,7 @@ def remove_unlisted_students(names: Collection[str]) -> None:
     """Remove what DVC restores, or stages make again, of students that params.yaml does not name; warn of the rest.
 
     Stages depend on the folders of all students, so that what an earlier student left would be part of their state: a
-    colleague who has not trained it would measure everything again. A network that dvc.lock does not know, and files
+    colleague who has not trained it would measure everything again. A network other than that of dvc.lock, and files
     that no stage writes, exist only here, and are left.
 
     Raises:
@@ -36,7 +36,7 @@ def remove_unlisted_students(names: Collection[str]) -> None:
     """
     roots = [root for root in _WRITTEN if root.is_dir()]
     unlisted = sorted({entry.name for root in roots for entry in root.iterdir()}.difference(names))
-    known = outputs_of_lockfile() if unlisted else set()
+    known = outputs_of_lockfile() if unlisted else {}
     for name in unlisted:
         folders = [root / name for root in roots if os.path.lexists(root / name)]
         if (path := next(_only_here(folders, known), None)) is not None:
@@ -52,7 +52,7 @@ def remove_unlisted_students(names: Collection[str]) -> None:
                 if (lock := CHECKPOINTS / f"{stage}-{name}.lock").exists():
                     held.enter_context(exclusive(lock, f"running stage {stage} of {name} here"))
             for folder in folders:
-                promise = "; DVC restores it if it is named again" if known.issuperset(folder.iterdir()) else ""
+                promise = "; DVC restores it if it is named again" if known.keys() >= set(folder.iterdir()) else ""
                 shutil.rmtree(folder)
                 logging.warning("%s is removed, because params.yaml has no such student%s", folder, promise)
             from pipeline.training.checkpoint import remove_finished  # noqa: PLC0415  torch, for this rare case
@@ -60,12 +60,12 @@ def remove_unlisted_students(names: Collection[str]) -> None:
             remove_finished(CHECKPOINTS, f"student-{name}")
 
 
-def _only_here(folders: Collection[Path], known: Collection[Path]) -> Iterator[Path]:
-    """What no stage wrote in the folders of a student, and its network if DVC does not have it."""
+def _only_here(folders: Collection[Path], known: Mapping[Path, str]) -> Iterator[Path]:
+    """What no stage wrote in the folders of a student, and its network if DVC has another one or none."""
     for folder in folders:
         if folder.is_symlink() or not folder.is_dir():
             yield folder
             continue
         for path in sorted(folder.iterdir()):
-            if path.name not in _WRITTEN[folder.parent] or (path.name == NETWORK and path not in known):
+            if path.name not in _WRITTEN[folder.parent] or (path.name == NETWORK and hash_of(path) != known.get(path)):
                 yield path

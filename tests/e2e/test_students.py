@@ -83,8 +83,12 @@ def test_a_student_that_fails_stops_no_changed_one(finished_once, own_home, tmp_
     assert files_of(mine, LARGE) != before[LARGE]
     assert files_of(mine, STUDENT) == before[STUDENT]
 
-    set_params(mine, {"students": changed})
-    assert changed_stages(mine) == {"benchmark", "report"}
+    exports = {"export_teacher", *(f"export@{name}" for name in changed)}
+    set_params(mine, {"students": changed, "export.teacher": False})
+    assert changed_stages(mine) == {*exports, "benchmark", "report"}
+    assert {*stages_in(command(mine, "dvc", "repro").stdout)} == {*exports, "evaluate_teacher", "benchmark", "report"}
+    timed = json.loads((mine / "reports/benchmark.json").read_text())["rows"]
+    assert {row["role"] for row in timed} == {"student"}
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +131,8 @@ def test_experiments_are_compared_and_a_removed_student_leaves_nothing_and_comes
     command(colleague, "dvc", "pull")
 
     extra = f"+students.extra={{temperatures: {{high_energy: {OTHER['temperatures']['high_energy']}}}}}"
-    assert experiment(mine, "added", extra, "distill@extra") == of("extra")[:1]
-    assert {stage for stage in changed_stages(mine) if "@" in stage} == {*of("extra")[1:]}
+    assert experiment(mine, "added", extra, "export@extra") == of("extra")[:2]
+    assert {stage for stage in changed_stages(mine) if "@" in stage} == {*of("extra")[2:]}
     git(mine, "checkout", "--quiet", "--", ".")
     command(mine, "dvc", "checkout")
     assert changed_stages(mine) == set()

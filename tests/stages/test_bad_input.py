@@ -20,6 +20,7 @@ from pipeline.store.lock import exclusive
 from pipeline.store.paths import LOGS, STUDENT_REPORTS
 from pipeline.store.paths import STUDENTS as STUDENTS_FOLDER
 from stages.common import run_program
+from stages.dvc_files import hash_of
 from tests.conftest import ROOT, loss_params
 from tests.e2e.repository import set_params, snapshot
 from tests.stages.conftest import run_program_here
@@ -324,7 +325,7 @@ def with_old_student(workspace) -> Path:
         for folder in (STUDENTS_FOLDER / name / "network", STUDENT_REPORTS / name / "curves"):
             (workspace / folder).mkdir(parents=True)
             (workspace / folder / "file").touch()
-            outs.append({"path": folder.as_posix(), "md5": "0" * 32})
+            outs.append({"path": folder.as_posix(), "md5": hash_of(workspace / folder)})
     lock = {"schema": "2.0", "stages": {"distill@old": {"cmd": "python -m stages.distill old", "outs": outs}}}
     (workspace / "dvc.lock").write_text(json.dumps(lock))
     return workspace
@@ -352,6 +353,7 @@ def test_what_is_left_of_a_training_that_failed_is_removed_without_a_promise(wit
     "path",
     [
         STUDENTS_FOLDER / "byhand/network",
+        STUDENTS_FOLDER / "old/network",
         STUDENTS_FOLDER / "old/notes.md",
         STUDENTS_FOLDER / "notes/a.txt",
         STUDENT_REPORTS / "todo.md",
@@ -359,8 +361,8 @@ def test_what_is_left_of_a_training_that_failed_is_removed_without_a_promise(wit
     ids=str,
 )
 def test_what_dvc_cannot_restore_is_left_and_named(with_old_student, path):
-    """A network that was trained by hand, and files of the user."""
-    file = with_old_student / path / "weights" if path.name == "network" else with_old_student / path
+    """A network that was trained by hand, also in place of one that dvc has, and files of the user."""
+    file = with_old_student / path / "file" if path.name == "network" else with_old_student / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("mine")
     said = run(with_old_student, "check", expected=0)
@@ -368,7 +370,7 @@ def test_what_dvc_cannot_restore_is_left_and_named(with_old_student, path):
     assert f"{path} belongs to no student of params.yaml, and DVC cannot restore it, so it is left" in said
     assert f"move it out of {root}, or remove it" in said
     assert file.read_text() == "mine"
-    assert (with_old_student / STUDENTS_FOLDER / "old/network").exists() == (path.parent.name == "old")
+    assert (with_old_student / STUDENTS_FOLDER / "old/network").exists() == ("old" in path.parts)
 
 
 def test_no_folder_is_removed_while_something_else_is_wrong(with_old_student):
