@@ -1,11 +1,5 @@
 """Trace a network to a torch.export program, the common source of all exported files."""
 
-import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,47 +7,18 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from pipeline.compute.tracing import in_float32, quiet
 from pipeline.errors import ExportError
 from pipeline.portable.text import first_line
 from pipeline.store.documents import Shape
 
 _IMAGES_AT_ONCE = 32  # bounds memory at large image sizes
-# loggers of progress, advice and fallbacks, which the checks of this package find anyway; None is the root logger
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "onnxruntime", None)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the exporters' warnings and their log records below CRITICAL inside the block; exceptions pass.
-
-    The ONNX checker, :mod:`pipeline.export.structure` and the parity check judge a file; the log is not needed.
-    """
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def in_float32(network: nn.Module) -> nn.Module:
-    """Return a float32 copy on the CPU, in eval mode and without gradients; the original network is not changed."""
-    twin = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
-    return twin.to(memory_format=torch.contiguous_format)
 
 
 def deployable(network: nn.Module) -> nn.Module:
     """Return the copy of :func:`in_float32` as it is deployed: branches that only training needs are merged (RepVGG,
     MobileOne, FastViT)."""
     twin: nn.Module = reparameterize_model(in_float32(network))
-    for module in twin.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # type: ignore[assignment]  # in-place activations double the time of torch.onnx
     return twin
 
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from openvino._offline_transformations import apply_moc_transformations
 from torch import Tensor, nn
 
+from pipeline.compute.tracing import in_float32
 from pipeline.config import ExportParams, Precision, RuntimeName
 from pipeline.energy.groups import energy_score
 from pipeline.errors import ExportError
 from pipeline.export import graph
-from pipeline.export.capture import capture, deployable, in_float32, reference_logits
+from pipeline.export.capture import capture, deployable, reference_logits
 from pipeline.export.half_precision import to_fp16
 from pipeline.export.int8.forms import FormName
 from pipeline.export.int8.quantize import Quantizer

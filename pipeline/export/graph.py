@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.export import ExportedProgram
 
+from pipeline.compute.tracing import quiet
 from pipeline.errors import ExportError
-from pipeline.export.capture import quiet
 from pipeline.portable.text import first_line
 from pipeline.runtimes import ENERGY, INPUT, LOGITS
 

@@ -18,9 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.compute.tracing import quiet
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
-from pipeline.export.capture import quiet
 from pipeline.export.int8.correction import Correction, OnLayer
 from pipeline.export.int8.forms import (
     FORMS,

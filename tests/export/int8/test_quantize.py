@@ -14,9 +14,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from pipeline.compute.tracing import quiet
 from pipeline.config import Int8Params
 from pipeline.errors import ExportError
-from pipeline.export.capture import capture, quiet
+from pipeline.export.capture import capture
 from pipeline.export.graph import from_program
 from pipeline.export.int8.forms import FORMS, FormName, executed_in_fp32
 from pipeline.export.int8.layers import observe
