@@ -20,13 +20,14 @@ from pipeline.compute.seeds import NUMBERED, stream_seed
 from pipeline.config import FurtherTeacherParams, Params
 from pipeline.data.loader import Images, open_images
 from pipeline.data.normalisation import Normalisation, taking
-from pipeline.data.views import numbered_views
+from pipeline.data.views import View, numbered_views
 from pipeline.energy.groups import energy_score
 from pipeline.energy.temperatures import max_logit
 from pipeline.errors import DataError, LineageError, SpaceError
 from pipeline.lineage import Run
 from pipeline.portable.files import sha256_file
 from pipeline.portable.text import brief
+from pipeline.soft_labels.passes import Network, fastest
 from pipeline.soft_labels.rows import Rows
 from pipeline.soft_labels.table import StoredAnswers, label_type, row_bytes, rows_of, write_soft_labels
 from pipeline.store.documents import Shape, SoftLabelCard
@@ -118,14 +119,17 @@ def make_soft_labels(run: Run, params: Params, session: Session) -> SoftLabelCar
     card = _card(run, params)
     own = Normalisation.of(run.teacher)
     images = open_images(run.places.data, "train", device, own, params.data.augmentation)
-    teachers = _teachers(run, params, session) if labels.views else []
     rows = rows_of(run, labels.views, labels.extra_views, device)
-    batch = inference_batch(images)
+    batch = min(inference_batch(images), max(1, len(rows)))
     with session.folder("soft_labels", card.content() | {"device": device.type}, "storing these soft labels") as folder:
         parts = Parts(folder, len(rows), rows_per_part(batch, images.shape[1] * images.shape[2]), StoredAnswers)
+        teachers: Sequence[Network] = []
+        if labels.views:
+            [first] = _views(images, rows, [range(batch)], batch, card)
+            teachers = fastest(_teachers(run, params, session), first.images, len(rows) // batch, folder, session)
 
         def compute(todo: list[range]) -> Generator[Columns]:
-            return _answers(teachers, images, rows, todo, batch, card)
+            return _answers(teachers, _views(images, rows, todo, batch, card), card)
 
         fill(parts, batch, compute, _check_finite, world, device, session.on_images)
         if not world.is_main:
@@ -165,16 +169,19 @@ def _teachers(run: Run, params: Params, session: Session) -> list[nn.Module]:
     ]
 
 
-def _answers(
-    teachers: Sequence[nn.Module], images: Images, rows: Rows, todo: list[range], batch: int, card: SoftLabelCard
-) -> Generator[Columns]:
-    """Yield the columns of each batch of rows."""
+def _views(images: Images, rows: Rows, parts: list[range], batch: int, card: SoftLabelCard) -> Iterator[View]:
+    """Yield the views of each batch of rows."""
     wanted = (
         rows.at(torch.arange(start, min(start + batch, part.stop), device=images.device))
-        for part in todo
+        for part in parts
         for start in range(part.start, part.stop, batch)
     )
-    for view in numbered_views(images, wanted, stream_seed(card.seed, NUMBERED), mixed=card.mixed):
+    return numbered_views(images, wanted, stream_seed(card.seed, NUMBERED), mixed=card.mixed)
+
+
+def _answers(teachers: Sequence[Network], views: Iterator[View], card: SoftLabelCard) -> Generator[Columns]:
+    """Yield the columns of each batch."""
+    for view in views:
         with torch.inference_mode(), full_fp32():  # not around the yield, where they would affect the caller's code
             logits = [teacher(view.images).float() for teacher in teachers]
             total = torch.stack([values.log_softmax(dim=1) for values in logits]).logsumexp(dim=0)

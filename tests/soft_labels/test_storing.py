@@ -23,6 +23,7 @@ from pipeline.distillation.student import make_student
 from pipeline.energy.groups import energy_score
 from pipeline.errors import CheckpointError, DataError, LineageError, SpaceError
 from pipeline.lineage import Places, Run
+from pipeline.soft_labels import passes
 from pipeline.soft_labels.storing import check_soft_labels, make_soft_labels, planned_bytes, planned_views
 from pipeline.soft_labels.table import SoftLabels
 from pipeline.store.documents import SoftLabelCard
@@ -171,6 +172,20 @@ def test_a_killed_run_goes_on_with_the_part_it_was_at_and_writes_the_same_bytes(
     assert store(tiny_run, chosen, tmp_path, on_images=counts.append) == whole
     assert counts[0] == 512, "the finished parts are not computed again"
     assert sum(counts) == planned_views(chosen, tiny_run.data.counts.train)
+
+
+def test_a_teacher_in_another_runtime_answers_alike(tiny_run, params, tmp_path, monkeypatch):
+    chosen = asking(params)
+    store(tiny_run, chosen, tmp_path / "torch")
+    index = torch.arange(50)
+    expected = answers(tiny_run, index, 0)
+    monkeypatch.setattr(passes, "_LONG", 0.0)
+    monkeypatch.setattr(passes, "_GAIN", 1e9)
+    store(tiny_run, chosen, tmp_path / "onnxruntime")
+    found = answers(tiny_run, index, 0)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found.energy, expected.energy), "ONNX Runtime has computed it"
 
 
 def _stored_together(world: World, places: Places, params: Params, root: Path) -> None:
