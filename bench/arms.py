@@ -109,7 +109,7 @@ def _soft_labels(setting: Setting, images: Images, params: Params) -> SoftLabels
     logits = torch.randn(len(rows), classes, generator=torch.Generator().manual_seed(0))
     kept, label = logits.log_softmax(dim=1).topk(min(classes, params.soft_labels.classes))
     answers = StoredAnswers(kept.half().numpy(), label.int().numpy(), *torch.zeros(2, len(rows)).numpy())
-    return SoftLabels(rows, answers, classes, seed=0, mixed=True)
+    return SoftLabels(Path(), rows, answers, classes, seed=0, mixed=True)
 
 
 class Scoring:

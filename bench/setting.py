@@ -104,7 +104,7 @@ class Setting:
             update={
                 "network": self.student,
                 "loss": KdParams(name="kd", ce_weight=CE_WEIGHT, kd_weight=KD_WEIGHT),
-                "temperatures": shipped.distill.temperatures.model_copy(update=TEMPERATURES),
+                "temperatures": shipped.distill.temperatures.model_copy(update=TEMPERATURES | {"mode": "groups"}),
                 "view": view,
                 "training": training,
             }

@@ -418,11 +418,11 @@ def test_what_is_wrong_in_distill_is_reported_there_and_once(tmp_path):
     ],
 )
 def test_temperatures_that_contradict_their_mode_are_one_sentence(tmp_path, params, place, changes, words):
-    whole = {"temperatures": params.distill.temperatures.model_dump() | changes}
+    groups = params.distill.temperatures.model_dump()
     if place == "distill":
-        message = message_of(with_students(tmp_path, {"small": {}}, **whole))
+        message = message_of(with_students(tmp_path, {"small": {}}, temperatures=groups | changes))
     else:
-        message = message_of(with_students(tmp_path, {"small": {"temperatures": changes}}))
+        message = message_of(with_students(tmp_path, {"small": {"temperatures": changes}}, temperatures=groups))
     assert re.search(rf"{place}\.temperatures: {words}", message), message
     assert "more after this one" not in message
 

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -191,11 +190,8 @@ def _answers(teachers: Sequence[Network], views: Iterator[View], card: SoftLabel
 
 
 def _check_finite(rows: range, columns: Sequence[NDArray[Any]]) -> None:
-    answers = StoredAnswers(*columns)
-    finite = np.isfinite(answers.log_probability).all(axis=1) & np.isfinite(answers.energy + answers.max_logit)
-    bad = np.flatnonzero(~finite)
-    if bad.size:
+    if bad := int((~StoredAnswers(*columns).finite).sum()):
         raise DataError(
-            f"the teachers' answers to {bad.size} of the views {rows.start} to {rows.stop - 1} are not finite; the "
+            f"the teachers' answers to {bad} of the views {rows.start} to {rows.stop - 1} are not finite; the "
             "weights are damaged or the logits overflow, so use another checkpoint"
         )

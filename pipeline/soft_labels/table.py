@@ -24,6 +24,8 @@ from pipeline.store.documents import SoftLabelCard
 from pipeline.store.paths import CARD
 
 _BY_CLASS = ("log_probability", "label")
+_REMEDY = "run `dvc repro -f store_soft_labels`"
+_MOST_IN_16_BITS = np.iinfo(np.int16).max  # classes
 _SMALLEST = 1e-9  # probability of all classes together that are not kept, so that its logarithm is finite
 
 
@@ -35,6 +37,12 @@ class StoredAnswers:
     label: NDArray[np.int16] | NDArray[np.int32]  # [R, k], of the smallest type that holds the classes
     energy: NDArray[np.float32]  # [R], as max_logit of the first teacher; see pipeline.energy
     max_logit: NDArray[np.float32]  # [R]
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which of them hold finite numbers alone: bool [R]."""
+        found: NDArray[np.bool_] = np.isfinite(self.log_probability).all(axis=1)
+        return found & np.isfinite(self.energy + self.max_logit)
 
 
 class Answers(NamedTuple):
@@ -59,7 +67,7 @@ class Answers(NamedTuple):
 
 def label_type(classes: int) -> torch.dtype:
     """The type of stored labels of so many classes."""
-    return torch.int16 if classes <= torch.iinfo(torch.int16).max else torch.int32
+    return torch.int16 if classes <= _MOST_IN_16_BITS else torch.int32
 
 
 def row_bytes(kept: int, classes: int) -> int:
@@ -71,6 +79,7 @@ class SoftLabels:
     """The table of a run, which stays on the disk.
 
     Args:
+        folder: of the table, for error messages.
         columns: memory-mapped.
         classes: K.
 
@@ -79,8 +88,10 @@ class SoftLabels:
         mixed: whether they are.
     """
 
-    def __init__(self, rows: Rows, columns: StoredAnswers, classes: int, seed: int, *, mixed: bool) -> None:
-        self._rows, self._columns, self._classes = rows, columns, classes
+    def __init__(
+        self, folder: Path, rows: Rows, columns: StoredAnswers, classes: int, seed: int, *, mixed: bool
+    ) -> None:
+        self._folder, self._rows, self._columns, self._classes = folder, rows, columns, classes
         self.seed, self.mixed = seed, mixed
 
     @classmethod
@@ -92,20 +103,21 @@ class SoftLabels:
             LineageError: it was made from other artifacts than the present ones.
         """
         card, folder = run.soft_labels, run.places.soft_labels
-        rows = rows_of(run, card.views, card.extra_views, device)
-        remedy, columns = "run `dvc repro -f store_soft_labels`", {}
+        rows, classes = rows_of(run, card.views, card.extra_views, device), len(run.data.class_names)
+        types = {"log_probability": np.float16, "label": np.int16 if classes <= _MOST_IN_16_BITS else np.int32}
+        columns = {}
         for name in StoredAnswers.__dataclass_fields__:
             path = folder / f"{name}.npy"
             shape = (len(rows), card.kept) if name in _BY_CLASS else (len(rows),)
             try:
                 column = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise DataError(f"{path} is not readable ({brief(error)}); {remedy}") from None
-            if column.shape != shape:
-                raise DataError(f"{path} has the shape {column.shape}, not {shape}; {remedy}")
+                raise DataError(f"{path} is not readable ({brief(error)}); {_REMEDY}") from None
+            if (column.shape, column.dtype) != (shape, types.get(name, np.float32)):
+                raise DataError(f"{path} has the shape {column.shape} of {column.dtype}, not {shape}; {_REMEDY}")
             columns[name] = column
         seed = stream_seed(card.seed, NUMBERED)
-        return cls(rows, StoredAnswers(**columns), len(run.data.class_names), seed, mixed=card.mixed)
+        return cls(folder, rows, StoredAnswers(**columns), classes, seed, mixed=card.mixed)
 
     def of_epoch(self, indices: Sequence[Tensor], epoch: int) -> tuple[list[Tensor], Iterator[Answers]]:
         """Which view each image has in an epoch, and the answers to it.
@@ -115,6 +127,9 @@ class SoftLabels:
 
         Returns:
             Numbers of views, int64 [B], and answers, of each batch, on the device.
+
+        Raises:
+            DataError: while the answers are read; they are none that a teacher can give.
         """
         numbers, rows = zip(*(self._rows.of(index, epoch) for index in indices), strict=True)
         sizes = [len(index) for index in indices]
@@ -123,9 +138,10 @@ class SoftLabels:
 
     def _answers(self, rows: Tensor, device: torch.device) -> Answers:
         where = rows.numpy()
-        kept, label, energy, max_logit = (
-            torch.from_numpy(column[where]).to(device) for column in vars(self._columns).values()
-        )
+        answers = StoredAnswers(*(column[where] for column in vars(self._columns).values()))
+        if not answers.finite.all() or answers.label.min() < 0 or answers.label.max() >= self._classes:
+            raise DataError(f"{self._folder} has answers that no teacher can give; {_REMEDY}")
+        kept, label, energy, max_logit = (torch.from_numpy(values).to(device) for values in vars(answers).values())
         others = self._classes - kept.shape[1]
         rest = (1 - kept.float().exp().sum(dim=1, keepdim=True)).clamp(min=_SMALLEST) / max(others, 1)
         logits = rest.log().repeat(1, self._classes).scatter_(1, label.long(), kept.float())

@@ -252,7 +252,7 @@ def test_soft_labels_of_another_teacher_or_data_set_are_refused_with_both_hashes
         store(Run(tiny_run.places), asking(params), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut off", "of another size"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "of another size", "of another type"])
 def test_a_damaged_table_is_one_sentence(tiny_run, params, tmp_path, damage):
     store(tiny_run, asking(params), tmp_path)
     path = tiny_run.places.soft_labels / "label.npy"
@@ -261,9 +261,24 @@ def test_a_damaged_table_is_one_sentence(tiny_run, params, tmp_path, damage):
     elif damage == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        np.save(path, np.zeros((3, 10), np.int32))
+        labels = np.load(path)
+        np.save(path, labels[:3] if damage == "of another size" else labels.astype(np.int64))
     with pytest.raises(DataError, match=r"label\.npy .*; run `dvc repro -f store_soft_labels`$"):
         SoftLabels.read(tiny_run, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("label", 10), ("label", -1), ("log_probability", np.nan), ("energy", np.inf)]
+)
+def test_answers_that_no_teacher_can_give_are_one_sentence(tiny_run, params, tmp_path, name, value):
+    store(tiny_run, asking(params), tmp_path)
+    path = tiny_run.places.soft_labels / f"{name}.npy"
+    values = np.load(path)
+    values[5] = value
+    np.save(path, values)
+    answers(tiny_run, torch.arange(5), 0)
+    with pytest.raises(DataError, match="soft_labels has answers that no teacher can give; run `dvc repro -f store"):
+        answers(tiny_run, torch.arange(10), 0)
 
 
 def test_more_than_max_gb_is_refused_with_the_size(tiny_run, params, tmp_path):

@@ -57,7 +57,7 @@ def test_a_recipe_runs_at_small_size(recipe, photos, tmp_path):
     (tmp_path / "photos").symlink_to(photos)
     set_params(tmp_path, SMALL)
     with contextlib.chdir(tmp_path):
-        for stage in ("prepare", "train_teacher", "score_energy", "build_subset"):
+        for stage in ("prepare", "train_teacher", "score_energy", "build_subset", "store_soft_labels"):
             run_program_here(stage)
         wanted = load_params()
         (name,) = wanted.students
@@ -96,7 +96,7 @@ def test_an_unknown_recipe_is_named_and_nothing_changes(tmp_path, monkeypatch):
     Path("params.yaml").write_text("mine\n")
     said = run_program_here("recipe", "photos", expected=2)
     assert said == (
-        "error: recipes has no recipe 'photos'; choose from cifar_from_scratch, long_tail, photos_pretrained, "
-        "vit_student\n"
+        "error: recipes has no recipe 'photos'; choose from cifar_from_scratch, long_tail, paper, "
+        "photos_pretrained, vit_student\n"
     )
     assert Path("params.yaml").read_text() == "mine\n"
