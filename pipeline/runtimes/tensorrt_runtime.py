@@ -47,12 +47,12 @@ class TensorRtRuntime:
         Raises:
             PrecisionError: also if the engine executes another precision than the requested one.
         """
-        runtimes.check_request(path, precision, (".onnx",), runtimes.import_problem(self.name, self.install))
+        runtimes.check_request(path, precision, (".onnx",), self.unavailable())
         tensorrt: Any = importlib.import_module(self.name)
         self._tensorrt = tensorrt
         self._path = path
         self._batch = batch
-        self._sizes = (batch, batch, batch) if batch is not None else _DYNAMIC_BATCH
+        self._sizes = batch_sizes(batch)
         self._driver = CudaDriver()
         self._log = make_log(tensorrt)
         try:
@@ -80,31 +80,19 @@ class TensorRtRuntime:
         """Report the type of the first input of each compute layer, as listed by the engine inspector."""
         return self._executed
 
+    def input_shape(self) -> tuple[int, ...]:
+        return self._shape
+
     def _create_context(self) -> Any:
         return self._engine.create_execution_context()
 
     def _inspect(self, requested: str, provenance: dict[str, Any]) -> runtimes.Executed:
-        tensorrt = self._tensorrt
         inspector = self._engine.create_engine_inspector()
-        listed = inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
-        judged = judge(json.loads(listed).get("Layers", []))
-        executed = runtimes.Executed(
-            precision=runtimes.summarise(judged.precisions),
-            provider=f"{self.name}:{self._driver.device_name}",
-            version=tensorrt.__version__,
-            threads=0,
-            detail={
-                "layers": judged.count,
-                "compute_layers": dict(judged.compute),
-                "layers_not_judged": judged.unclear,
-                "transfers_included": True,
-                **provenance,
-            },
+        listed = inspector.get_engine_information(self._tensorrt.LayerInformationFormat.JSON)
+        provider, detail = f"{self.name}:{self._driver.device_name}", {"transfers_included": True, **provenance}
+        return report(
+            self._path, requested, json.loads(listed).get("Layers", []), provider, self._tensorrt.__version__, detail
         )
-        if _contradict(requested, Counter(judged.precisions)):
-            mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
-            raise PrecisionError(f"{self._path}: {mismatch}; export it again, or request another precision.")
-        return executed
 
     def _run_part(self, inputs: NDArray[np.float32]) -> Outputs:
         self._set_shape(inputs.shape)
@@ -176,6 +164,38 @@ class TensorRtRuntime:
 
     def _configure(self, config: Any) -> None:
         """Set what this module's builder has beside what all have."""
+
+
+def batch_sizes(batch: int | None) -> tuple[int, int, int]:
+    """Smallest, preferred and largest batch of an engine; None: it takes any."""
+    return _DYNAMIC_BATCH if batch is None else (batch, batch, batch)
+
+
+def report(
+    path: Path, requested: str, layers: list[Any], provider: str, version: str, detail: dict[str, Any]
+) -> runtimes.Executed:
+    """Report the precision of an engine's layers.
+
+    Raises:
+        PrecisionError: it is another than the requested one.
+    """
+    judged = judge(layers)
+    executed = runtimes.Executed(
+        precision=runtimes.summarise(judged.precisions),
+        provider=provider,
+        version=version,
+        threads=0,
+        detail={
+            "layers": judged.count,
+            "compute_layers": dict(judged.compute),
+            "layers_not_judged": judged.unclear,
+            **detail,
+        },
+    )
+    if _contradict(requested, Counter(judged.precisions)):
+        mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
+        raise PrecisionError(f"{path}: {mismatch}; export it again, or request another precision.")
+    return executed
 
 
 def engine_cache() -> Path:
