@@ -51,7 +51,7 @@ Count = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 BatchSize = Annotated[StrictInt, Field(ge=1, le=65536)]
 PositiveFraction = Annotated[StrictFloat, Field(gt=0, le=1)]
-RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 

@@ -46,10 +46,10 @@ def distributions_imported_in(folder: str) -> dict[str, str]:
     ("folder", "extras"),
     [
         ("models", ()),
-        ("pipeline", ("tensorrt",)),
+        ("pipeline", ()),
         ("stages", ()),
         ("bench", ("bench", "dev")),
-        ("tests", ("dev", "fuzz", "tensorrt")),
+        ("tests", ("dev", "fuzz")),
     ],
 )
 def test_every_import_is_of_a_dependency(folder, extras):

@@ -57,8 +57,9 @@ def runnable_files(
         if (names is None or file.name in names) and format_read_by(runtime, file.precision) == file.format
     ]
     int8_formats = {file.format for _, file in listed.values() if file.precision == "int8"}
-    if "tensorrt" in runtimes and int8_formats and "tensorrt" not in int8_formats:
-        logging.warning("%s asks for tensorrt, but no int8 file is for it; export.tensorrt: true writes one", key)
+    for name in runtimes:
+        if int8_formats and format_read_by(name, "int8") == "tensorrt" and "tensorrt" not in int8_formats:
+            logging.warning("%s asks for %s, but no int8 file is for it; export.tensorrt: true writes one", key, name)
     without_file = sorted(set(runtimes) - {pair.runtime for pair in pairs})
     if without_file and any(network.student for network in networks):
         raise ParamsError(

@@ -11,7 +11,10 @@ NOT_MEASURED = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
-_RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+_RUNTIMES = {
+    **{"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"},
+    **{"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"},
+}
 
 
 def accuracy_decimals(images: int) -> int:

@@ -34,7 +34,10 @@ DASHED = (0, (4, 3))
 STUDENT_COLOURS = (STUDENT, "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#882255", "#332288")
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "int8": "D"}
 OTHER_MARKER = "P"
-RUNTIME_FILLS = {"onnxruntime": "full", "openvino": "none", "tensorrt": "left", "torch": "bottom"}
+RUNTIME_FILLS = {
+    **{"onnxruntime": "full", "openvino": "none", "torch": "bottom"},
+    **{"tensorrt": "left", "tensorrt_rtx": "right"},
+}
 GROUP_COLOURS = {"low": "#56b4e9", "middle": "#b8bec6", "high": "#d55e00"}
 
 LEGEND_LINE = 0.2  # inches

@@ -222,8 +222,8 @@ def rows_here(run: Run, tensorrt_unavailable: str | None) -> list[Row]:
             row = kind.of(file, name, timed.device_name if timed else run.benchmark.device)
             if evaluated or timed:
                 _fill(row, file, evaluated, timed)
-            elif name == "tensorrt" and file.role == "teacher":
-                continue
+            elif name == "tensorrt_rtx" or (name == "tensorrt" and file.role == "teacher"):
+                continue  # one row a file is enough to say that it was not measured on a GPU
             else:
                 reason = tensorrt_unavailable if name == "tensorrt" else None
                 reason = reason or f"{runtime(name)} is not among evaluate.runtimes and benchmark.runtimes"

@@ -21,9 +21,13 @@ _CLASSES = {
     "onnxruntime": ("pipeline.runtimes.onnxruntime_runtime", "OnnxRuntime"),
     "openvino": ("pipeline.runtimes.openvino_runtime", "OpenVinoRuntime"),
     "tensorrt": ("pipeline.runtimes.tensorrt_runtime", "TensorRtRuntime"),
+    "tensorrt_rtx": ("pipeline.runtimes.tensorrt_rtx_runtime", "TensorRtRtxRuntime"),
 }
 NAMES = tuple(_CLASSES)
-_FORMAT_READ_BY = {"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "onnx"}
+_FORMAT_READ_BY = {
+    **{"torch": "torch", "onnxruntime": "onnx", "openvino": "openvino"},
+    **{"tensorrt": "onnx", "tensorrt_rtx": "onnx"},
+}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 UNKNOWN = "unknown"
 INPUT, LOGITS, ENERGY = "input", "logits", "energy"  # names of the input and outputs in exported files
@@ -109,10 +113,14 @@ class Runtime(Protocol):
         """Report the executed precision and provider. This may be slow, so never call it while timing."""
         ...
 
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape [B, 3, H, W] of the last inference, else one that the file takes."""
+        ...
+
 
 def format_read_by(name: str, precision: str) -> str:
     """Export format that a runtime in NAMES reads. TensorRT builds its engine from ONNX, for int8 from its own file."""
-    return "tensorrt" if (name, precision) == ("tensorrt", "int8") else _FORMAT_READ_BY[name]
+    return "tensorrt" if name.startswith("tensorrt") and precision == "int8" else _FORMAT_READ_BY[name]
 
 
 def runtime_class(name: str) -> type[Runtime]:
@@ -183,6 +191,12 @@ def run_padded(runtime: Runtime, images: NDArray[np.float32], batch: int | None)
         return runtime.run(images)
     logits, energy = runtime.run(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))
     return Outputs(logits[: len(images)], None if energy is None else energy[: len(images)])
+
+
+def example_shape(sizes: Sequence[Any], batch: int | None) -> tuple[int, ...]:
+    """Shape of an input for a file with these sizes, with 1 image and 32 pixels where a size is no number."""
+    images, *others = (size if isinstance(size, int) else None for size in sizes)
+    return (batch or images or 1, *(size or 32 for size in others))
 
 
 def output_names(names: Sequence[str]) -> list[str]:

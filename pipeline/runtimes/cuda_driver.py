@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDriverGetVersion": (c_void_p,),
     "cuDeviceGet": (c_void_p, c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
     "cuCtxSetCurrent": (c_void_p,),
     "cuStreamCreate": (c_void_p, c_uint),
@@ -34,6 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGetErrorString": (c_int, c_void_p),
 }
 _STREAM_NON_BLOCKING = 1
+_COMPUTE_CAPABILITY = (75, 76)  # attributes: major, minor
 
 
 def device_problem() -> str | None:
@@ -45,6 +47,19 @@ def device_problem() -> str | None:
     except RuntimesError as error:
         return f"no NVIDIA GPU can be used here: {error}"
     return None
+
+
+def compute_capability() -> tuple[int, int]:
+    """Of the first device, such as (8, 9). Creates no context. Raises RuntimesError: there is no driver or device."""
+    library = _open_library()
+    device, number = c_int(), c_int()
+    _call(library, "cuDeviceGet", byref(device), 0)
+    found = []
+    for attribute in _COMPUTE_CAPABILITY:
+        _call(library, "cuDeviceGetAttribute", byref(number), attribute, device)
+        found.append(number.value)
+    major, minor = found
+    return major, minor
 
 
 class CudaDriver:

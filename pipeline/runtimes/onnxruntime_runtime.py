@@ -92,17 +92,13 @@ class OnnxRuntime:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "trace")
             session = self._open(options)
-            session.run(self._outputs, {self._input.name: np.zeros(self._shape(), dtype=np.float32)})
+            session.run(self._outputs, {self._input.name: np.zeros(self.input_shape(), dtype=np.float32)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         kernels = (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time"))
         return [event["args"] for event in kernels]
 
-    def _shape(self) -> tuple[int, ...]:
-        """Shape [B, 3, H, W] of the last inference, else of the graph with 32 for each dynamic size."""
-        if self._example_shape is not None:
-            return self._example_shape
-        batch, *sizes = (size if isinstance(size, int) else None for size in self._input.shape)
-        return (self._batch or batch or 1, *(size or 32 for size in sizes))
+    def input_shape(self) -> tuple[int, ...]:
+        return self._example_shape or runtimes.example_shape(self._input.shape, self._batch)
 
     def _options(self) -> Any:
         options = self._onnxruntime.SessionOptions()

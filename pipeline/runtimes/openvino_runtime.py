@@ -134,6 +134,10 @@ class OpenVinoRuntime:
             },
         )
 
+    def input_shape(self) -> tuple[int, ...]:
+        sizes = self._compiled.inputs[0].partial_shape
+        return runtimes.example_shape([size.get_length() if size.is_static else None for size in sizes], self._batch)
+
     def _property(self, name: str, default: Any) -> Any:
         """Return a property of the compiled model, or the default if the plugin does not support it."""
         supported = name in self._compiled.get_property("SUPPORTED_PROPERTIES")

@@ -4,6 +4,7 @@ The graph defines the precision (fp16 types, or Q/DQ for int8), and the network 
 requires.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +31,20 @@ class EngineLog(Protocol):
         ...
 
 
-def build_engine(tensorrt: Any, path: Path, sizes: tuple[int, int, int], log: EngineLog) -> bytes:
+def build_engine(
+    tensorrt: Any,
+    path: Path,
+    sizes: tuple[int, int, int],
+    log: EngineLog,
+    configure: Callable[[Any], None] = lambda config: None,
+) -> bytes:
     """Build an engine and return it serialised.
 
     Args:
         tensorrt: the module.
         sizes: smallest, preferred and largest batch, used if the file leaves the batch size open.
         log: from :func:`make_log`; it has the layers of the engine then.
+        configure: called with the builder's configuration, for what not every module has.
 
     Raises:
         ModelFileError: TensorRT cannot parse the file or build an engine from it; names the reason.
@@ -53,6 +61,7 @@ def build_engine(tensorrt: Any, path: Path, sizes: tuple[int, int, int], log: En
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
     # TF32 is on by default and rounds the inputs of fp32 convolutions to 10 bits, so it is switched off.
     config.clear_flag(tensorrt.BuilderFlag.TF32)
+    configure(config)
     image = network.get_input(0)
     shape = tuple(image.shape)
     if len(shape) != _IMAGE_AXES:

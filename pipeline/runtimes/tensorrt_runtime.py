@@ -4,6 +4,7 @@ An engine works only for one GPU, driver and TensorRT version, so engines are ne
 """
 
 import hashlib
+import importlib
 import json
 import os
 import time
@@ -22,7 +23,6 @@ from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
 from pipeline.runtimes.tensorrt_builder import FLAGS, build_engine, make_log
 from pipeline.runtimes.tensorrt_layers import judge
 
-_INSTALL = "pip install tensorrt"
 # Smallest, preferred and largest batch of an engine with dynamic batch size.
 _DYNAMIC_BATCH = (1, 8, 64)
 
@@ -30,11 +30,12 @@ _DYNAMIC_BATCH = (1, 8, 64)
 class TensorRtRuntime:
     """Runs an .onnx file. The latency includes the copies to and from the GPU, as in the other runtimes."""
 
-    name: ClassVar[str] = "tensorrt"
+    name: ClassVar[str] = "tensorrt"  # of the Python module too
+    install: ClassVar[str] = "pip install tensorrt"
 
-    @staticmethod
-    def unavailable() -> str | None:
-        return runtimes.import_problem("tensorrt", _INSTALL) or device_problem()
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return runtimes.import_problem(cls.name, cls.install) or device_problem()
 
     def __init__(
         self, path: Path, *, precision: str, threads: int = 0, batch: int | None = None, device: str = "cuda"
@@ -46,13 +47,12 @@ class TensorRtRuntime:
         Raises:
             PrecisionError: also if the engine executes another precision than the requested one.
         """
-        runtimes.check_request(path, precision, (".onnx",), runtimes.import_problem("tensorrt", _INSTALL))
-        import tensorrt
-
+        runtimes.check_request(path, precision, (".onnx",), self.unavailable())
+        tensorrt: Any = importlib.import_module(self.name)
         self._tensorrt = tensorrt
         self._path = path
         self._batch = batch
-        self._sizes = (batch, batch, batch) if batch is not None else _DYNAMIC_BATCH
+        self._sizes = batch_sizes(batch)
         self._driver = CudaDriver()
         self._log = make_log(tensorrt)
         try:
@@ -64,7 +64,7 @@ class TensorRtRuntime:
             ) from error
         self._engine, provenance = self._obtain_engine()
         self._executed = self._inspect(precision, provenance)
-        self._context = self._engine.create_execution_context()
+        self._context = self._create_context()
         if self._context is None:
             raise RuntimesError(f"TensorRT has no memory to run {path} ({self._log.last_error()}); free some.")
         self._shape: tuple[int, ...] = ()
@@ -80,28 +80,19 @@ class TensorRtRuntime:
         """Report the type of the first input of each compute layer, as listed by the engine inspector."""
         return self._executed
 
+    def input_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def _create_context(self) -> Any:
+        return self._engine.create_execution_context()
+
     def _inspect(self, requested: str, provenance: dict[str, Any]) -> runtimes.Executed:
-        tensorrt = self._tensorrt
         inspector = self._engine.create_engine_inspector()
-        listed = inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
-        judged = judge(json.loads(listed).get("Layers", []))
-        executed = runtimes.Executed(
-            precision=runtimes.summarise(judged.precisions),
-            provider=f"tensorrt:{self._driver.device_name}",
-            version=tensorrt.__version__,
-            threads=0,
-            detail={
-                "layers": judged.count,
-                "compute_layers": dict(judged.compute),
-                "layers_not_judged": judged.unclear,
-                "transfers_included": True,
-                **provenance,
-            },
+        listed = inspector.get_engine_information(self._tensorrt.LayerInformationFormat.JSON)
+        provider, detail = f"{self.name}:{self._driver.device_name}", {"transfers_included": True, **provenance}
+        return report(
+            self._path, requested, json.loads(listed).get("Layers", []), provider, self._tensorrt.__version__, detail
         )
-        if _contradict(requested, Counter(judged.precisions)):
-            mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
-            raise PrecisionError(f"{self._path}: {mismatch}; export it again, or request another precision.")
-        return executed
 
     def _run_part(self, inputs: NDArray[np.float32]) -> Outputs:
         self._set_shape(inputs.shape)
@@ -147,7 +138,7 @@ class TensorRtRuntime:
         """Load the engine from the cache if it is complete and TensorRT accepts it, else build a new one."""
         key = {
             "onnx_sha256": sha256_file(self._path),
-            "tensorrt": self._tensorrt.__version__,
+            self.name: self._tensorrt.__version__,
             "gpu": self._driver.device_name,
             "driver": self._driver.driver_version,
             "batch": list(self._sizes),
@@ -155,22 +146,56 @@ class TensorRtRuntime:
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         plan_path = engine_cache() / f"{digest}.engine"
-        plan, record = _read_cached(plan_path, key)
+        plan, record = read_kept(plan_path, key)
         engine = self._runtime.deserialize_cuda_engine(plan) if plan else None
         from_cache = engine is not None
         if engine is None:
             started = time.perf_counter()
-            plan = build_engine(self._tensorrt, self._path, self._sizes, self._log)
-            record = {"key": key, "engine_sha256": hashlib.sha256(plan).hexdigest()}
-            record["build_seconds"] = round(time.perf_counter() - started, 3)
-            _write_cached(plan_path, plan, record)
+            plan = build_engine(self._tensorrt, self._path, self._sizes, self._log, self._configure)
+            record = keep(plan_path, plan, key, build_seconds=round(time.perf_counter() - started, 3))
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise ModelFileError(
                     f"TensorRT cannot load the engine that it built from {self._path} ({self._log.last_error()}); "
                     "remove it and run again."
                 )
-        return engine, {**record, "engine_path": str(plan_path), "engine_from_cache": from_cache}
+        provenance = {"key": key, "engine_sha256": record["sha256"], "build_seconds": record.get("build_seconds")}
+        return engine, provenance | {"engine_path": str(plan_path), "engine_from_cache": from_cache}
+
+    def _configure(self, config: Any) -> None:
+        """Set what this module's builder has beside what all have."""
+
+
+def batch_sizes(batch: int | None) -> tuple[int, int, int]:
+    """Smallest, preferred and largest batch of an engine; None: it takes any."""
+    return _DYNAMIC_BATCH if batch is None else (batch, batch, batch)
+
+
+def report(
+    path: Path, requested: str, layers: list[Any], provider: str, version: str, detail: dict[str, Any]
+) -> runtimes.Executed:
+    """Report the precision of an engine's layers.
+
+    Raises:
+        PrecisionError: it is another than the requested one.
+    """
+    judged = judge(layers)
+    executed = runtimes.Executed(
+        precision=runtimes.summarise(judged.precisions),
+        provider=provider,
+        version=version,
+        threads=0,
+        detail={
+            "layers": judged.count,
+            "compute_layers": dict(judged.compute),
+            "layers_not_judged": judged.unclear,
+            **detail,
+        },
+    )
+    if _contradict(requested, Counter(judged.precisions)):
+        mismatch = str(runtimes.check_executed(requested, executed)).rstrip(".")
+        raise PrecisionError(f"{path}: {mismatch}; export it again, or request another precision.")
+    return executed
 
 
 def engine_cache() -> Path:
@@ -181,21 +206,28 @@ def engine_cache() -> Path:
     return folder
 
 
-def _read_cached(plan_path: Path, key: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """Read an engine and its record; both are empty if one is missing or damaged or they do not match."""
+def read_kept(path: Path, key: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Read a file of the cache and its record; both are empty if one is missing or damaged or they do not match."""
     try:
-        plan = plan_path.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return b"", {}
-    record = read_object(plan_path.with_suffix(".json")) or {}
-    valid = (record.get("key"), record.get("engine_sha256")) == (key, hashlib.sha256(plan).hexdigest())
-    return (plan, record) if valid else (b"", {})
+    record = read_object(_record_of(path)) or {}
+    valid = (record.get("key"), record.get("sha256")) == (key, hashlib.sha256(content).hexdigest())
+    return (content, record) if valid else (b"", {})
 
 
-def _write_cached(plan_path: Path, plan: bytes, record: dict[str, Any]) -> None:
-    for path, content in ((plan_path, plan), (plan_path.with_suffix(".json"), json.dumps(record).encode())):
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(content)
+def keep(path: Path, content: bytes, key: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Write a file of the cache and its record, and return the record."""
+    record = {"key": key, "sha256": hashlib.sha256(content).hexdigest(), **facts}
+    for target, written in ((path, content), (_record_of(path), json.dumps(record).encode())):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(written)
+    return record
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _contradict(requested: str, layers: Counter[str]) -> bool:

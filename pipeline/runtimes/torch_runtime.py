@@ -93,7 +93,7 @@ class TorchRuntime:
                 return func(*args, **(kwargs or {}))
 
         with Recorder():  # type: ignore[no-untyped-call]
-            self.run(np.zeros(self._shape(), dtype=np.float32))
+            self.run(np.zeros(self.input_shape(), dtype=np.float32))
         kind = self._device.type
         return runtimes.Executed(
             precision=runtimes.summarise(runtimes.precision_of(dtype) for _, dtype in layers),
@@ -108,11 +108,9 @@ class TorchRuntime:
             },
         )
 
-    def _shape(self) -> tuple[int, ...]:
-        """Shape [B, 3, H, W] of the last inference, else of the program's example input with 32 for symbolic sizes."""
+    def input_shape(self) -> tuple[int, ...]:
         if self._example_shape is not None:
             return self._example_shape
         names = self._program.graph_signature.user_inputs
         node = next(node for node in self._program.graph.nodes if node.name == names[0])
-        sizes = [int(size) if isinstance(size, int) else None for size in node.meta["val"].shape]
-        return (self._batch or sizes[0] or 1, *(size or 32 for size in sizes[1:]))
+        return runtimes.example_shape(node.meta["val"].shape, self._batch)

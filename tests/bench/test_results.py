@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as speed
-from bench import agreement, int8, scale
+from bench import agreement, int8, scale, tensorrt_plans
 from tests.conftest import ROOT
 from tests.fuzz import __main__ as fuzz
 from tests.torture import __main__ as torture
@@ -22,6 +22,7 @@ REPORTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bench_stored": speed.report,
     **{path.stem: speed.report for path in sorted(RESULTS.glob("bench_photos_*.json"))},
     "scale": scale.report,
+    "tensorrt_plans": tensorrt_plans.report,
     "torture": torture.report,
     **{f"int8/{path.stem}": int8.report for path in sorted((RESULTS / "int8").glob("*.json"))},
 }

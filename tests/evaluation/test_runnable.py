@@ -69,15 +69,16 @@ def test_the_teacher_alone_need_not_have_a_file_for_a_runtime(run, small, teache
         runnable_files([small, teacher], ["openvino"], KEY)
 
 
-def test_int8_in_tensorrt_without_its_file_is_said(small, caplog):
-    runnable_files([small], ["tensorrt"], KEY)
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_int8_in_tensorrt_without_its_file_is_said(small, caplog, name):
+    runnable_files([small], [name], KEY)
     assert not caplog.text
     listing(small, "small_int8.onnx", precision="int8")
     runnable_files([small], ["onnxruntime"], KEY)
     assert not caplog.text
     with pytest.raises(ParamsError, match="no selected file is for it"):
-        runnable_files([small], ["tensorrt"], KEY)
-    assert "asks for tensorrt, but no int8 file is for it; export.tensorrt: true writes one" in caplog.text
+        runnable_files([small], [name], KEY)
+    assert f"asks for {name}, but no int8 file is for it; export.tensorrt: true writes one" in caplog.text
 
 
 def test_a_runtime_that_is_not_here_names_the_parameter(monkeypatch):

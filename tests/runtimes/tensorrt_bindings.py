@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ SYMBOLS = {
     ),
     "nvinfer_plugin": ("initLibNvInferPlugins",),
 }
+SYMBOLS_RTX = {"tensorrt_rtx": SYMBOLS["nvinfer"], "tensorrt_onnxparser_rtx": SYMBOLS["nvonnxparser"]}
 # Members by class, and those of the module itself under "".
 _DESCRIBE = """
-import json, sys, tensorrt_bindings as module
+import importlib, json, sys
+
+module = importlib.import_module(sys.argv[1])
 
 def describe(owner, name):
     member = getattr(owner, name)
@@ -63,11 +67,13 @@ class Bindings:
     """One version of the bindings.
 
     Attributes:
+        module: to import.
         version: as the module gives it.
         members: class -> member -> description; the module's own members under "".
-        environment: of a process that can import ``tensorrt_bindings``.
+        environment: of a process that can import the module.
     """
 
+    module: str
     version: str
     members: dict[str, dict[str, Any]]
     environment: dict[str, str]
@@ -80,7 +86,7 @@ class Bindings:
     def result_class(self, owner: str, name: str) -> str | None:
         """The class that a method or property returns; None where the docstring names none of TensorRT's."""
         doc = self.members[owner][name].get("doc", "")
-        found = re.search(r"\) -> (?:tensorrt_bindings\.tensorrt\.|nvonnxparser::I)(\w+)", doc)
+        found = re.search(r"\) -> (?:tensorrt\w*\.tensorrt\w*\.|nvonnxparser::I|nvinfer1::)(\w+)", doc)
         return found.group(1) if found else None
 
 
@@ -101,19 +107,21 @@ def read_bindings(requirement: str, folder: Path) -> Bindings:
     major, *_ = requirement.partition("==")[2].split(".")
     libraries, packages = folder / "lib", folder / "packages"
     libraries.mkdir()
-    _compile_stubs(libraries, major)
+    for_rtx = "rtx" in requirement
+    _compile_stubs(libraries, SYMBOLS_RTX if for_rtx else SYMBOLS, major)
     install(packages, requirement)
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(packages)}
-    command = [sys.executable, "-c", _DESCRIBE]
+    module = "tensorrt_rtx_bindings" if for_rtx else "tensorrt_bindings"
+    command = [sys.executable, "-c", _DESCRIBE, module]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return Bindings(environment=environment, **json.loads(result.stdout))
+    return Bindings(module, environment=environment, **json.loads(result.stdout))
 
 
-def _compile_stubs(folder: Path, major: str) -> None:
+def _compile_stubs(folder: Path, symbols: Mapping[str, Sequence[str]], major: str) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise MissingPartError("no C compiler (cc or gcc) for the stub libraries")
-    for library, names in SYMBOLS.items():
+    for library, names in symbols.items():
         source = folder / f"{library}.c"
         source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in names), encoding="ascii")
         target = folder / f"lib{library}.so.{major}"

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from pipeline.runtimes import tensorrt_runtime
 
 CLASSES = 3
 HALF_LAYERS = [
@@ -25,6 +30,14 @@ HELPERS = {
     *("layers", "image_shape", "inputs", "outputs", "starts", "parses", "operator", "plan", "refused", "has_memory"),
     *("builds", "executions", "driver"),
 }
+
+
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: TensorRtDouble) -> None:
+    """Let a double take the place of its module, beside a GPU and with an empty cache of engines."""
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(tensorrt_runtime, "device_problem", lambda: None)
+    monkeypatch.setattr(tensorrt_runtime, "CudaDriver", lambda: module.driver)
+    monkeypatch.setenv("ENERGYKD_CACHE", str(tmp_path / "cache"))
 
 
 class Driver:
@@ -55,8 +68,8 @@ class Driver:
 class TensorRtDouble(ModuleType):
     """The module. Its network answers with the first CLASSES values of each image, and their sum as the energy."""
 
-    def __init__(self, version: str = "10.3.0") -> None:
-        super().__init__("tensorrt")
+    def __init__(self, version: str = "10.3.0", name: str = "tensorrt") -> None:
+        super().__init__(name)
         self.__version__ = version
         flags = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1} if version.startswith("10") else {"STRONGLY_TYPED": 0}
         self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)
@@ -79,6 +92,7 @@ class TensorRtDouble(ModuleType):
         self.plan: bytes | None = b"plan"
         self.refused: set[bytes] = set()
         self.has_memory = True
+        self._engine_class, self._config_class = ICudaEngine, IBuilderConfig
         self.builds: list[dict[str, Any]] = []
         self.executions: list[tuple[int, ...]] = []
         self.driver = Driver()
@@ -101,7 +115,7 @@ class Builder:
         return INetworkDefinition(self._module)
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig()
+        return self._module._config_class()
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile()
@@ -113,6 +127,7 @@ class Builder:
                 "verbosity": config.profiling_verbosity,
                 "cleared": config._cleared,
                 "profiles": [profile._shapes for profile in config._profiles],
+                "targets": config._targets,
             }
         )
         if self._module.plan is None:
@@ -172,6 +187,7 @@ class IBuilderConfig:
     def __init__(self) -> None:
         self._cleared: list[int] = []
         self._profiles: list[IOptimizationProfile] = []
+        self._targets: list[int] = []
 
     def clear_flag(self, flag: int) -> None:
         self._cleared.append(flag)
@@ -194,7 +210,7 @@ class Runtime:
         self._module = module
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        return None if serialized_engine in self._module.refused else ICudaEngine(self._module)
+        return None if serialized_engine in self._module.refused else self._module._engine_class(self._module)
 
 
 class ICudaEngine:

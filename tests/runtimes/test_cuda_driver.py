@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.runtimes import RuntimesError, RuntimeUnavailableError, cuda_driver
-from pipeline.runtimes.cuda_driver import CudaDriver, device_problem
+from pipeline.runtimes.cuda_driver import CudaDriver, compute_capability, device_problem
 
 
 class FakeLibrary:
@@ -34,6 +34,9 @@ class FakeLibrary:
 
     def _cuDeviceGetName(self, name: Any, size: int, device: Any) -> None:  # noqa: N802
         name.value = b"Test GPU"
+
+    def _cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> None:  # noqa: N802
+        number._obj.value = {75: 8, 76: 9}[attribute]
 
     def _cuDriverGetVersion(self, version: Any) -> None:  # noqa: N802
         version._obj.value = 12060
@@ -64,6 +67,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
     monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: fake)
     return fake
+
+
+def test_compute_capability_is_that_of_the_first_device_and_needs_no_context(library: FakeLibrary) -> None:
+    assert compute_capability() == (8, 9)
+    assert "cuDevicePrimaryCtxRetain" not in library.calls
 
 
 def test_what_was_uploaded_comes_back(library: FakeLibrary) -> None:

@@ -172,7 +172,8 @@ def test_missing_package_is_one_sentence_with_the_command(name: str, monkeypatch
     monkeypatch.setitem(sys.modules, name, None)
     reason = runtimes.runtime_class(name).unavailable()
     assert reason is not None
-    assert f"`pip install {name}`" in reason
+    package = "tensorrt-rtx-cu12" if name == "tensorrt_rtx" else name
+    assert f"`pip install {package}`" in reason
 
 
 def test_precision_is_one_name_or_counts() -> None:

@@ -13,23 +13,30 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from pipeline.runtimes import tensorrt_builder, tensorrt_layers, tensorrt_runtime
+from pipeline.runtimes import tensorrt_builder, tensorrt_layers, tensorrt_rtx_runtime, tensorrt_runtime
 from tests.conftest import ROOT
-from tests.runtimes import tensorrt_double
+from tests.runtimes import tensorrt_double, tensorrt_rtx_double
 from tests.runtimes.tensorrt_bindings import Bindings, MissingPartError, accepts, read_bindings
-from tests.runtimes.tensorrt_double import HELPERS, TensorRtDouble
+from tests.runtimes.tensorrt_double import TensorRtDouble
+from tests.runtimes.tensorrt_rtx_double import HELPERS, TensorRtRtxDouble
 from tests.runtimes.tensorrt_uses import MODULE, Program, problems
 
-# JetPack 6.2 has the older one; the newer one has no EXPLICIT_BATCH and no precision flags.
-VERSIONS = ("tensorrt-cu12-bindings==10.3.0", "tensorrt-cu13-bindings==11.4.0.106")
-SOURCE = "\n".join(
-    Path(str(module.__file__)).read_text(encoding="utf-8")
-    for module in (tensorrt_layers, tensorrt_builder, tensorrt_runtime)
-)
+# JetPack 6.2 has the oldest one; the newer ones have no EXPLICIT_BATCH and no precision flags.
+RTX = "tensorrt-rtx-cu12-bindings==1.7.1.116"
+VERSIONS = ("tensorrt-cu12-bindings==10.3.0", "tensorrt-cu13-bindings==11.4.0.106", RTX)
+only_rtx = pytest.mark.parametrize("bindings", [RTX], indirect=True)
+
+
+def source(*modules: ModuleType) -> str:
+    return "\n".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
+
+
+SOURCE = source(tensorrt_layers, tensorrt_builder, tensorrt_runtime)
 # What an expression in the source is an instance of. The tests fail on one that comes from TensorRT and is not here.
 CLASSES = {
     "tensorrt": MODULE,
@@ -46,6 +53,11 @@ CLASSES = {
     "config": "IBuilderConfig",
     "image": "ITensor",
     "profile": "IOptimizationProfile",
+}
+SOURCE_OF_RTX = source(tensorrt_runtime, tensorrt_rtx_runtime)
+CLASSES_OF_RTX = {
+    **{name: CLASSES[name] for name in CLASSES if Program(ast.parse(SOURCE_OF_RTX), {}).has(name)},
+    **{"config": "IBuilderConfig", "settings": "IRuntimeConfig", "self._kernels": "IRuntimeCache"},
 }
 
 
@@ -77,6 +89,11 @@ def test_the_missing_part_is_named(
 
 def test_all_that_the_runtime_uses_exists_with_these_signatures(bindings: Bindings) -> None:
     assert problems(SOURCE, CLASSES, bindings) == []
+
+
+@only_rtx
+def test_all_that_the_runtime_of_rtx_uses_exists_with_these_signatures(bindings: Bindings) -> None:
+    assert problems(SOURCE_OF_RTX, CLASSES_OF_RTX, bindings) == []
 
 
 @pytest.mark.parametrize(
@@ -125,9 +142,10 @@ def test_no_builder_flag_sets_a_precision() -> None:
 
 def test_libraries_that_return_nothing_are_told_in_one_sentence(bindings: Bindings, tmp_path: Path) -> None:
     program = (
-        "import sys, tensorrt_bindings; sys.modules['tensorrt'] = tensorrt_bindings\n"
+        f"import sys, {bindings.module}; sys.modules['tensorrt'] = {bindings.module}\n"
         "from pathlib import Path; from types import SimpleNamespace\n"
         "from pipeline.runtimes import RuntimeUnavailableError, tensorrt_runtime\n"
+        "tensorrt_runtime.device_problem = lambda: None\n"
         "tensorrt_runtime.CudaDriver = lambda: SimpleNamespace(driver_version='560.35.03')\n"
         "try: tensorrt_runtime.TensorRtRuntime(Path(sys.argv[1]), precision='fp32')\n"
         "except RuntimeUnavailableError as error: print(error)\n"
@@ -140,15 +158,20 @@ def test_libraries_that_return_nothing_are_told_in_one_sentence(bindings: Bindin
 
 def test_log_keeps_the_errors_of_the_real_logger(bindings: Bindings, tmp_path: Path) -> None:
     program = (
-        "import tensorrt_bindings; from pipeline.runtimes import tensorrt_builder\n"
-        "log, levels = tensorrt_builder.make_log(tensorrt_bindings), tensorrt_bindings.ILogger\n"
+        f"import {bindings.module} as module; from pipeline.runtimes import tensorrt_builder\n"
+        "log, levels = tensorrt_builder.make_log(module), module.ILogger\n"
         "log.log(levels.ERROR, 'node 7'); log.log(levels.WARNING, 'slow'); print(log.last_error())\n"
     )
     assert _run(program, bindings, tmp_path) == "node 7\n"
 
 
 def test_double_offers_nothing_that_tensorrt_has_not(bindings: Bindings) -> None:
-    assert drift(TensorRtDouble(bindings.version), DOUBLED, bindings) == []
+    assert drift(TensorRtDouble(bindings.version), doubled(tensorrt_double), bindings) == []
+
+
+@only_rtx
+def test_double_of_rtx_offers_nothing_that_it_has_not(bindings: Bindings) -> None:
+    assert drift(TensorRtRtxDouble(bindings.version), doubled(tensorrt_rtx_double), bindings) == []
 
 
 def test_a_double_that_drifts_is_found(bindings: Bindings) -> None:
@@ -185,13 +208,10 @@ def test_a_double_that_drifts_is_found(bindings: Bindings) -> None:
     ]
 
 
-DOUBLED = [
-    kind
-    for name, kind in vars(tensorrt_double).items()
-    if isinstance(kind, type)
-    and kind.__module__ == tensorrt_double.__name__
-    and name not in ("Driver", "TensorRtDouble")
-]
+def doubled(module: ModuleType) -> list[type]:
+    """The classes of a file that stand for those of TensorRT."""
+    found = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return [kind for kind in found if kind is not tensorrt_double.Driver and not issubclass(kind, TensorRtDouble)]
 
 
 def drift(module: TensorRtDouble, classes: list[type], bindings: Bindings) -> list[str]:

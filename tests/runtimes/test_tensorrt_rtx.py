@@ -14,45 +14,43 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
-import models
+from bench.tensorrt_plans import NETWORKS, source, write_files
 from pipeline.config import Params
-from pipeline.export.formats import FORMATS, ExportSource
 from pipeline.export.structure import inspect
+from pipeline.runtimes.cuda_driver import device_problem
 from tests.conftest import ROOT, made_once
 from tests.runtimes.tensorrt_bindings import MissingPartError, install
 
 WHEELS = ("tensorrt-rtx-cu12-bindings==1.7.1.116", "tensorrt-rtx-cu12-libs==1.7.1.116")
-# of each file: how many layers its engine has, and what is known of those that compute, or why there is no engine
-PROGRAM = """
+# what NVIDIA's package tensorrt-rtx-cu12 has beside the two, which is no wheel
+PACKAGE = "from tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
+# the plan of each file, or why there is none
+PLANS = """
 import json, sys
 from pathlib import Path
-import tensorrt_rtx_bindings as tensorrt
-from pipeline.runtimes import ModelFileError
-from pipeline.runtimes.tensorrt_builder import build_engine, make_log
-from pipeline.runtimes.tensorrt_layers import judge
+from pipeline.runtimes import RuntimesError
+from pipeline.runtimes.tensorrt_rtx_runtime import TensorRtRtxRuntime
 
-for path in map(Path, sys.argv[1:]):
-    log = make_log(tensorrt)
+for path, precision in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
-        build_engine(tensorrt, path, (1, 8, 64), log)
-    except ModelFileError as error:
+        print(json.dumps(TensorRtRtxRuntime.plan(Path(path), precision=precision).detail))
+    except RuntimesError as error:
         print(json.dumps({"error": str(error)}))
-    else:
-        judged = judge(log.layers())
-        print(json.dumps({"count": judged.count, "compute": judged.compute, "unclear": judged.unclear}))
 """
-NETWORKS = (
-    *(("resnet8", 32), ("wrn_16_1", 32), ("vgg8", 32), ("MobileNetV2", 32), ("ShuffleV2", 32)),
-    *(("timm:test_resnet", 64), ("timm:test_byobnet", 64), ("timm:test_efficientnet", 64), ("timm:test_mambaout", 64)),
-    *(("timm:test_convnext", 64), ("timm:test_vit", 160), ("timm:test_nfnet", 64)),
-)
-FILES = (("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "int8"))
+# the plans of a file for GPUs of some kinds
+TARGETS = """
+import json, sys
+from pathlib import Path
+import tensorrt_rtx
+from bench.tensorrt_plans import plan
+
+for target in sys.argv[2:]:
+    print(json.dumps(plan(tensorrt_rtx, Path(sys.argv[1]), target)))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +60,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def fetch(folder: Path) -> None:
         try:
             install(folder, *WHEELS)
+            (folder / "tensorrt_rtx.py").write_text(PACKAGE, encoding="utf-8")
         except MissingPartError as error:
             (folder / "missing").write_text(str(error), encoding="utf-8")
 
@@ -71,16 +70,15 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def build(packages: Path, *files: Path) -> list[dict[str, Any]]:
-    """What PROGRAM says of each file."""
-    libraries = packages / "tensorrt_rtx_libs"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(packages), str(ROOT))),
-        "LD_LIBRARY_PATH": str(libraries),
-    }
-    command = [sys.executable, "-c", PROGRAM, *map(str, files)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+def python(packages: Path, *arguments: object) -> str:
+    """What Python says beside the packages."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(packages), str(ROOT)))}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def objects(lines: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def quantised(path: Path) -> int:
@@ -89,28 +87,15 @@ def quantised(path: Path) -> int:
     return structure.count - len(structure.fp32_layers)
 
 
-def source(name: str, size: int, params: Params) -> ExportSource:
-    """A network with weights as they are drawn, whose int8 numbers are chosen in the fastest way."""
-    torch.manual_seed(0)
-    network = models.build(name, 10, shape=(3, size, size)).eval()
-    quick = params.export.int8.model_copy(update={"ranges": "minmax", "rounding": False, "bias_correction": False})
-    settings = params.export.model_copy(update={"int8": quick})
-    images = np.random.default_rng(0).standard_normal((4, 3, size, size)).astype(np.float32)
-    return ExportSource(network, "student", settings, 4.0, images, images, np.zeros(4, np.int64))
-
-
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
 def test_every_layer_of_an_engine_computes_in_the_precision_of_its_file(
     packages: Path, params: Params, tmp_path: Path, name: str, size: int
 ) -> None:
-    exported = source(name, size, params)
-    paths = {}
-    for form, precision in FILES:
-        paths[precision] = tmp_path / f"{precision}{FORMATS[form].suffix}"
-        FORMATS[form].write(exported, precision, paths[precision], {})
-    for precision, found in zip(paths, build(packages, *paths.values()), strict=True):
-        assert found["unclear"] == []
-        layers = Counter(precision for _, precision in found["compute"])
+    paths = write_files(source(name, size, params), tmp_path)
+    words = [word for precision, path in paths.items() for word in (path, precision)]
+    for precision, found in zip(paths, objects(python(packages, "-c", PLANS, *words)), strict=True):
+        assert found["layers_not_judged"] == []
+        layers = Counter(found["compute_layers"].values())
         if precision == "int8":
             assert layers["int8"] == quantised(paths["int8"])
             assert set(layers) <= {"int8", "fp32"}
@@ -144,6 +129,32 @@ def test_files_without_a_network_for_images_are_refused_in_one_sentence(packages
     model(paths["open"], "Relu", ["batch", 3, "height", "width"])
     model(paths["unknown"], "NoSuchOperator", [1, 3, 4, 4], name="odd")
     paths["cut"].write_bytes(paths["unknown"].read_bytes()[:-9])
-    for (name, words), found in zip(cases.items(), build(packages, *paths.values()), strict=True):
-        assert words in found["error"]
+    words = [word for path in paths.values() for word in (path, "fp32")]
+    for (name, reason), found in zip(cases.items(), objects(python(packages, "-c", PLANS, *words)), strict=True):
+        assert reason in found["error"]
         assert str(paths[name]) in found["error"]
+
+
+def test_an_engine_can_be_built_for_one_kind_of_gpu(packages: Path, params: Params, tmp_path: Path) -> None:
+    path = write_files(source("resnet8", 32, params), tmp_path)["fp32"]
+    turing, ada, blackwell = objects(python(packages, "-c", TARGETS, path, "SM75", "SM89", "SM120"))
+    assert set(ada["compute"]) == set(blackwell["compute"]) == {"fp32"}
+    assert "FP32" in turing["error"]
+
+
+def test_a_plan_of_another_precision_is_refused(packages: Path, params: Params, tmp_path: Path) -> None:
+    path = write_files(source("resnet8", 32, params), tmp_path)["fp16"]
+    [found] = objects(python(packages, "-c", PLANS, path, "int8"))
+    assert found["error"] == (
+        f"{path}: int8 was asked for but the plan of tensorrt_rtx executed fp16; "
+        "export it again, or request another precision."
+    )
+
+
+@pytest.mark.skipif(device_problem() is None, reason="there is a GPU here")
+def test_without_a_gpu_the_plan_is_told_and_the_latency_is_not(packages: Path, params: Params, tmp_path: Path) -> None:
+    path = write_files(source("resnet8", 32, params), tmp_path)["fp16"]
+    said = python(packages, "-m", "pipeline.device.profile", path, "--runtime", "tensorrt_rtx", "--precision", "fp16")
+    first, *_, last = said.splitlines()
+    assert first == "the plan of tensorrt_rtx, version 1.7.1.116, executes fp16"
+    assert last == f"latency not measured: {device_problem()}"

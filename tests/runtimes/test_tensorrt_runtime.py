@@ -21,21 +21,15 @@ from pipeline.runtimes import (
     RuntimeUnavailableError,
     check_executed,
     load,
-    tensorrt_runtime,
 )
 from pipeline.runtimes.tensorrt_runtime import TensorRtRuntime
-from tests.runtimes.tensorrt_double import CLASSES, HALF_LAYERS, TensorRtDouble
+from tests.runtimes.tensorrt_double import CLASSES, HALF_LAYERS, TensorRtDouble, install
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TensorRtDouble:
-    return install(monkeypatch, tmp_path, TensorRtDouble())
-
-
-def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: TensorRtDouble) -> TensorRtDouble:
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(tensorrt_runtime, "CudaDriver", lambda: module.driver)
-    monkeypatch.setenv("ENERGYKD_CACHE", str(tmp_path / "cache"))
+    module = TensorRtDouble()
+    install(monkeypatch, tmp_path, module)
     return module
 
 
@@ -124,7 +118,8 @@ def test_image_size_that_the_engine_does_not_take_is_refused(fake: TensorRtDoubl
 def test_network_is_strongly_typed_in_both_versions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, version: str, flags: int
 ) -> None:
-    module = install(monkeypatch, tmp_path, TensorRtDouble(version))
+    module = TensorRtDouble(version)
+    install(monkeypatch, tmp_path, module)
     open_runtime(model)
     [build] = module.builds
     assert build["flags"] == flags
@@ -183,7 +178,7 @@ def test_record_of_an_engine_names_all_that_it_depends_on(fake: TensorRtDouble, 
 def test_damaged_engine_is_built_again(fake: TensorRtDouble, model: Path, tmp_path: Path, damage: str) -> None:
     open_runtime(model)
     engine = cached_engine(tmp_path)
-    record = engine.with_suffix(".json")
+    record = engine.with_name(f"{engine.name}.json")
     if damage == "truncated":
         engine.write_bytes(b"pl")
     elif damage == "swapped":

@@ -74,7 +74,7 @@ class Variant:
 
     @property
     def on_gpu(self) -> bool:
-        return self.device != "cpu" or self.runtime == "tensorrt"
+        return self.device != "cpu" or self.runtime in ("tensorrt", "tensorrt_rtx")
 
     def takes(self, batch: int) -> bool:
         """Return true if the file can run with this batch size."""

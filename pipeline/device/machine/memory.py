@@ -36,10 +36,12 @@ def _status(name: str) -> int | None:
 
 
 def files_of_cold_start(model: Path, module: str) -> list[Path]:
-    """List the files that a cold start reads: the model, other files with the same stem, and the runtime's package."""
+    """List the files that a cold start reads: the model, other files with the same stem, and the runtime's packages."""
     models = sorted(model.parent.glob(f"{model.stem}.*"))
     package = importlib.util.find_spec(module)
-    folders = [] if package is None else package.submodule_search_locations or []
+    found = [] if package is None else package.submodule_search_locations or []
+    # NVIDIA's TensorRT has its libraries in packages beside the one that is imported
+    folders = [f"{folder}{part}" for folder in found for part in ("", "_bindings", "_libs")]
     return [*models, *(path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())]
 
 

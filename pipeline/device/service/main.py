@@ -34,7 +34,7 @@ BAD_INPUT = 2
 LOCKED = 3
 # How to install each runtime. The Python module has the same name.
 INSTALL = {name: f"pip install {name}" for name in ("torch", "onnxruntime", "openvino")}
-INSTALL["tensorrt"] = "NVIDIA's packages for this device"
+INSTALL |= {"tensorrt": "NVIDIA's packages for this device", "tensorrt_rtx": "pip install tensorrt-rtx-cu12"}
 _ROOM = 32 << 20  # free bytes needed in addition to the extracted files
 _REPEAT_SECONDS = 30.0
 

@@ -67,6 +67,17 @@ def test_a_cold_start_reads_the_model_its_weights_and_the_package_of_the_runtime
     assert any(".so" in path.name for path in found)
 
 
+def test_a_cold_start_reads_the_packages_beside_that_of_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trt", "trt_libs", "trt_other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = memory.files_of_cold_start(tmp_path / "model.onnx", "trt")
+    assert found == [tmp_path / "trt/__init__.py", tmp_path / "trt_libs/__init__.py"]
+
+
 def test_a_runtime_that_is_not_installed_leaves_the_model(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
     assert memory.files_of_cold_start(tmp_path / "model.onnx", "no_such_runtime") == [tmp_path / "model.onnx"]
