@@ -41,8 +41,9 @@ class StoredAnswers:
     @property
     def finite(self) -> NDArray[np.bool_]:
         """Which of them hold finite numbers alone: bool [R]."""
-        found: NDArray[np.bool_] = np.isfinite(self.log_probability).all(axis=1)
-        return found & np.isfinite(self.energy + self.max_logit)
+        largest = np.abs(self.log_probability).max(axis=1)
+        finite: NDArray[np.bool_] = np.isfinite(largest + self.energy + self.max_logit)
+        return finite
 
 
 class Answers(NamedTuple):
