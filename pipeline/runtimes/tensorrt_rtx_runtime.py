@@ -13,9 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline import runtimes
+from pipeline.runtimes import ModelFileError
 from pipeline.runtimes.cuda_driver import compute_capability
 from pipeline.runtimes.tensorrt_builder import build_engine, make_log
 from pipeline.runtimes.tensorrt_runtime import TensorRtRuntime, batch_sizes, keep, read_kept, report
+
+_FP16_ALONE = (7, 5)  # compute capability
 
 
 class TensorRtRtxRuntime(TensorRtRuntime):
@@ -35,7 +38,15 @@ class TensorRtRtxRuntime(TensorRtRuntime):
         ``executed().detail`` tells a start with kernels from the cache (``kernels_from_cache``) from one without, and
         has the seconds of the latter, from the context to the first answer (``kernel_seconds``).
         """
-        super().__init__(path, **settings)
+        try:
+            super().__init__(path, **settings)
+        except ModelFileError as error:
+            if compute_capability() != _FP16_ALONE or settings["precision"] == "fp16":
+                raise
+            raise ModelFileError(
+                f"{path} is for {settings['precision']}, but on GPUs of compute capability 7.5 TensorRT for RTX takes "
+                "files for fp16 alone; choose one, or the runtime tensorrt."
+            ) from error
         cached = bool(self._kernels_record)
         if not cached:
             self.run(np.zeros(self._shape, np.float32))

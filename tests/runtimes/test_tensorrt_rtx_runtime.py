@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.runtimes import RuntimeUnavailableError, load, tensorrt_rtx_runtime
+from pipeline.runtimes import ModelFileError, RuntimeUnavailableError, load, tensorrt_rtx_runtime
 from pipeline.runtimes.tensorrt_rtx_runtime import TensorRtRtxRuntime
 from tests.runtimes.tensorrt_double import CLASSES, install
 from tests.runtimes.tensorrt_rtx_double import TensorRtRtxDouble
@@ -75,6 +75,19 @@ def test_a_gpu_with_a_target_is_taken(
 ) -> None:
     set_gpu(monkeypatch, *capability)
     assert TensorRtRtxRuntime.unavailable() is None
+
+
+def test_what_turing_does_not_take_is_said(
+    fake: TensorRtRtxDouble, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    fake.plan = None
+    with pytest.raises(ModelFileError, match="TensorRT cannot build an engine from "):
+        TensorRtRtxRuntime(model, precision="int8", batch=1)
+    set_gpu(monkeypatch, 7, 5)
+    with pytest.raises(
+        ModelFileError, match=r"is for int8, but on GPUs of compute capability 7\.5 .* fp16 alone"
+    ):
+        TensorRtRtxRuntime(model, precision="int8", batch=1)
 
 
 def test_without_the_package_the_sentence_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
