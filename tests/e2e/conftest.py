@@ -24,7 +24,6 @@ SMALL = {
     "data.imbalance_factor": 4.0,
     "evaluate.few_shot_below": 40,
     "export.precisions": ["fp32", "int8"],
-    "export.tensorrt": True,
     "students": STUDENTS,
     "teacher.network": "resnet8",
     "teacher.minimum_top1": 0.0,  # of one epoch

@@ -84,9 +84,7 @@ def test_what_turing_does_not_take_is_said(
     with pytest.raises(ModelFileError, match="TensorRT cannot build an engine from "):
         TensorRtRtxRuntime(model, precision="int8", batch=1)
     set_gpu(monkeypatch, 7, 5)
-    with pytest.raises(
-        ModelFileError, match=r"is for int8, but on GPUs of compute capability 7\.5 .* fp16 alone"
-    ):
+    with pytest.raises(ModelFileError, match=r"is for int8, but on GPUs of compute capability 7\.5 .* fp16 alone"):
         TensorRtRtxRuntime(model, precision="int8", batch=1)
 
 
