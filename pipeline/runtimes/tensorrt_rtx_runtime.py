@@ -38,15 +38,7 @@ class TensorRtRtxRuntime(TensorRtRuntime):
         ``executed().detail`` tells a start with kernels from the cache (``kernels_from_cache``) from one without, and
         has the seconds of the latter, from the context to the first answer (``kernel_seconds``).
         """
-        try:
-            super().__init__(path, **settings)
-        except ModelFileError as error:
-            if compute_capability() != _FP16_ALONE or settings["precision"] == "fp16":
-                raise
-            raise ModelFileError(
-                f"{path} is for {settings['precision']}, but on GPUs of compute capability 7.5 TensorRT for RTX takes "
-                "files for fp16 alone; choose one, or the runtime tensorrt."
-            ) from error
+        super().__init__(path, **settings)
         cached = bool(self._kernels_record)
         if not cached:
             self.run(np.zeros(self._shape, np.float32))
@@ -63,6 +55,17 @@ class TensorRtRtxRuntime(TensorRtRuntime):
         log = make_log(tensorrt)
         build_engine(tensorrt, path, batch_sizes(batch), log)
         return report(path, precision, log.layers(), f"the plan of {cls.name}", tensorrt.__version__, {})
+
+    def _obtain_engine(self) -> tuple[Any, dict[str, Any]]:
+        try:
+            return super()._obtain_engine()
+        except ModelFileError as error:
+            if compute_capability() != _FP16_ALONE or self._requested == "fp16":
+                raise
+            raise ModelFileError(
+                f"{self._path} is for {self._requested}, but on GPUs of compute capability 7.5 TensorRT for RTX takes "
+                "files for fp16 alone; choose one, or the runtime tensorrt."
+            ) from error
 
     def _configure(self, config: Any) -> None:
         config.num_compute_capabilities = 1

@@ -51,6 +51,7 @@ class TensorRtRuntime:
         tensorrt: Any = importlib.import_module(self.name)
         self._tensorrt = tensorrt
         self._path = path
+        self._requested = precision
         self._batch = batch
         self._sizes = batch_sizes(batch)
         self._driver = CudaDriver()
@@ -63,7 +64,7 @@ class TensorRtRuntime:
                 f"install the one made for driver {self._driver.driver_version}."
             ) from error
         self._engine, provenance = self._obtain_engine()
-        self._executed = self._inspect(precision, provenance)
+        self._executed = self._inspect(provenance)
         self._context = self._create_context()
         if self._context is None:
             raise RuntimesError(f"TensorRT has no memory to run {path} ({self._log.last_error()}); free some.")
@@ -86,13 +87,12 @@ class TensorRtRuntime:
     def _create_context(self) -> Any:
         return self._engine.create_execution_context()
 
-    def _inspect(self, requested: str, provenance: dict[str, Any]) -> runtimes.Executed:
+    def _inspect(self, provenance: dict[str, Any]) -> runtimes.Executed:
         inspector = self._engine.create_engine_inspector()
         listed = inspector.get_engine_information(self._tensorrt.LayerInformationFormat.JSON)
         provider, detail = f"{self.name}:{self._driver.device_name}", {"transfers_included": True, **provenance}
-        return report(
-            self._path, requested, json.loads(listed).get("Layers", []), provider, self._tensorrt.__version__, detail
-        )
+        layers = json.loads(listed).get("Layers", [])
+        return report(self._path, self._requested, layers, provider, self._tensorrt.__version__, detail)
 
     def _run_part(self, inputs: NDArray[np.float32]) -> Outputs:
         self._set_shape(inputs.shape)
