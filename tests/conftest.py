@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 STUDENT = "student"  # the only one of params.yaml as shipped
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes start here: each would compile the code again
+# a shell ignores Ctrl-C for what it starts in the background, and so would all processes that start here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,7 +44,7 @@ BLOCK = {"name": "logit_error", "ce_weight": 0.5, "kd_weight": 2.0, "power": 1.0
 
 @pytest.fixture
 def with_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Parameters as shipped, with this block of parameters of a base loss that is defined in one file."""
+    """Parameters with a base loss that is defined in one file, groups of temperatures and HE-DA."""
     (tmp_path / "logit_error.py").write_text(FILE)
     spec = importlib.util.spec_from_file_location("logit_error", tmp_path / "logit_error.py")
     module = importlib.util.module_from_spec(spec)
@@ -56,6 +56,8 @@ def with_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(**changes: object) -> Params:
         values = read_yaml(ROOT / "params.yaml")
+        values["heda"]["mix"] = "cutmix"
+        values["distill"]["temperatures"]["mode"] = "groups"
         values["distill"]["loss"] = BLOCK | changes
         values["distill"]["training"] |= {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"}
         return validated(schema, values, "params.yaml")
